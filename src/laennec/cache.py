@@ -119,11 +119,7 @@ def read_entry(path: Path) -> bytes | None:
 
 
 def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | Path | None = None) -> Path:
-    """A folder of the cache, made once, and again if its files are not as they were made.
-
-    Returns:
-        The folder, one level below `target`, so that a search beside it finds nothing else.
-    """
+    """A folder of the cache (`content` below `target`), made once, and again if its files are not as they were made."""
     if _is_whole_folder(target, cache_dir):
         remove_stale_lock(target)
         return target / "content"

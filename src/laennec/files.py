@@ -1,9 +1,9 @@
 """Files that are either whole or absent, and one writer at a time.
 
 Decisions: nothing is written in place. A file or a folder is written beside its final name, synced and renamed, so a
-full disk, a read-only folder or a kill leaves the old content or nothing. A temporary name is locked by its writer;
-what a killed writer left is removed by the next one of that machine. Locks belong to the operating system and end with
-their owner, so there is no age or process number to judge them by. A link is replaced, never written through.
+full disk or a kill leaves the old content or nothing. A temporary name is locked by its writer; what a killed writer
+left is removed by the next one of that machine. Locks end with their owner, so there is no age or process number to
+judge them by. A link is replaced, never written through.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import shutil
-import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -27,10 +26,9 @@ from laennec.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed writer leaves there stays
+except ImportError:  # Windows: what a killed writer leaves there stays until its final name is locked
     fcntl = None  # type: ignore[assignment]
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _OTHER_FOLDER = "choose another folder"
 _REMEDIES = {
@@ -124,16 +122,13 @@ def explain_write_errors(path: str | Path) -> Iterator[None]:
 def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
-    Args:
-        path: The final name; its folder is made if needed.
-        mode: "w" for UTF-8 text, "wb" for bytes.
-        sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
-            without.
+    `mode` is "w" (UTF-8 text) or "wb". Without `sync` the content is not forced to disk before the renaming; caches
+    that verify what they read can do without.
     """
     path = Path(path)
-    with explain_write_errors(path), _temporary(path, _new_file) as (temporary, handle):
+    with explain_write_errors(path), _temporary(path) as temporary:
         text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with os.fdopen(os.dup(handle) if fcntl else os.open(temporary, os.O_WRONLY), mode, **text) as file:
+        with temporary.open(mode, **text) as file:
             yield file
             file.flush()
             if sync:
@@ -151,7 +146,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if os.path.lexists(_old_of(path)):
             with wait_for_lock(swap):
                 _restore(path)
-        with _temporary(path, _new_folder) as (temporary, _):
+        with _temporary(path, folder=True) as temporary:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -198,56 +193,53 @@ def _restore(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, make: Callable[[Path], tuple[int, Path]]) -> Iterator[tuple[Path, int]]:
+def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
     """A new temporary file or folder beside `path`, locked; gone after the block unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _temporary_names(path):
-        with contextlib.suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | _NO_LINK)
-            try:
-                if _lock_handle(handle):  # its writer is dead
-                    _remove(left)
-            finally:
-                os.close(handle)
+        if (handle := _locked(left, wait=False)) is not None:  # its writer is dead
+            _remove(left)
+            os.close(handle)
+    names: dict[str, Any] = {"prefix": f".{path.name}.{_MACHINE}", "suffix": ".part", "dir": path.parent}
     while True:
-        handle, temporary = make(path)
-        if fcntl is None or (_lock_handle(handle) and temporary.exists()):
+        if folder:
+            temporary = Path(tempfile.mkdtemp(**names))
+        else:
+            made, name = tempfile.mkstemp(**names)
+            os.close(made)  # Windows renames no open file
+            temporary = Path(name)
+        handle = _locked(temporary, wait=True)
+        if temporary.exists():
             break
-        os.close(handle)  # another writer removed it as a dead one's before it was locked
+        if handle is not None:  # another writer took it for a dead one's before it was locked
+            os.close(handle)
     try:
-        yield temporary, handle
+        yield temporary
     finally:
         _remove(temporary)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _new_file(path: Path) -> tuple[int, Path]:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{_MACHINE}", suffix=".part", dir=path.parent)
-    if fcntl is None:  # Windows renames no open file
-        os.close(handle)
-        handle = os.open(os.devnull, os.O_RDONLY)
-    return handle, Path(name)
-
-
-def _new_folder(path: Path) -> tuple[int, Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_MACHINE}", suffix=".part", dir=path.parent))
-    with contextlib.suppress(FileNotFoundError):  # another writer removed it as a dead one's
-        return os.open(folder if fcntl else os.devnull, os.O_RDONLY), folder
-    return _new_folder(path)
-
-
-def _lock_handle(handle: int) -> bool:
-    """Lock an open file or folder; False where another process holds it or the system has no such locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (OSError, AttributeError) as error:
-        return getattr(error, "errno", None) in _NO_LOCKS
-    return True
+def _locked(path: Path, wait: bool) -> int | None:
+    """A handle that locks a file or folder until it is closed; None where it is another's or there are no locks."""
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError:
+            os.close(handle)
+    return None
 
 
 def _temporary_names(path: Path) -> list[Path]:
-    ours = re.compile(rf"\.{re.escape(path.name)}\.{_MACHINE}[a-z0-9_]{{8}}\.part")
-    return [found for found in path.parent.iterdir() if ours.fullmatch(found.name)]
+    first, last = f".{path.name}.{_MACHINE}", ".part"
+    size = len(first) + 8 + len(last)  # `tempfile` draws eight characters
+    names = (name for name in os.listdir(path.parent) if name.startswith(first) and name.endswith(last))
+    return [path.with_name(name) for name in names if len(name) == size]
 
 
 def _remove(path: Path) -> None:
@@ -268,22 +260,15 @@ def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
 def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
     """Add lines to the end of a journal, each forced to disk; the one file that is written in place.
 
-    A kill can leave a part of the last line; its reader drops a line without a line end.
-
-    Args:
-        path: The file; its folder is made if needed.
-        size: How many bytes of it are good; the rest is cut off before anything is added.
+    A kill can leave a part of the last line; its reader drops a line without a line end. The first `size` bytes are
+    good; the rest is cut off before anything is added.
     """
     path = Path(path)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = (
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK if os.name == "posix" else os.O_WRONLY | os.O_CREAT
-        )
-        file = os.fdopen(os.open(path, flags | _NO_LINK, 0o666), "ab", buffering=0)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise OSError(errno.ELOOP, "not a regular file", str(path))
+        file = path.open("ab", buffering=0)
     with file:
         with explain_write_errors(path):
             file.truncate(size)
@@ -312,7 +297,7 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
 @contextlib.contextmanager
 def scratch_folder(place: str | Path) -> Iterator[Path]:
     """Yield a folder that exists for this block alone; the next one of this name removes what a kill left."""
-    with explain_write_errors(place), _temporary(Path(place), _new_folder) as (folder, _):
+    with explain_write_errors(place), _temporary(Path(place), folder=True) as folder:
         yield folder
 
 
@@ -329,11 +314,7 @@ def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -
 
 @contextlib.contextmanager
 def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[None]:
-    """Let one process (and one thread) at a time make `path`; the others wait until it is done or has died.
-
-    Look again whether `path` is there once the block has begun: whoever was waited for may have made it. Blocks of one
-    path must not be nested.
-    """
+    """Let one process (and one thread) at a time make `path`, which the one waited for may have made; do not nest."""
     with try_lock(path, patience_s) as ours:
         if not ours:
             raise InputError(
@@ -358,8 +339,7 @@ def lock_or_refuse(path: str | Path) -> Iterator[None]:
 @contextlib.contextmanager
 def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
     """Lock the making of `path` for this block; yields False where another process has the lock."""
-    path = Path(path)
-    lock = FileLock(lock_of(path), mode=0o666, poll_interval=0.1)
+    lock = FileLock(lock_of(path := Path(path)), mode=0o666, poll_interval=0.1)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -389,8 +369,7 @@ def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
 
 def lock_of(path: str | Path) -> Path:
     """The file that is locked while `path` is made; what a killed process leaves of it means nothing."""
-    path = Path(path)
-    return path.with_name(f".{path.name}.lock")
+    return Path(path).with_name(f".{Path(path).name}.lock")
 
 
 def remove_stale_lock(path: str | Path) -> None:
@@ -414,11 +393,7 @@ def find_data(path: str) -> str:
 
 
 def model_folder(source: str | Path) -> str | Path:
-    """The folder of the model of a run, or what is given: the folder of an exported model, or a Hub id.
-
-    Raises:
-        InputError: It is a folder that holds no model.
-    """
+    """The folder of the model of a run, or what is given: the folder of an exported model, or a Hub id."""
     place = Path(source)
     folder = place / "model" if (place / "model" / "config.json").exists() else source
     if place.is_dir() and not (Path(folder) / "config.json").exists():

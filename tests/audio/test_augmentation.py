@@ -169,7 +169,7 @@ def test_a_crackle_keeps_its_shape():
         assert np.count_nonzero(np.abs(stretched) > 0.05 * np.abs(stretched).max()) < 200
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     samples=st.integers(0, 3000),
     kind=st.sampled_from(["noise", "silent", "constant", "click", "loud"]),

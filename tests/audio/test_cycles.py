@@ -68,16 +68,11 @@ def test_line_ends_blanks_and_byte_order_mark(text, ending: str) -> None:  # typ
     [
         ("-0.1\t1\t0\t0", "before the recording"),
         ("2\t1\t0\t0", "ends at 1 s but starts at 2 s"),
-        ("1\t1\t0\t0", "ends at 1 s but starts at 1 s"),
         ("nan\t1\t0\t0", "finite"),
-        ("0\tinf\t0\t0", "finite"),
         ("zero\t1\t0\t0", "times in seconds"),
         ("0,1\t1\t0\t0", "times in seconds"),
         ("0\t1\t2\t0", "0 or 1"),
-        ("0\t1\t0\t-1", "0 or 1"),
-        ("0\t1\t1.0\t0", "0 or 1"),
         ("0\t1\t0", "3 columns"),
-        ("0\t1\t0\t0\t0", "5 columns"),
         ("3\t9.002\t0\t0", "the audio lasts 9.000 s"),
     ],
 )

@@ -284,14 +284,14 @@ def test_settings_without_meaning_are_refused(kwargs: dict, error: type[Exceptio
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"preset": "song2021"}, {"preset": "efficientat", "length": "crop", "duration_s": 1.5}]
+    "how", [{"preset": preset} for preset in PRESETS] + [{"preset": "ast", "length": "crop", "duration_s": 1.5}]
 )
 def test_a_saved_extractor_comes_back_whole(how: dict, tmp_path: Path) -> None:
     extractor = LaennecFeatureExtractor(**how, mean=-3.3333333333333335)
     extractor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert set(asdict(extractor.front)) <= set(saved)  # every number, not the preset's name alone
-    assert saved["feature_version"] == FEATURE_VERSION
+    assert saved["feature_version"] == FEATURE_VERSION and saved["feature_size"] == extractor.front.feature_size
     for again in (LaennecFeatureExtractor.from_pretrained(tmp_path), pickle.loads(pickle.dumps(extractor))):
         assert again.to_dict() == extractor.to_dict()
         assert again.front == extractor.front

@@ -15,11 +15,11 @@ from laennec.audio.recording import read_recording
 
 @pytest.fixture(scope="module")
 def sounds(shared_data: Path) -> list[Path]:
-    """Real recordings of both corpora, two of them made at 4 kHz: their upper bands hold rounding alone."""
+    """Real recordings of both corpora, one of them made at 4 kHz: its upper bands hold rounding alone."""
     icbhi = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
     low = [path for path in icbhi if soundfile.info(path).samplerate == 4000]
     children = sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))
-    return [*icbhi[:2], *low[:2], *children[:2]]
+    return [icbhi[0], low[0], children[0]]
 
 
 @pytest.mark.parametrize("width", [32, 40, 77, 400, 511])
@@ -67,7 +67,7 @@ def test_zero_frames_are_what_transformers_fills_ast_up_with(sounds: list[Path])
 
     extractor = LaennecFeatureExtractor("ast", length="zero_frames", duration_s=10.24)
     theirs = ASTFeatureExtractor(max_length=1024)
-    for path, samples in zip(sounds, (400, 16000, 163841, 164080, 200000, 43210), strict=True):
+    for path, samples in zip(2 * sounds, (400, 16000, 163841, 164080, 200000, 43210), strict=True):
         waveform = read_recording(path, 16000).waveform
         waveform = np.tile(waveform, 1 + samples // len(waveform))[:samples]
         out = extractor(waveform, sampling_rate=16000)

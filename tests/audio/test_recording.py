@@ -91,7 +91,7 @@ def test_content_decides_not_the_extension(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-@pytest.mark.parametrize("kept", [0.95, 0.5, 0.1])
+@pytest.mark.parametrize("kept", [0.95, 0.1])
 def test_a_file_cut_short_is_noticed(name: str, kept: float) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
     whole = encoded(noise, **CONTAINERS[name])
@@ -202,7 +202,7 @@ def test_random_damage_is_always_a_decode_error() -> None:
     rng = np.random.default_rng(3)
     sources = [encoded(TONE[:2000], **settings) for settings in CONTAINERS.values()]
     refused = 0
-    for _ in range(600):
+    for _ in range(300):
         content = bytearray(sources[rng.integers(len(sources))])
         for place in rng.integers(0, min(len(content), 120), 4):
             content[place] = rng.choice([0, 127, 128, 255, rng.integers(256)])
@@ -210,7 +210,7 @@ def test_random_damage_is_always_a_decode_error() -> None:
             assert np.isfinite(read_recording(bytes(content), 16_000).waveform).all()
         except DecodeError:
             refused += 1
-    assert 50 < refused < 600
+    assert 25 < refused < 300
 
 
 def test_the_filter_is_designed_at_the_rate_it_is_applied_at() -> None:

@@ -65,12 +65,3 @@ def test_what_cannot_be_read_is_one_line(tmp_path, kind):
         read_spans(tmp_path / "x.txt")
     assert said in str(error.value) and str(tmp_path / "x.txt") in str(error.value)
     assert "\n" not in str(error.value) and ";" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "content", ["0.5\t1.0\tGeräusch\n".encode("latin-1"), "0.5\t1.0\tx\n".encode("utf-16"), b"\x00\xff\x81"]
-)
-def test_another_encoding_is_one_line(tmp_path, content):
-    (tmp_path / "x.txt").write_bytes(content)
-    with pytest.raises(AnnotationError, match=r"is not UTF-8 text|must be times"):
-        read_spans(tmp_path / "x.txt")

@@ -53,7 +53,7 @@ def real(shared_data):
 
 
 @pytest.mark.parametrize("filter", FILTERS, ids=list(FILTERS))
-@pytest.mark.parametrize("rate", [None, 4000, 16000, 32000])
+@pytest.mark.parametrize("rate", [None, 16000])
 def test_blocks_are_the_recording_to_the_bit(real, filter, rate):
     for path, _ in real:
         whole = resampled(path, rate, FILTERS[filter])
@@ -61,8 +61,8 @@ def test_blocks_are_the_recording_to_the_bit(real, filter, rate):
         np.testing.assert_array_equal(read_recording(path, rate, filter=FILTERS[filter]).waveform, whole)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 7, 99, 4000, 44_123])
-@pytest.mark.parametrize("source", [1000, 8000, 11_025, 44_100, 192_000])
+@pytest.mark.parametrize("samples", [1, 7, 44_123])
+@pytest.mark.parametrize("source", [1000, 11_025, 192_000])
 def test_every_length_and_rate(samples, source):
     sound = np.random.default_rng(samples).standard_normal((samples, 2)) * 0.1
     file = io.BytesIO()
@@ -83,8 +83,8 @@ def test_a_wav_that_a_recorder_could_not_finish_is_read_without_a_copy_in_memory
     np.testing.assert_array_equal(read_recording(tmp_path / "x.wav").waveform, sound / np.float32(32768))
 
 
-@pytest.mark.parametrize("context", [0, 1, 2])
-@pytest.mark.parametrize(("window_s", "hop_s"), [(3, 1.5), (2, 1.25), (0.7, 0.1), (100, 50), (20, 20), (1 / 3, 0.1)])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize(("window_s", "hop_s"), [(2, 1.25), (100, 50), (20, 20), (1 / 3, 0.1)])
 def test_windows_are_those_of_the_whole(real, context, window_s, hop_s):
     for path, _ in real[1:]:
         whole = read_recording(path, 8000)
@@ -105,7 +105,7 @@ def same_sounds(found, wanted):
             np.testing.assert_array_equal(piece, other)
 
 
-@pytest.mark.parametrize("context", [0, 1, 3])
+@pytest.mark.parametrize("context", [0, 3])
 @pytest.mark.parametrize("order", ["as they are", "backwards", "overlapping and apart"])
 def test_cycles_are_those_of_the_whole(real, context, order):
     for path, annotation in real:

@@ -1,6 +1,5 @@
 """The check finds every kind of damage in one pass."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +119,3 @@ def test_a_corpus_that_cannot_be_scanned_is_a_report(tmp_path: Path) -> None:
         check_corpus("sprsound", tmp_path / "absent")
     with pytest.raises(InputError, match="did you mean 'icbhi2017'"):
         check_corpus("icbhi", tmp_path)
-
-
-def test_the_real_sprsound_has_one_sound_under_two_names(shared_data: Path, tmp_path: Path) -> None:
-    root = tmp_path / "sprsound"
-    for part, name in (("train", "41279835_14.1_0_p1_2945"), ("test_intra", "41279835_14.1_0_p1_2050")):
-        for kind, suffix in (("wav", "flac"), ("json", "json")):
-            (root / part / kind).mkdir(parents=True)
-            shutil.copy(shared_data / "sprsound" / part / kind / f"{name}.{suffix}", root / part / kind)
-    report = check_corpus("sprsound", root, cache_dir=tmp_path / "cache")
-    assert len(report.problems) == 1 and "same sound under 2 names" in report.problems[0]

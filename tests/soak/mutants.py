@@ -49,9 +49,10 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     },
     "splits": {
         "corpora/splits.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
-        "corpora/leaks.py": [
-            "tests/corpora/test_leaks.py", "tests/corpora/test_splits.py", "tests/corpora/test_check.py",
-            "tests/invariants/test_leak_guard.py", "tests/training/pretraining/test_pretraining_dataset.py",
+        "corpora/leaks.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
+        "corpora/copies.py": [
+            "tests/corpora/test_copies.py", "tests/corpora/test_check.py", "tests/invariants/test_leak_guard.py",
+            "tests/training/pretraining/test_pretraining_dataset.py",
         ],
     },
 }  # fmt: skip

@@ -1,11 +1,10 @@
 """Augmentation of cycles (waveforms) and of their features (SpecAugment).
 
-Decisions: every draw is a pure function of (seed, epoch, cycle index). A counter-based generator has a stream of its
-own for each part, so that switching one part on leaves the draws of the others unchanged, and a resumed run equals an
-uninterrupted one at any number of workers. Waveforms are augmented on the CPU, cycle by cycle, also beside a GPU, so
-that both draw the same sound. Stretching moves pieces of the cycle (WSOLA) instead of rebuilding them: a phase vocoder
-smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which cycles
-were stretched.
+Decisions: every draw is a pure function of (seed, epoch, cycle index), and each part has a stream of its own: switching
+one part on leaves the draws of the others unchanged, and a resumed run equals an uninterrupted one at any number of
+workers. Waveforms are augmented on the CPU, also beside a GPU. Stretching moves pieces of the cycle (WSOLA): a phase
+vocoder smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which
+cycles were stretched.
 """
 
 import math
@@ -199,20 +198,10 @@ class WaveformAugmentation:
     transforms: tuple[Transform, ...] = ()
 
     def __call__(self, waveform: Waveform, sampling_rate: int, *, seed: int, epoch: int, cycle_index: int) -> Waveform:
-        """Draw for this cycle and epoch, and apply.
+        """Draw for this cycle and epoch, and apply: float32 (samples,) -> (samples',), the input unchanged.
 
-        Args:
-            waveform: float32 (samples,).
-            sampling_rate: In Hz.
-            seed: Of the run.
-            epoch: Counted from 0.
-            cycle_index: Row of the cycle in its table.
-
-        Returns:
-            float32 (samples',); the built-in parts keep it finite and at most twice as long. The input never changes.
-
-        Raises:
-            ValueError: if the waveform, or what a transform returns, is not one-dimensional.
+        The built-in parts keep it finite and at most twice as long. Neither it nor what a transform returns may have
+        more than one dimension.
         """
         changed = np.array(waveform, dtype=np.float32)
         if changed.ndim != 1:
@@ -247,18 +236,10 @@ def _power(waveform: Waveform) -> float:
 
 
 def stretch_time(waveform: Waveform, sampling_rate: int, rate: float) -> Waveform:
-    """Change a cycle's speed and keep its pitch, by overlapping pieces of the cycle itself (WSOLA).
+    """Change a cycle's speed (a rate above 1 is faster) and keep its pitch, by overlapping pieces of it (WSOLA).
 
     Each 40 ms piece is taken near its place in the cycle, shifted by up to 10 ms to where it best continues the piece
-    before it.
-
-    Args:
-        waveform: float32 (samples,).
-        sampling_rate: In Hz.
-        rate: Above 1 is faster and shorter.
-
-    Returns:
-        float32 (round(samples / rate),), at least one sample of a cycle that has any.
+    before it. float32 (samples,) -> (round(samples / rate),), at least one sample of a cycle that has any.
     """
     samples = max(round(len(waveform) / rate), min(1, len(waveform)))
     if rate == 1 or not waveform.any():
@@ -353,9 +334,6 @@ class SpecAugment:
 
         Returns:
             (batch, frames, mels), a new tensor of the same dtype on the same device.
-
-        Raises:
-            ValueError: if there is not one epoch and one index for each row.
         """
         batch, frames, mels = features.shape
         drawn = torch.from_numpy(self._draw(batch, seed, epochs, cycle_indices))

@@ -1,16 +1,12 @@
 """Concatenated context: a cycle with the cycles before and after it in the same recording.
 
-Decisions: context cycles are those before and after by time; at the edges of a recording there are fewer, and nothing
-replaces them. Each cycle goes through the front end by itself (length rule, edges and draws are its own) and the FRAMES
-are concatenated in time order: no frame spans two cycles, which need not be adjacent in the sound (SPRSound annotates
-with gaps), and the rule "repeat 2 s" gives 2 s of each. The encoder takes the cycle alone and the concatenated context
-as two inputs, and the head takes both embeddings side by side, which works with any encoder and any pooling. With the
-concatenated input alone, pooling does not tell the labelled cycle from the others, and the score fell by more than
-context raised it; pooling over the labelled cycle's own tokens of the concatenated input gained nothing (SPRSound
-validation patients, frozen mobilenet).
-
-The context of a sliding window is the stretches of its own length right before and after it, not the windows that
-overlap it: cycles do not overlap either. A stretch that the edge of the recording cuts counts from half a window on.
+Decisions: at the edges of a recording there are fewer context cycles, and nothing replaces them. Each cycle goes
+through the front end by itself and the FRAMES are concatenated in time order: no frame spans two cycles, which need not
+be adjacent (SPRSound annotates with gaps). The encoder takes the cycle and the concatenated context as two inputs, and
+the head both embeddings side by side. With the concatenated input alone, pooling does not tell the labelled cycle from
+the others and the score fell; pooling over the cycle's own tokens gained nothing (SPRSound validation patients, frozen
+mobilenet). The context of a sliding window is the stretches of its own length beside it; one that the edge of the
+recording cuts counts from half a window on.
 """
 
 from collections.abc import Sequence

@@ -11,11 +11,9 @@ from laennec.errors import InputError
 
 
 def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor]:
-    """Turn a list of waveforms and `InContext`s into one list of waveforms and the rows of each item's context.
+    """One list of waveforms, the items' own and then all context cycles, and the rows of each item's context.
 
-    Returns:
-        The items' own waveforms followed by all context cycles, and int64 (items, pieces): rows of that list in
-        time order, -1 where there is none.
+    The rows are int64 (items, pieces) in time order, -1 where there is none.
     """
     wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
     sounds = [item.own for item in wrapped]
@@ -47,8 +45,7 @@ def with_context(values: Tensor, mask: Tensor, pieces: Tensor) -> dict[str, Tens
         pieces: int64 (items, pieces), rows of `values` in time order, -1 where there is none.
 
     Returns:
-        input_values and attention_mask of the items' own cycles, (items, frames, mels) and (items, frames), and
-        context_values and context_mask of the concatenated ones, each cut to the longest.
+        input_values and attention_mask of the items' own cycles; context_values and context_mask of the concatenated.
     """
     pieces = pieces.to(values.device)
     items = len(pieces)

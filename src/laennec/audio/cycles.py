@@ -2,9 +2,8 @@
 
 Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system. Times
 have three decimals, so one millisecond past the end of the audio is rounding and more is an error. Overlapping cycles
-are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span,
-because Raven lists a selection once for each of its views; a Raven table over several recordings is refused, because
-its times are those of the sequence.
+are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span. A
+Raven table over several recordings is refused, because its times are those of the sequence.
 """
 
 import math
@@ -80,14 +79,7 @@ def flags_of(label: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One annotated respiratory cycle.
-
-    Attributes:
-        start_s: In seconds.
-        end_s: In seconds.
-        crackle: 1 if it contains crackles.
-        wheeze: 1 if it contains wheezes.
-    """
+    """One annotated respiratory cycle: its times in seconds, and 1 where it contains crackles or wheezes."""
 
     start_s: float
     end_s: float
@@ -107,34 +99,36 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
         path: The text file.
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
 
-    Returns:
-        The cycles in the order of the file.
-
     Raises:
         AnnotationError: The first problem of the file; overlapping cycles are none.
     """
     return [cycle for _, cycle in _icbhi_lines(path, duration_s)]
 
 
-def _icbhi_lines(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Cycle]]:
-    """Line number and cycle of every line; raises the first problem of the file."""
-    cycles = []
-    for line, item in _parsed(path, duration_s):
-        if isinstance(item, AnnotationError):
-            raise item
-        cycles.append((line, item))
+def _icbhi_lines(
+    path: str | PathLike[str], duration_s: float | None, problems: list[AnnotationError] | None = None
+) -> list[tuple[int, Cycle]]:
+    """Number and cycle of every line; what is wrong with lines goes to `problems`, or the first is raised."""
+    lines, cycles = list(numbered_lines(path)), []
+    if not lines:
+        raise AnnotationError(path, None, "the annotation is empty; annotate the recording or leave it out")
+    for line, text in lines:
+        try:
+            cycles.append((line, _parse_line(path, line, text, duration_s)))
+        except AnnotationError as error:
+            if problems is None:
+                raise
+            problems.append(error)
     return cycles
 
 
 def check_annotation(path: str | PathLike[str], duration_s: float | None = None) -> list[AnnotationError]:
     """Every problem of an ICBHI annotation, overlaps included, by line; arguments as for `read_annotation`."""
     problems: list[AnnotationError] = []
-    cycles: list[tuple[int, Cycle]] = []
-    for line, item in _parsed(path, duration_s):
-        if isinstance(item, AnnotationError):
-            problems.append(item)
-        else:
-            cycles.append((line, item))
+    try:
+        cycles = _icbhi_lines(path, duration_s, problems)
+    except AnnotationError as error:
+        return [error]
     furthest: tuple[int, Cycle] | None = None
     for line, cycle in sorted(cycles, key=lambda numbered: (numbered[1].start_s, numbered[0])):
         if furthest is not None and cycle.start_s < furthest[1].end_s:
@@ -152,54 +146,56 @@ def write_annotation(path: str | PathLike[str], cycles: Iterable[Cycle]) -> None
             file.write(f"{cycle.start_s:.3f}\t{cycle.end_s:.3f}\t{cycle.crackle}\t{cycle.wheeze}\n")  # type: ignore[call-overload]
 
 
-def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Span, str]]:
-    r"""Line number, span and label of an Audacity label track.
-
-    Lines that begin with a backslash hold the frequency range of the label above and are skipped.
-    """
-    empty = True
+def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Span, str]]:
+    """Line number, span and label of an Audacity label track."""
+    found = []
     for line, text in numbered_lines(path):
-        if text.startswith("\\"):
+        if text.startswith("\\"):  # the frequency range of the label above
             continue
         fields = text.split("\t") if "\t" in text else text.split(None, 2)
         if len(fields) < 3:
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
-        yield line, parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
-        empty = False
-    if empty:
-        raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
+        span = parse_times(path, line, fields[0], fields[1], duration_s, comma=True)
+        found.append((line, span, fields[2].strip()))
+    return found
 
 
 def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
-    """Read an annotation of either kind: ICBHI's four columns, or an Audacity label track.
+    """Read an annotation of any kind as cycles; arguments as for `read_labelled_spans`.
 
-    Args:
-        path: The text file; its first line decides which kind it is. Labels of a track are normal, crackle(s),
-            wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
-        duration_s: Length of the audio; with it, cycles that end beyond it are refused.
+    Labels are normal, crackle(s), wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
     """
     return [Cycle(*span, *parse_label(path, line, text)) for line, span, text in read_labelled_spans(path, duration_s)]
 
 
+def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
+    """Read the spans of an annotation of any kind; arguments as for `read_labelled_spans`."""
+    return list(dict.fromkeys(span for _, span, _ in read_labelled_spans(path, duration_s, labelled=False)))
+
+
 def read_labelled_spans(
-    path: str | PathLike[str], duration_s: float | None = None, column: str | None = None
+    path: str | PathLike[str], duration_s: float | None = None, column: str | None = None, labelled: bool = True
 ) -> list[tuple[int, Span, str]]:
-    """Read the spans of an annotation with the text of their labels, whatever it is.
+    """Read the line number, span and label of everything in an annotation.
 
     Args:
-        path: ICBHI's four columns, an Audacity label track or a Raven selection table; its first line decides.
+        path: ICBHI's four columns, an Audacity label track or a Raven selection table; its content decides.
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
         column: The column of a Raven table that holds the labels; None: Annotation or Label.
+        labelled: Whether labels are needed; without them a table may lack their column, and a track number its spans.
     """
-    first = next((text for _, text in numbered_lines(path) if not text.startswith("\\")), "")
-    if _is_raven(first):
-        return [
-            (line, span, row[_label_column(path, row, column)]) for line, span, row in _raven_rows(path, duration_s)
-        ]
+    lines = [text for _, text in numbered_lines(path) if not text.startswith("\\")]
+    first = lines[0] if lines else ""
+    if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
+        rows = _raven_rows(path, duration_s)
+        return [(line, span, row[_label_column(path, row, column)] if labelled else "") for line, span, row in rows]
+    # every line is start, end and a number, and not all are 0 or 1, as of ICBHI lines that lack a column
+    numbers = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
+    numbered = not labelled and all(numbers) and not {number[1] for number in numbers if number} <= {"0", "1"}
     # start, end and a word (or, between tabs, nothing), where an ICBHI line has four numbers
-    if re.fullmatch(r"\s*\S+\s+\S+\s+[^\d\s].*|[^\t]+\t[^\t]+\t(?!\s*[\d.]+\s*$)[^\t]*", first):
-        return [(line, span, text.strip()) for line, span, text in _audacity_lines(path, duration_s)]
+    if numbered or re.fullmatch(r"\s*\S+\s+\S+\s+[^\d\s].*|[^\t]+\t[^\t]+\t(?!\s*[\d.]+\s*$)[^\t]*", first):
+        return _audacity_lines(path, duration_s)
     return [(line, (cycle.start_s, cycle.end_s), cycle.label) for line, cycle in _icbhi_lines(path, duration_s)]
 
 
@@ -212,25 +208,6 @@ def _label_column(path: str | PathLike[str], row: dict[str, str], column: str | 
             path, 1, f"{wanted} with the labels; name it with corpus.options.label_column: {', '.join(row)}"
         )
     return name
-
-
-def _is_raven(first: str) -> bool:
-    return RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t")
-
-
-def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
-    """Read the spans of an ICBHI annotation, an Audacity label track or a Raven selection table."""
-    lines = [text for _, text in numbered_lines(path) if not text.startswith("\\")]
-    first = lines[0] if lines else ""
-    if _is_raven(first):
-        return list(dict.fromkeys(span for _, span, _ in _raven_rows(path, duration_s)))
-    # every line is start, end and a number, and not all are 0 or 1, as of ICBHI lines that lack a column
-    labels = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
-    numbered = all(labels) and not {label[1] for label in labels if label} <= {"0", "1"}
-    # start, end and a word (or none), where an ICBHI line has four numbers
-    if numbered or re.fullmatch(r"\S+\t\S+\t\s*|\s*\S+\s+\S+\s+[^\d\s].*", first):
-        return list(dict.fromkeys(span for _, span, _ in _audacity_lines(path, duration_s)))
-    return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
 
 
 def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Span, dict[str, str]]]:
@@ -293,27 +270,17 @@ def check_times(
 
 
 def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
-    """Cut a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
-
-    Returns:
-        A view, shape (cut samples,); empty where the times lie outside.
-    """
+    """Samples int(start * rate) to int(end * rate) of a waveform, both clamped to it; a view, perhaps an empty one."""
     first = min(max(int(start_s * sampling_rate), 0), len(waveform))
     last = min(max(int(end_s * sampling_rate), first), len(waveform))
     return waveform[first:last]
 
 
 def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
-    """Cover a recording without annotation by windows of equal length.
+    """Cover a recording by windows (start_s, end_s) of equal length.
 
-    Args:
-        duration_s: Length of the recording in seconds.
-        window_s: Length of a window in seconds.
-        hop_s: Distance of their starts in seconds, at most a window (otherwise sound between them is lost).
-
-    Returns:
-        (start, end) in seconds: starts at multiples of the hop as long as the window fits; if they stop short of the
-        end, one more whole window that ends with the recording. A recording shorter than a window is one window.
+    They start at multiples of the hop, which is at most a window, as long as the window fits; if they stop short of the
+    end, one more whole window ends with the recording. A recording shorter than a window is one window.
     """
     if not (math.isfinite(duration_s) and window_s > 0 and 0 < hop_s <= window_s and duration_s >= 0):
         raise ValueError(
@@ -331,13 +298,7 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
 
 
 def window_lengths(extractor: Any, window_s: float | None = None, hop_s: float | None = None) -> tuple[float, float]:
-    """Length and hop of the windows of a model, in seconds.
-
-    Args:
-        extractor: The model's front end.
-        window_s: Length; None for 3 s, or the length of the model's input where that is less.
-        hop_s: Time from the start of one window to that of the next; None for half a window.
-    """
+    """Length and hop of the windows of a model, in seconds; None: 3 s (or its input if shorter), and half of it."""
     window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
     hop_s = window_s / 2 if hop_s is None else hop_s
     if not 0 < window_s < float("inf"):
@@ -358,9 +319,8 @@ def input_length_s(extractor: Any) -> float:
 def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
     """The windows that a recording is predicted in: those of `sliding_windows`, without a last one that repeats.
 
-    Returns:
-        (start, end) in seconds. Where the last window would begin less than half a hop after the one before it, that
-        one is left out, as long as the others still cover the recording.
+    Where the last window would begin less than half a hop after the one before it, that one is left out, as long as the
+    others still cover the recording.
     """
     windows = sliding_windows(duration_s, window_s, hop_s)
     if len(windows) > 2 and windows[-1][0] - windows[-2][0] < hop_s / 2 and windows[-1][0] <= windows[-3][1]:
@@ -383,23 +343,6 @@ def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
             raise AnnotationError(path, number, f"holds a NUL, which no text does; {remedy}")
         if line.strip():
             yield number, line
-
-
-def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Cycle | AnnotationError]]:
-    """Every line of an ICBHI annotation as a cycle or as what is wrong with it."""
-    empty = True
-    try:
-        for line, text in numbered_lines(path):
-            empty = False
-            try:
-                yield line, _parse_line(path, line, text, duration_s)
-            except AnnotationError as error:
-                yield line, error
-    except AnnotationError as error:
-        yield 0, error
-        return
-    if empty:
-        yield 0, AnnotationError(path, None, "the annotation is empty; annotate the recording or leave it out")
 
 
 def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: float | None) -> Cycle:

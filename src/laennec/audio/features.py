@@ -123,11 +123,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make an extractor from saved settings, which are untrusted.
-
-        Raises:
-            InputError: A value that no front end has.
-        """
+        """Make an extractor from saved settings, which are untrusted."""
         where = "preprocessor_config.json"
         refuse_settings(feature_extractor_dict, where)
         try:
@@ -192,16 +188,15 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return self.front.frames(min(samples, self._target_samples) if self.length == "crop" else samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of a padded batch, on the batch's own device, without checks and without device synchronisation.
+        """Features of a padded batch, on its own device, without checks and without device synchronisation.
 
         Args:
-            waveforms: (batch, samples), floating point, at the extractor's rate; samples beyond a cycle's length are
-                never used.
+            waveforms: (batch, samples); samples beyond a cycle's length are never used.
             lengths: (batch,), integer, the true number of samples.
 
         Returns:
-            input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64. A cycle shorter than
-            one frame has a mask of zeros.
+            input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64, all 0 for a cycle that
+            is shorter than one frame.
         """
         lengths = lengths.to(device=waveforms.device, dtype=torch.int64)
         waveforms, lengths = self.fit(waveforms, lengths)
@@ -293,14 +288,10 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
         Returns:
             input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64, 1 on frames of sound.
-            With `context_cycles`, context_values and context_mask likewise: the frames of each cycle and its context
-            in time order.
+            With `context_cycles`, context_values and context_mask likewise: a cycle and its context in time order.
 
         Raises:
-            InputError: Another sampling rate, no waveform, not one channel, integers, values that are not finite, or
-                more context than `context_cycles`.
-            TooShortError: A waveform shorter than one frame.
-            TypeError: An argument that does not exist, or would have no effect.
+            InputError: Waveforms or a rate that the extractor cannot take; `TooShortError` for less than one frame.
         """
         _check_padding(padding)
         self._check_rate(sampling_rate)

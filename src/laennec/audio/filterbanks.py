@@ -1,14 +1,11 @@
 """Waveforms in any usual form to one padded batch, and its log-mel filter bank, in torch.
 
 Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
-one channel, because the decoder averages channels. One set of settings (`FrontEnd`) describes every published front
-end, Kaldi's and the STFT ones, so there is one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions
-without a branch on a value, and computes the Fourier transform as products with constant matrices. Mel filters follow
-Kaldi (1127 ln(1 + f/700), triangles in mel, no area normalisation) unless a front end names others, and are computed
-in float32 as Kaldi does, because the lowest filters hold a single FFT bin whose weight is the difference of nearly
-equal numbers. A cycle's features depend on its own samples only: its mean, its reflection, its maximum and its
-statistics use its own length, and sums run in float64 where the device has it, or their rounding would depend on the
-padding.
+one channel. One set of settings (`FrontEnd`) and one code path serve every published front end; the ONNX graph
+(`GraphFrontEnd`) runs the same functions without a branch on a value. Mel filters are computed in float32 as Kaldi
+does, because the lowest ones hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's
+features depend on its own samples only, and sums run in float64 where the device has it, or their rounding would depend
+on the padding.
 """
 
 import math
@@ -31,12 +28,7 @@ _VARIANCE_FLOOR = 1e-7  # what transformers adds to a variance before the square
 
 
 class TooShortError(InputError):
-    """A waveform that is shorter than one frame.
-
-    Attributes:
-        index: Its index in the batch.
-        samples: Its number of samples.
-    """
+    """A waveform that is shorter than one frame: its `index` in the batch and its number of `samples`."""
 
     def __init__(self, index: int, samples: int, sampling_rate: int, needed: int) -> None:
         self.index, self.samples = index, samples
@@ -48,15 +40,11 @@ class TooShortError(InputError):
 
 
 def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tuple[Tensor, list[int]]:
-    """Pad waveforms to one batch.
+    """Waveforms as (batch, samples) float32, zeros beyond their lengths, and the lengths.
 
     Args:
-        waveforms: One waveform (samples,), a list of them, or a padded (batch, samples); arrays, tensors or lists of
-            floats.
+        waveforms: One waveform (samples,), a list of them, or a padded (batch, samples); floating point.
         lengths: (batch,), true numbers of samples of a padded batch; None where no row is padded.
-
-    Returns:
-        (batch, samples) float32, zeros beyond the lengths, and the lengths.
     """
     if isinstance(waveforms, list | tuple) and waveforms and np.ndim(waveforms[0]) == 0:
         waveforms = np.asarray(waveforms, dtype=np.float64)
@@ -137,16 +125,11 @@ def constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
-    """Normalised log-mel frames of a padded batch.
-
-    Args:
-        waveforms: (batch, samples), float32, on any device; samples beyond a cycle's length are never used.
-        lengths: (batch,), int64, the true number of samples of each, on the same device.
-        front: The settings.
+    """Normalised log-mel frames of a padded batch (batch, samples) float32 with its lengths (batch,) int64.
 
     Returns:
-        Features (batch, frames, mels), float32, 0 beyond a cycle's last frame; and the number of frames of each cycle
-        (batch,). A cycle shorter than one window has 0 frames.
+        Features (batch, frames, mels) float32, 0 beyond a cycle's last frame, and the frames of each (batch,), 0 of a
+        cycle shorter than one window.
     """
     batch, samples = waveforms.shape
     device = waveforms.device
@@ -236,13 +219,8 @@ def log_mel_of_frames(
 def finished(values: Tensor, counts: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
     """What is done once all frames are there: dynamic range, statistics of the cycle, stacking, zeros behind.
 
-    Args:
-        values: (batch, frames, mels).
-        counts: (batch,), frames of each cycle.
-        front: The settings.
-
-    Returns:
-        (batch, stacks, mels * stack_frames) and the number of whole stacks of each cycle (batch,).
+    Takes (batch, frames, mels) and the frames of each cycle (batch,); returns (batch, stacks, mels * stack_frames) and
+    the whole stacks of each.
     """
     if front.dynamic_range and values.shape[1]:
         inside = own(counts, values.shape[1])[:, :, None]
@@ -269,15 +247,9 @@ def _standardised_bins(values: Tensor, counts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def waveform_frames(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
-    """Waveforms as frames of one sample, for encoders of raw waveforms.
+    """Waveforms (batch, samples) as frames of one sample (batch, samples, 1), and how many each has (batch,).
 
-    Args:
-        waveforms: (batch, samples); samples beyond a cycle's length are never used.
-        lengths: (batch,).
-        front: `normalise="cycle"` gives each cycle mean 0 and variance 1, as wav2vec 2.0 and its relatives expect.
-
-    Returns:
-        (batch, samples, 1) float32, 0 beyond a cycle's end, and the number of frames of each cycle (batch,).
+    With `normalise="cycle"` each has mean 0 and variance 1, as wav2vec 2.0 and its relatives expect.
     """
     counts = front.windows_of(lengths)
     inside = own(counts, waveforms.shape[1])

@@ -63,15 +63,9 @@ def mixup_lambda(generator: np.random.Generator, beta: float = 10.0) -> float:
 
 
 def mix(values: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
-    """Mixup of waveforms, features or label rows: lam * own + (1 - lam) * other.
+    """Mixup of waveforms, features or label rows (batch, ...): lam * own + (1 - lam) * other.
 
-    Args:
-        values: (batch, ...), floating.
-        lam: One share, or one for each row (batch,).
-        index: (batch,) int64, the row that each row is mixed with.
-
-    Returns:
-        (batch, ...).
+    `lam` is one share, or one for each row (batch,); `index` (batch,) is the row that each row is mixed with.
     """
     share = torch.as_tensor(lam, dtype=values.dtype, device=values.device)
     if share.ndim:

@@ -1,11 +1,10 @@
 """Settings of front ends, and those that published encoders were trained with.
 
-Decisions: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std), so
-published values can be typed in. Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz and leave
-the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest filters, so
-none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by reflection, so that 5.12 s are
-exactly 320 frames, and mean and std of real recordings (shared ICBHI 2017 subset). Whisper raises values more than 8
-decades below a clip's maximum; here the clip is the cycle alone, not the 30 s that it is padded to elsewhere.
+Decisions: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std). Song et
+al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz; we take Hann (periodic), power, Kaldi's mel scale
+over 0 to 8000 Hz, log(x + 1e-5), frames centred on their hops by reflection, so that 5.12 s are exactly 320 frames, and
+mean and std of real recordings. Whisper raises values more than 8 decades below a clip's maximum; here the clip is the
+cycle alone, not the 30 s that it is padded to elsewhere.
 """
 
 import math

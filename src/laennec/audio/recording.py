@@ -42,12 +42,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream 
 
 
 class DecodeError(InputError):
-    """A recording that cannot be used.
-
-    Attributes:
-        path: The recording, as it was given.
-        reason: What is wrong and what to do.
-    """
+    """A recording (`path`) that cannot be used, and what is wrong and what to do (`reason`)."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -93,18 +88,10 @@ class ButterworthFilter:
         object.__setattr__(self, "cutoff_hz", found.cutoff_hz)  # a list from YAML becomes hashable
 
     def apply(self, waveform: Waveform, sampling_rate: int) -> Waveform:
-        """Filter a waveform, starting from a zero state.
+        """Filter a waveform, float32 (samples,), starting from a zero state.
 
-        Args:
-            waveform: Shape (samples,).
-            sampling_rate: Of the waveform, in Hz.
-
-        Returns:
-            float32, shape (samples,). A low-pass at or above half the sampling rate returns the input; a band-pass
-            whose upper edge lies there is the high-pass of its lower edge.
-
-        Raises:
-            ValueError: The lower edge of a high-pass or band-pass is at or above half the sampling rate.
+        A low-pass at or above half the sampling rate returns the input; a band-pass whose upper edge lies there is the
+        high-pass of its lower edge; a ValueError where the lower edge lies there.
         """
         return self.stream(sampling_rate)(waveform)
 
@@ -205,11 +192,7 @@ def blocks_of(
 
 
 def read_header(path: AudioSource) -> tuple[int, int]:
-    """Read sampling rate and length without decoding.
-
-    Returns:
-        (sampling rate in Hz, number of frames). A FLAC stream that does not state its length is decoded to count them.
-    """
+    """Sampling rate in Hz and number of frames, for which a FLAC stream that does not state them is decoded."""
     name = name_of(path)
     with opened(path) as sound:
         frames = int(sound.frames)
@@ -221,12 +204,7 @@ def read_header(path: AudioSource) -> tuple[int, int]:
 
 
 def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
-    """Decode a recording without any change: every channel, its own rate, no check of the samples.
-
-    Returns:
-        float32 (samples, channels), exact for integers of up to 24 bit; sampling rate in Hz; libsndfile's name of the
-        sample format, such as "PCM_16".
-    """
+    """Decode a recording without any change: float32 (samples, channels), rate in Hz, libsndfile's sample format."""
     name = name_of(path)
     with opened(path) as sound:
         frames = _concatenated(decoded_blocks(sound, name, np.copy), name)

@@ -1,12 +1,10 @@
 """Detection of breath cycles in recordings without annotation.
 
-Decisions: a convenience, not a measurement of breathing. A breath begins where a pause ends and sound sets in, and
-breaths follow one another at a nearly constant pace, so all beginnings are chosen jointly by dynamic programming (as
+Decisions: a convenience, not a measurement of breathing. All beginnings are chosen jointly by dynamic programming (as
 beats in Ellis 2007, Beat Tracking by Dynamic Programming): a beginning scores the rise of loudness around it and the
 quiet before it, and an interval costs the square of its logarithmic distance from the local period, which comes from
-the autocorrelation of the loudness. Every recording is covered from end to end, with or without breathing. The defaults
-were chosen on every other patient of real annotations, and `python -m benchmarks breathing` evaluates them on the
-remaining patients. Only the loudness is held in memory, 50 numbers a second.
+the autocorrelation of the loudness. Every recording is covered from end to end. The defaults were chosen on every other
+patient of real annotations; `python -m benchmarks breathing` evaluates them on the others.
 """
 
 import math
@@ -61,11 +59,9 @@ class BreathSegmentation:
 
 
 def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None) -> list[Span]:
-    """Find breath cycles in a recording, reading it in blocks.
+    """Consecutive breath cycles (start_s, end_s) that cover a recording, which is read in blocks.
 
-    Returns:
-        (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
-        cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.
+    The rest of a breath at either edge is a cycle of its own from half of `shortest_s` on, else part of the next one.
     """
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))
@@ -82,15 +78,7 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
 
 
 def breath_starts(power: FloatArray, settings: BreathSegmentation) -> list[float]:
-    """Find the beginnings of breaths.
-
-    Args:
-        power: Mean square of the band in each frame of 20 ms, (frames,).
-        settings: Of the detection.
-
-    Returns:
-        Times in seconds, rising; none for a recording shorter than two cycles.
-    """
+    """Beginnings of breaths in rising seconds, from the mean square of each frame of 20 ms (frames,)."""
     if len(power) < 2 * settings.shortest_s * _FRAMES_PER_S:
         return []
     loudness = _loudness(power, settings.smooth_s)

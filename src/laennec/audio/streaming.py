@@ -66,14 +66,9 @@ def open_recording(
     allow_silent: bool = False,
     listener: Callable[[RecordingStream, Waveform], None] | None = None,
 ) -> Iterator[RecordingStream]:
-    """Open a recording to be read in blocks.
+    """Open a recording to be read in blocks; arguments as for `laennec.audio.recording.read_recording`.
 
-    Args:
-        path: As for `laennec.audio.recording.read_recording`, like those below.
-        sampling_rate: Wanted rate in Hz; None keeps the recording's own.
-        filter: Applied after resampling, at the final rate.
-        allow_silent: Accept a recording whose samples are all equal.
-        listener: Called with the stream and each block before it is returned.
+    `listener` is called with the stream and each block before it is returned.
     """
     if sampling_rate is not None and sampling_rate < 1:
         raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
@@ -148,16 +143,13 @@ def passing_cycles(
     context_cycles: int = 0,
     at_end: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[int, InContext]]:
-    """The annotated cycles of a recording as it is decoded, each with its context.
+    """The annotated cycles of a recording as it is decoded: the index of each span and its sound, in time order.
 
     Args:
         stream: The recording.
         spans: (start_s, end_s) of all its cycles, in any order.
         context_cycles: The extractor's.
-        at_end: Called with the length of the recording, in seconds, before cycles at its end are cut.
-
-    Yields:
-        The index of each span in `spans` and its sound, in time order.
+        at_end: Called with the length in seconds before cycles at the end of the recording are cut.
     """
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     neighbours = neighbours_of(spans, context_cycles)

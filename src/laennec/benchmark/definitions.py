@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laennec.corpora import provenance
 from laennec.corpora.base import class_names, column_of
-from laennec.corpora.load import open_corpus, split_corpus
+from laennec.corpora.load import open_corpus, provenance, split_corpus
 from laennec.errors import InputError
 
 

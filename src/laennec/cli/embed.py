@@ -94,7 +94,7 @@ def _source_and_inputs(options: argparse.Namespace) -> "tuple[str, list[str], di
     source = first[0] if first else DEFAULT_MODEL
     if first:
         refuse_missing_model(source)
-    from laennec.corpora import load_corpus
+    from laennec.corpora.load import load_corpus
     from laennec.inference.embed import cycles_of
 
     given = {name: getattr(options, name) for name in _CORPUS[:-1] if getattr(options, name) is not None}

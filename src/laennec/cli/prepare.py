@@ -46,7 +46,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check the corpus, or read, count and decode it."""
-    from laennec.corpora import UnusableRecordingsError, check_corpus, check_duplicates, decode_all, load_corpus
+    from laennec.corpora.check import check_corpus
+    from laennec.corpora.load import check_duplicates, load_corpus
+    from laennec.corpora.recordings import UnusableRecordingsError
+    from laennec.corpora.waveforms import decode_all
 
     if check_jobs(options.jobs) > 1 and (options.check or options.export or not options.sampling_rate):
         raise InputError("--jobs is for decoding into the cache; add --sampling-rate RATE, or leave it out")
@@ -144,8 +147,7 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _described(corpus: str, splits: Any) -> list[str]:
-    from laennec.corpora import provenance
-    from laennec.corpora.load import corpus_class
+    from laennec.corpora.load import corpus_class, provenance
 
     origin = provenance(splits)
     fingerprint, split = (str(origin.get(k))[:12] for k in ("corpus_fingerprint", "split_fingerprint"))

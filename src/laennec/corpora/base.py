@@ -7,7 +7,6 @@ TABLE_VERSION when a rule of this folder changes. The corpus fingerprint covers 
 the folder or adding a table of patients leaves it as it is.
 """
 
-import contextlib
 import hashlib
 import json
 import warnings
@@ -193,23 +192,15 @@ class Corpus(ABC):
 
     @abstractmethod
     def find_recordings(self, folder: Path) -> Iterable[AnnotatedRecording]:
-        """Find the recordings, their annotations and their patients.
+        """Find the recordings, their annotations and their patients in a folder, an absolute path.
 
         Problems that can be listed together go to `self.problems` rather than being raised.
-
-        Args:
-            folder: The folder with the recordings, an absolute path.
         """
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
-        """Read the events of a recording; here, those it was found with.
+        """Read the events of a recording (here, those it was found with), or raise the first problem of its annotation.
 
-        Args:
-            recording: One of `recordings`.
-            duration_s: Length of its audio in seconds, if it has some.
-
-        Raises:
-            InputError: The first problem of the annotation.
+        `duration_s` is the length of its audio, if it has some.
         """
         for event in recording.events:
             if not 0 <= event.start_s < event.end_s:
@@ -242,12 +233,17 @@ class Corpus(ABC):
         elif items:
             self.notes.append(f"{self.root}: left out, {named(items)}")
 
-    def published_split(self, protocol: str) -> dict[str, Any]:
-        """What `laennec.corpora.splits.split_table` takes of a published split: `official_split`, `folds`.
+    def note_no_audio(self) -> None:
+        """Note that there are annotations alone, which is a problem where rows are whole recordings."""
+        if self.level != self.levels[0]:
+            lengths = "needs the length of each recording; add the recordings"
+            self.problems.append(f"{self.root}: no audio, and level {self.level} {lengths}")
+        self.notes.append(
+            f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
+        )
 
-        Raises:
-            InputError: The protocol needs a published table, and there is none.
-        """
+    def published_split(self, protocol: str) -> dict[str, Any]:
+        """What `split_table` takes of a published split (`official_split`, `folds`); an InputError if it is missing."""
         return {}
 
     def missing_recordings(self) -> tuple[int, int, str]:
@@ -269,11 +265,7 @@ class Corpus(ABC):
     def locate(
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
     ) -> tuple[str | Path, dict[str, Any]]:
-        """Where the data are, and the options that remain; here, the folder that is given.
-
-        Raises:
-            InputError: None is given; says where to get the data.
-        """
+        """Where the data are, and the options that remain; an error says where to get them if no folder is given."""
         if data_dir is None:
             source = f"get {cls.title} from {cls.homepage} (licence: {cls.licence}), then " if cls.homepage else ""
             raise InputError(
@@ -283,20 +275,12 @@ class Corpus(ABC):
         return data_dir, options
 
     def open_folder(self, data_dir: str | Path) -> Path:
-        """The folder of the data as an absolute path; a zip archive is unpacked into the cache.
-
-        Raises:
-            InputError: There is no such folder or archive, or it cannot be unpacked.
-        """
+        """The folder of the data as an absolute path; a zip archive is unpacked into the cache."""
         path = corpus_path(data_dir)
         return path if path.is_dir() else unpack(path, self.cache_dir)
 
     def check_usable(self) -> Self:
-        """Warn of the notes, and refuse the corpus if there are problems.
-
-        Raises:
-            InputError: The first problem, and how many more there are.
-        """
+        """Warn of the notes, and raise the first problem and how many more there are."""
         if not self._checked:
             for note in self.notes:
                 warnings.warn(note, stacklevel=3)
@@ -334,11 +318,7 @@ class Corpus(ABC):
         return Manifest(sha256, digest(sorted(names)), digest(everything))
 
     def rows(self, recording: AnnotatedRecording) -> list[dict[str, Any]]:
-        """The rows of one recording.
-
-        Raises:
-            InputError: Its header or its annotation cannot be used.
-        """
+        """The rows of one recording; an InputError if its header or its annotation cannot be used."""
         rate, duration_s, sha256 = None, None, None
         if recording.audio_path is not None:
             rate, frames = read_header(recording.audio_path)
@@ -367,12 +347,7 @@ class Corpus(ABC):
         ]
 
     def table(self) -> datasets.Dataset:
-        """The cycle table, from the cache or made anew.
-
-        Raises:
-            InputError: The corpus cannot be used, or the cache cannot be written.
-            UnusableRecordingsError: Some recordings cannot be used; names all of them.
-        """
+        """The cycle table, from the cache or made anew; an `UnusableRecordingsError` names all unusable recordings."""
         self.check_usable()
         path = cache_root(self.cache_dir) / "tables" / self.name / f"{self.manifest.table_fingerprint}.arrow"
         if (table := _read_arrow(path)) is not None:
@@ -386,8 +361,8 @@ class Corpus(ABC):
     def _write_arrow(self, path: Path) -> None:
         """Write the table as an Arrow stream, a few recordings at a time."""
         problems: list[str] = []
-        schema = self.features.arrow_schema
-        with new_entry(path) as file, pa.ipc.new_stream(file, schema) as stream:
+        parts: list[pa.Table] = []
+        with new_entry(path) as file, pa.ipc.new_stream(file, self.features.arrow_schema) as stream:
             for first in range(0, len(self.recordings), _RECORDINGS_PER_BATCH):
                 rows = []
                 for recording in self.recordings[first : first + _RECORDINGS_PER_BATCH]:
@@ -395,18 +370,12 @@ class Corpus(ABC):
                         rows += self.rows(recording)
                     except InputError as error:
                         problems.append(str(error))
-                stream.write_table(to_arrow(rows, self.features))
+                parts.append(to_arrow(rows, self.features))
+                stream.write_table(parts[-1])
             if problems:
-                raise UnusableRecordingsError(problems, len(self.recordings), self._usable_rows())
-
-    def _usable_rows(self) -> datasets.Dataset:
-        """The rows of the recordings without a problem, so that they can be decoded nevertheless."""
-        rows: list[dict[str, Any]] = []
-        for recording in self.recordings:
-            if recording.audio_path is not None:
-                with contextlib.suppress(InputError):
-                    rows += self.rows(recording)
-        return datasets.Dataset(to_arrow(rows, self.features))
+                usable = pa.concat_tables(parts)  # they can be decoded nevertheless
+                usable = datasets.Dataset(usable.filter(usable["recording_path"].is_valid()))
+                raise UnusableRecordingsError(problems, len(self.recordings), usable)
 
 
 def column_of(table: Any, name: str) -> list[Any]:

@@ -18,7 +18,7 @@ from laennec.audio.recording import DecodeError
 from laennec.audio.streaming import open_recording
 from laennec.cache import hash_files
 from laennec.corpora.base import Corpus
-from laennec.corpora.leaks import find_duplicates
+from laennec.corpora.copies import find_duplicates
 from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, named
 from laennec.errors import InputError, one_line

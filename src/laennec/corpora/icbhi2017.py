@@ -130,11 +130,7 @@ class Icbhi2017(Corpus):
     def _pair(self, sounds: dict[str, Path], annotations: dict[str, Path]) -> None:
         """Note what does not pair as a problem, or with `allow_missing` as left out."""
         if not sounds:
-            if self.level == "recording":
-                self.problems.append(f"{self.root}: no audio, and level recording needs its length; add the recordings")
-            self.notes.append(
-                f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
-            )
+            self.note_no_audio()
             return
         lone = [f"annotation without audio: {annotations[name]}" for name in sorted(set(annotations) - set(sounds))]
         lone += [f"audio without annotation: {sounds[name]}" for name in sorted(set(sounds) - set(annotations))]

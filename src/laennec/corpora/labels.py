@@ -86,13 +86,7 @@ class LabelSet:
 
 
 def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequence[str] | None) -> LabelSet:
-    """The labels of annotated rows.
-
-    Args:
-        rows: The labels of each row.
-        columns: The labels that are columns of 0 and 1.
-        wanted: All labels in their order, if the user states them; None: those that occur, sorted.
-    """
+    """The labels of annotated rows; `columns` are those of 0 and 1, `wanted` all in order (None: those that occur)."""
     known = {frozenset(name.casefold() for name in row): row for row in rows if row is not None}
     spelling: dict[str, str] = {name.casefold(): name for name in wanted or columns if name.casefold() != NORMAL}
     for name in sorted({name for row in known.values() for name in row}, key=lambda name: (name.casefold(), name)):

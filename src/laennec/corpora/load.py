@@ -20,11 +20,11 @@ from typing import Any
 import datasets
 
 from laennec.corpora.base import TABLE_VERSION, Corpus, CorpusOptions, column_of
+from laennec.corpora.copies import files_of, find_duplicates
 from laennec.corpora.folder.corpus import Folder
 from laennec.corpora.hub.corpus import Hub
 from laennec.corpora.hub.exported import original_folder
 from laennec.corpora.icbhi2017 import Icbhi2017
-from laennec.corpora.leaks import files_of, find_duplicates
 from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.recordings import named
 from laennec.corpora.splits import BY_RECORDING, PROTOCOLS, SplitResult, protocol_named, split_rank, split_table

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from laennec.audio.cycles import AnnotationError, label_of, numbered_lines, refuse_doubled
 from laennec.cache import cache_root, cached_folder, hash_files
 from laennec.errors import InputError
 from laennec.files import find_data, writing_error
+
+if TYPE_CHECKING:  # slow to import
+    import datasets
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -94,14 +95,9 @@ class AnnotatedRecording:
 
 
 class UnusableRecordingsError(InputError):
-    """Recordings of a corpus whose header, annotation or audio cannot be used; names all of them.
+    """Recordings that cannot be used: `problems`, one line each, and the table of the `usable` ones if it matters."""
 
-    Attributes:
-        problems: One line each, naming the file.
-        usable: The cycle table of the other recordings, or None where it does not matter.
-    """
-
-    def __init__(self, problems: Sequence[str], recordings: int, usable: datasets.Dataset | None = None) -> None:
+    def __init__(self, problems: Sequence[str], recordings: int, usable: "datasets.Dataset | None" = None) -> None:
         self.problems = list(problems)
         self.recordings = recordings
         self.usable = usable

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from laennec.audio.cycles import LABELS
 from laennec.corpora.base import CYCLE_FEATURES, class_names, column_of, digest
-from laennec.corpora.leaks import files_of
+from laennec.corpora.copies import files_of
 from laennec.corpora.load import described, provenance
 from laennec.corpora.splits import WITH_FOLDS, fingerprint, split_rank
 from laennec.errors import InputError

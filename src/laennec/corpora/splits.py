@@ -1,11 +1,10 @@
 """Named protocols of splitting, what each promises, the validation carve-out and the split fingerprint.
 
-Decisions: a protocol promises something for every pair of its splits (they share no patient, or at least no recording,
-or only no cycle). The default promise is the strongest; a protocol lists its exceptions. `split_table` checks its
-result against the promise and returns no split that breaks it. Validation is carved from train by whole patients who
-are in no test split, because selecting a model on test patients is selecting on test; only random-80-20 draws cycles,
-as its paper does, and its stamp says so. Draws are hashes of (seed, purpose, name): the order of rows and the versions
-of libraries change nothing.
+Decisions: a protocol promises something for every pair of its splits (they share no patient, no recording, or only no
+cycle); the default is the strongest, and a protocol lists its exceptions. `split_table` returns no split that breaks
+its promise. Validation is carved from train by whole patients who are in no test split, because selecting a model on
+test patients is selecting on test; only random-80-20 draws cycles, as its paper does. Draws are hashes of (seed,
+purpose, name): the order of rows and the versions of libraries change nothing.
 """
 
 import difflib
@@ -191,16 +190,9 @@ def assign_groups(
 ) -> dict[str, int]:
     """Assign whole groups to splits so that every stratum is divided as the shares ask, as nearly as groups allow.
 
-    Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a seeded
-    hash. Each goes where it least increases the squared deviation from the shares, summed over strata relative to their
-    totals. No split is left empty.
-
-    Args:
-        groups: The group of each row.
-        strata: The stratum of each row.
-        shares: Wanted share of each split, summing to 1.
-        seed: Seed of the order.
-        purpose: What the draw is for; different purposes have unrelated orders.
+    Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a hash of
+    seed and purpose. Each goes where it least increases the squared deviation from the shares, summed over strata
+    relative to their totals. No split is left empty. `groups` and `strata` are those of each row; shares sum to 1.
     """
     counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
     counts = counts.sort_index(axis=0).sort_index(axis=1)

@@ -122,13 +122,7 @@ class SprSound(Corpus):
     def _pair(self, found: dict[str, AnnotatedRecording], annotated: dict[Path, set[str]]) -> None:
         """Leave out or refuse what does not pair; annotations alone are enough for events."""
         if not any(recording.audio_path for recording in found.values()):
-            if self.level == "record":
-                self.problems.append(
-                    f"{self.root}: no audio, and level record needs the length of each recording; add the recordings"
-                )
-            self.notes.append(
-                f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
-            )
+            self.note_no_audio()
             return
         silent = [name for name, recording in found.items() if recording.audio_path is None]
         lone = [f"annotation without audio: {found[name].annotation_path}" for name in silent]
@@ -154,20 +148,32 @@ class SprSound(Corpus):
         """Every problem of a recording's annotation, at both levels."""
         path = recording.annotation_path
         assert path is not None  # every recording here has one
+        problems: list[AnnotationError] = []
         try:
             read_record_label(path)
-            return [item for item in _events(path, duration_s) if isinstance(item, AnnotationError)]
+            read_events(path, duration_s, problems)
         except AnnotationError as error:
             return [error]
+        return problems
 
 
-def read_events(path: str | Path, duration_s: float | None = None) -> list[Event]:
-    """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording."""
-    events = []
-    for item in _events(path, duration_s):
-        if isinstance(item, AnnotationError):
-            raise item
-        events.append(item)
+def read_events(
+    path: str | Path, duration_s: float | None = None, problems: list[AnnotationError] | None = None
+) -> list[Event]:
+    """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording.
+
+    What is wrong with events goes to `problems`, or the first is raised.
+    """
+    listed, events = _load(path).get("event_annotation"), []
+    if not isinstance(listed, list):
+        raise AnnotationError(path, "event_annotation", "is missing or no list; download the file again")
+    for number, item in enumerate(listed, start=1):
+        try:
+            events.append(_event(path, f"event {number}", item, duration_s))
+        except AnnotationError as error:
+            if problems is None:
+                raise
+            problems.append(error)
     return events
 
 
@@ -193,19 +199,6 @@ def _load(path: str | Path) -> dict[str, Any]:
             path, None, "not an object with record_annotation and event_annotation; download it again"
         )
     return content
-
-
-def _events(path: str | Path, duration_s: float | None) -> Iterable[Event | AnnotationError]:
-    """Every event, or what is wrong with it."""
-    listed = _load(path).get("event_annotation")
-    if not isinstance(listed, list):
-        yield AnnotationError(path, "event_annotation", "is missing or no list; download the file again")
-        return
-    for number, item in enumerate(listed, start=1):
-        try:
-            yield _event(path, f"event {number}", item, duration_s)
-        except AnnotationError as error:
-            yield error
 
 
 def _event(path: str | Path, place: str, item: Any, duration_s: float | None) -> Event:

@@ -1,14 +1,12 @@
 """A synthetic corpus in the file layout of ICBHI 2017, for tests, teaching and work without data.
 
-Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was put in, and events.csv says
-where. Every draw comes from a generator keyed by names (seed, patient, recording, cycle), so that a larger corpus
-contains the smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps small
-corpora near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Devices differ in rate,
-bandwidth and noise. The sounds are simple: scores on them say nothing about lungs.
+Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was put in. Every draw comes from
+a generator keyed by names (seed, patient, recording, cycle), so that a larger corpus contains the smaller one. Diseases
+and devices come from a low-discrepancy sequence over the patients, which keeps small corpora near the class mix of
+ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). The sounds are simple: scores on them say nothing about lungs.
 
-Figures: crackles are damped sinusoids with two-cycle durations about 5 ms (fine) and 15 ms (coarse); wheezes are
-harmonic tones of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., European Respiratory Review
-2000).
+Crackles are damped sinusoids with two-cycle durations about 5 ms (fine) and 15 ms (coarse); wheezes are harmonic tones
+of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., European Respiratory Review 2000).
 """
 
 import hashlib
@@ -33,9 +31,9 @@ from laennec.errors import InputError
 from laennec.files import atomic_folder, json_text, remove_stale_lock, wait_for_lock
 from laennec.untrusted import read_json
 
-SOURCE_RATE_HZ = 8000
-FIRST_PATIENT = 101
-MARK = "synthetic.json"
+_RATE_HZ = 8000
+_FIRST_PATIENT = 101
+_MARK = "synthetic.json"
 _MOST = {"patients": 899, "recordings_per_patient": 42, "cycles_per_recording": 99}
 _GOLDEN = (0.6180339887498949, 0.4142135623730951)  # irrational steps visit diseases and devices evenly
 # diagnosis: (share of adults, share of children, probability of normal, crackle, wheeze, both), from mild to severe
@@ -51,7 +49,6 @@ _DISEASES = {
 }
 
 Signal = npt.NDArray[np.float64]
-Event = tuple[float, float, str, float | None]  # start_s, end_s, kind, frequency_hz
 
 
 class Device(NamedTuple):
@@ -84,7 +81,6 @@ class Patient(NamedTuple):
     traits: tuple[float | str | None, ...]  # age in years, sex, BMI, weight in kg, height in cm
     diagnosis: str
     device: str
-    mix: tuple[float, float, float, float]
     cycle_s: float
     severity: float
     fine_share: float
@@ -101,12 +97,9 @@ def draw_patient(seed: int, index: int) -> Patient:
     """The patient of this index, a function of seed and index alone."""
     even = (stream(seed, "corpus").random(2) + index * np.array(_GOLDEN)) % 1
     rng = stream(seed, "patient", index)
-    kinds = [
-        (name, child, share)
-        for name, (adults, children, _) in _DISEASES.items()
-        for child, share in ((False, 0.64 * adults), (True, 0.36 * children))
-    ]
-    diagnosis, child, _ = _pick(kinds, [share for *_, share in kinds], even[0])
+    kinds = [(name, child) for name in _DISEASES for child in (False, True)]
+    shares = [0.36 * _DISEASES[name][1] if child else 0.64 * _DISEASES[name][0] for name, child in kinds]
+    diagnosis, child = _pick(kinds, shares, even[0])
     age = float(rng.uniform(0.5, 16)) if child else float(np.clip(rng.normal(66, 12), 19, 93))
     bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
     height = 75 + 6.3 * age * (1 + 0.05 * rng.standard_normal())
@@ -118,11 +111,11 @@ def draw_patient(seed: int, index: int) -> Patient:
     device = _pick(list(DEVICES), [device.share for device in DEVICES.values()], even[1])
     severity, fine_share = float(rng.beta(2, 2)), float(rng.uniform(0.2, 0.8))
     wheeze_hz = float(np.exp(rng.uniform(np.log(150), np.log(700))))
-    mix, cycle_s = _DISEASES[diagnosis][2], 60 / breaths_per_minute
-    return Patient(FIRST_PATIENT + index, traits, diagnosis, device, mix, cycle_s, severity, fine_share, wheeze_hz)
+    number, cycle_s = _FIRST_PATIENT + index, 60 / breaths_per_minute
+    return Patient(number, traits, diagnosis, device, cycle_s, severity, fine_share, wheeze_hz)
 
 
-def breath(samples: int, rng: np.random.Generator) -> Signal:
+def _breath(samples: int, rng: np.random.Generator) -> Signal:
     """Turbulent noise of one cycle: inspiration (40 % of it) is louder and brighter than expiration."""
     position = np.arange(samples) / samples
     inward = np.sin(np.pi * np.clip(position / 0.4, 0, 1)) ** 0.8
@@ -131,46 +124,43 @@ def breath(samples: int, rng: np.random.Generator) -> Signal:
     return inward * _lowpass(noise, 500) * 1.6 + 0.5 * outward * _lowpass(noise, 250) * 2.2
 
 
-def crackle(two_cycle_s: float) -> Signal:
-    """One crackle: a damped sinusoid, two cycles in the given time, largest deflection 1."""
-    time = np.arange(round(2 * two_cycle_s * SOURCE_RATE_HZ)) / SOURCE_RATE_HZ
+def _crackle(two_cycle_s: float) -> Signal:
+    """A damped sinusoid, two cycles in the given time, largest deflection 1."""
+    time = np.arange(round(2 * two_cycle_s * _RATE_HZ)) / _RATE_HZ
     wave = np.sin(4 * np.pi * time / two_cycle_s) * np.exp(-1.6 * time / two_cycle_s)
     return wave / np.abs(wave).max()
 
 
-def wheeze(duration_s: float, frequency_hz: float, rng: np.random.Generator) -> Signal:
-    """One wheeze: a fundamental that glides a little, two weaker harmonics, soft edges; root mean square about 0.7."""
-    time = np.arange(round(duration_s * SOURCE_RATE_HZ)) / SOURCE_RATE_HZ
+def _wheeze(duration_s: float, frequency_hz: float, rng: np.random.Generator) -> Signal:
+    """A fundamental that glides a little, two weaker harmonics, soft edges; root mean square about 0.7."""
+    time = np.arange(round(duration_s * _RATE_HZ)) / _RATE_HZ
     glide = frequency_hz * (1 + rng.uniform(-0.1, 0.05) * (time / duration_s - 0.5))
-    phase = 2 * np.pi * np.cumsum(glide) / SOURCE_RATE_HZ
+    phase = 2 * np.pi * np.cumsum(glide) / _RATE_HZ
     tone = np.sin(phase) + 0.25 * np.sin(2 * phase) + 0.08 * np.sin(3 * phase)
     return tone * np.sin(np.pi / 2 * np.clip(np.minimum(time, duration_s - time) / 0.05, 0, 1)) ** 2
 
 
-def draw_cycle(patient: Patient, label: str, length_s: float, key: tuple[object, ...]) -> tuple[Signal, list[Event]]:
-    """One cycle of a class at `SOURCE_RATE_HZ`, and what was put in."""
+def draw_cycle(patient: Patient, label: str, length_s: float, key: tuple[object, ...]) -> Signal:
+    """One cycle of a class at 8 kHz, (samples,)."""
     rng = stream(*key)
-    sound = breath(round(length_s * SOURCE_RATE_HZ), rng) * np.exp(rng.normal(0, 0.15))
+    sound = _breath(round(length_s * _RATE_HZ), rng) * np.exp(rng.normal(0, 0.15))
     severity = float(np.clip(patient.severity + rng.normal(0, 0.15), 0, 1))
     has_crackle, has_wheeze = flags_of(label)
-    events: list[Event] = []
     if has_crackle:
         fine = rng.random() < patient.fine_share
         for _ in range(int(rng.integers(5, 11) if fine else rng.integers(3, 7)) + round(3 * severity)):
             place = rng.uniform(0.2, 0.38) if fine else rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.45, 0.75)])
-            wave = crackle(rng.uniform(0.004, 0.006) if fine else rng.uniform(0.012, 0.018))
-            wave = wave * (0.95 + 1.5 * severity) * np.exp(0.3 * rng.standard_normal())
-            events.append((*_add(sound, wave, place * length_s), "fine crackle" if fine else "coarse crackle", None))
+            wave = _crackle(rng.uniform(0.004, 0.006) if fine else rng.uniform(0.012, 0.018))
+            _add(sound, wave * (0.95 + 1.5 * severity) * np.exp(0.3 * rng.standard_normal()), place * length_s)
     if has_wheeze:
         duration_s = max(0.1, length_s * rng.uniform(0.2, 0.42))
         start_s = rng.uniform(0.45 * length_s, max(0.45 * length_s, 0.9 * length_s - duration_s))
         pitch = float(np.clip(patient.wheeze_hz * np.exp(0.07 * rng.standard_normal()), 115, 880))
-        wave = wheeze(duration_s, pitch, rng) * (0.09 + 0.2 * severity)
-        events.append((*_add(sound, wave, start_s), "wheeze", round(pitch, 1)))
-    return sound, sorted(events, key=lambda event: event[0])
+        _add(sound, _wheeze(duration_s, pitch, rng) * (0.09 + 0.2 * severity), start_s)
+    return sound
 
 
-def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> tuple[Signal, list[Cycle], list[Event]]:
+def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> tuple[Signal, list[Cycle]]:
     """A stretch of breathing: cycles without gaps, with a part of an unannotated cycle before and after them."""
     rng = stream(*key, "session")
     count = max(1, cycles + int(rng.integers(-1, 2)))
@@ -179,29 +169,24 @@ def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> t
     lead_s = round(float(rng.uniform(0, min(0.5, lengths[0]))), 3)
     # evenly spread quantiles in random order: a short recording has the mix of its patient
     quantiles = (rng.random() + rng.permutation(count) * _GOLDEN[0]) % 1
-    sound = np.zeros(round(np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2 * SOURCE_RATE_HZ))
-    annotated, events = [], []
+    labels = ["normal", *(_pick(LABELS, _DISEASES[patient.diagnosis][2], q) for q in quantiles), "normal"]
+    sound = np.zeros(round(np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2 * _RATE_HZ))
+    annotated = []
     start_s = round(lead_s - float(lengths[0]), 3)
-    for number, length_s in enumerate(lengths.tolist()):
-        inside = 1 <= number <= count
-        label = _pick(LABELS, patient.mix, quantiles[number - 1]) if inside else "normal"
-        piece, found = draw_cycle(patient, label, length_s, (*key, "cycle", number))
-        first = round(start_s * SOURCE_RATE_HZ)
-        _add(sound, piece[max(-first, 0) :], max(start_s, 0.0))
+    for number, (label, length_s) in enumerate(zip(labels, lengths.tolist(), strict=True)):
+        piece = draw_cycle(patient, label, length_s, (*key, "cycle", number))
+        _add(sound, piece[max(-round(start_s * _RATE_HZ), 0) :], max(start_s, 0.0))
         end_s = round(start_s + length_s, 3)
-        if inside:
-            annotated.append(Cycle(start_s, end_s, *flags_of(label)))
-            offset_s = first / SOURCE_RATE_HZ
-            events += [(offset_s + start, offset_s + end, kind, pitch) for start, end, kind, pitch in found]
+        annotated.append(Cycle(start_s, end_s, *flags_of(label)))
         start_s = end_s
-    return sound, annotated, events
+    return sound, annotated[1:-1]
 
 
 def _record(breathing: Signal, device: Device, rate: int, rng: np.random.Generator) -> Signal:
     """What a device writes: breathing and body noise within its bandwidth, its own noise, at the rate of the file."""
     body = _lowpass(rng.standard_normal(len(breathing)), 60) * rng.uniform(0.5, 1.5)
-    filtered = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * SOURCE_RATE_HZ))
-    sound = soxr.resample(filtered, SOURCE_RATE_HZ, rate) if rate != SOURCE_RATE_HZ else filtered
+    filtered = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * _RATE_HZ))
+    sound = soxr.resample(filtered, _RATE_HZ, rate) if rate != _RATE_HZ else filtered
     sound = sound + device.noise * rng.standard_normal(len(sound))
     return np.asarray(sound * (rng.uniform(0.3, 0.9) / np.abs(sound).max()))
 
@@ -216,10 +201,7 @@ def write_corpus(
     max_rate_hz: int | None = None,
     reuse: bool = False,
 ) -> Path:
-    """Write a synthetic corpus in ICBHI 2017's file layout; the folder is whole or absent.
-
-    Beside the recordings and annotations it holds the published tables (split, diagnosis, demographics, folds),
-    events.csv with every crackle and wheeze that was put in, and synthetic.json with these arguments.
+    """Write a synthetic corpus in ICBHI 2017's file layout, with its tables; the folder is whole or absent.
 
     Args:
         folder: Where to; an existing folder is replaced only if it is empty or a synthetic corpus.
@@ -227,37 +209,34 @@ def write_corpus(
         recordings_per_patient: Recordings of each.
         cycles_per_recording: Cycles of each recording, give or take one.
         seed: Seed of everything.
-        max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None keeps the rates of the
-            devices (44.1 kHz and 4 kHz).
+        max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None for those of the devices.
         reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
     """
-    counts = (patients, recordings_per_patient, cycles_per_recording)
     folder = Path(folder)
-    options: dict[str, Any] = {**dict(zip(_MOST, counts, strict=True)), "seed": seed, "max_rate_hz": max_rate_hz}
+    counts = dict(zip(_MOST, (patients, recordings_per_patient, cycles_per_recording), strict=True))
+    options: dict[str, Any] = {**counts, "seed": seed, "max_rate_hz": max_rate_hz}
     for name, most in _MOST.items():
         if not 1 <= options[name] <= most:
             raise InputError(f"{name} is {options[name]}; the synthetic corpus can have 1 to {most}")
     if max_rate_hz is not None and (max_rate_hz < 4000 or max_rate_hz % 100):
         raise InputError(f"max_rate_hz is {max_rate_hz}; give a multiple of 100 from 4000, or nothing for native rates")
-    manifest = {"corpus": "laennec synthetic", "version": 2, "options": options}
     with wait_for_lock(folder):
-        if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder / _MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
-        if reuse and (folder / MARK).is_file():
+        if reuse and (folder / _MARK).is_file():
             _refuse_other_options(folder, options)
             return folder
         with atomic_folder(folder) as temporary:
             _write(temporary, options)
-            (temporary / MARK).write_text(json_text(manifest, indent=1) + "\n", encoding="utf-8")
+            manifest = {"corpus": "laennec synthetic", "version": 3, "options": options}
+            (temporary / _MARK).write_text(json_text(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
 def _write(folder: Path, options: dict[str, Any]) -> None:
-    seed, people, names = options["seed"], [], []
-    rows = ["file,start_s,end_s,kind,frequency_hz"]
-    for index in range(options["patients"]):
-        patient = draw_patient(seed, index)
-        people.append(patient)
+    seed, names = options["seed"], []
+    people = [draw_patient(seed, index) for index in range(options["patients"])]
+    for patient in people:
         device = DEVICES[patient.device]
         rate = min(device.sampling_rate, options["max_rate_hz"] or device.sampling_rate)
         for number in range(options["recordings_per_patient"]):
@@ -266,14 +245,12 @@ def _write(folder: Path, options: dict[str, Any]) -> None:
             location = locations[(position + patient.number) % len(locations)]
             if device.mode == "sc" or position == 0:  # "mc" recordings of one visit have the same breathing
                 key = (seed, "patient", patient.number, "stretch", number)
-                breathing, cycles, events = _draw_breathing(patient, key, options["cycles_per_recording"])
+                breathing, cycles = _draw_breathing(patient, key, options["cycles_per_recording"])
             name = f"{patient.number}_{visit + 1}b1_{location}_{device.mode}_{patient.device}"
             sound = _record(breathing, device, rate, stream(seed, "recording", name))
             soundfile.write(folder / f"{name}.wav", sound, rate, subtype=device.subtype)
             write_annotation(folder / f"{name}.txt", cycles)
             names.append(name)
-            rows += [f"{name},{start:.6f},{end:.6f},{kind},{pitch or ''}" for start, end, kind, pitch in events]
-    _write_lines(folder / "events.csv", rows)
     _write_tables(folder, people, names)
 
 
@@ -286,7 +263,7 @@ def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None
     _write_lines(folder / "ICBHI_Challenge_diagnosis.txt", [f"{one.number}\t{one.diagnosis}" for one in people])
     rows = ["\t".join(map(text, (str(one.number), *one.traits))) for one in people]
     _write_lines(folder / "ICBHI_Challenge_demographic_information.txt", rows, end="\r\n")
-    folds = {str(one.number): (one.number - FIRST_PATIENT) % 5 for one in people}
+    folds = {str(one.number): (one.number - _FIRST_PATIENT) % 5 for one in people}
     # whole folds are test, so that a larger corpus keeps the split of the smaller one
     rows = [f"{name}\t{'test' if folds[name.split('_')[0]] in (1, 3) else 'train'}" for name in names]
     _write_lines(folder / "ICBHI_challenge_train_test.txt", rows, end="\r\n")
@@ -297,16 +274,15 @@ def _write_lines(path: Path, lines: list[str], end: str = "\n") -> None:
     path.write_bytes("".join(line + end for line in lines).encode())
 
 
-def _add(sound: Signal, wave: Signal, start_s: float) -> tuple[float, float]:
-    """Add a wave at a time; returns start and end to the sample. What lies beyond the end is left off."""
-    first = min(round(start_s * SOURCE_RATE_HZ), len(sound) - 1)
+def _add(sound: Signal, wave: Signal, start_s: float) -> None:
+    """Add a wave at a time; what lies beyond the end is left off."""
+    first = min(round(start_s * _RATE_HZ), len(sound) - 1)
     wave = wave[: len(sound) - first]
     sound[first : first + len(wave)] += wave
-    return first / SOURCE_RATE_HZ, (first + len(wave)) / SOURCE_RATE_HZ
 
 
 def _lowpass(sound: Signal, corner_hz: float) -> Signal:
-    return np.asarray(sosfilt(butter(4, corner_hz, fs=SOURCE_RATE_HZ, output="sos"), sound))
+    return np.asarray(sosfilt(butter(4, corner_hz, fs=_RATE_HZ, output="sos"), sound))
 
 
 def _pick(names: Sequence[Any], shares: Sequence[float], position: float) -> Any:
@@ -371,16 +347,16 @@ class Synthetic(Icbhi2017):
 
     def further_files(self) -> list[Path]:
         """The published split and folds, and what the corpus was written with."""
-        own = (self.root / name for name in (MARK, "events.csv"))
-        return [*super().further_files(), *(path for path in own if path.is_file())]
+        mark = self.root / _MARK
+        return [*super().further_files(), *([mark] if mark.is_file() else [])]
 
 
 def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
     try:
-        written = dict(read_json(folder / MARK)["options"])
+        written = dict(read_json(folder / _MARK)["options"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         remedy = "leave the options out, or choose another folder"
-        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
+        raise InputError(f"{folder}: no {_MARK} that says how this corpus was written; {remedy}") from error
     for key, value in wanted.items():
         if written.get(key) != value:
             said = f"{key} {written.get(key)!r}, not {value!r}"

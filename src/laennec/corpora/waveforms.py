@@ -13,12 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from laennec.audio.cycles import Waveform
 from laennec.audio.recording import ButterworthFilter, DecodeError
@@ -29,6 +27,10 @@ from laennec.errors import InputError
 from laennec.files import try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import open_regular
+
+if TYPE_CHECKING:  # worker processes import this module, and these take a second
+    import datasets
+    import pyarrow as pa
 
 WAVEFORM_VERSION = 3
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
@@ -60,7 +62,7 @@ class CycleWaveforms(Sequence[Waveform]):
 
     def __init__(
         self,
-        table: datasets.Dataset,
+        table: "datasets.Dataset",
         sampling_rate: int,
         filter: ButterworthFilter | None = None,
         cache_dir: str | Path | None = None,
@@ -76,7 +78,7 @@ class CycleWaveforms(Sequence[Waveform]):
             raise InputError(f"{silent} cycles have no audio ({first} ...); load the corpus with its recordings")
         self._shards, self._places = self._arrange(rows, cache_dir)
 
-    def _arrange(self, rows: pa.Table, cache_dir: str | Path | None) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
+    def _arrange(self, rows: "pa.Table", cache_dir: str | Path | None) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
         """One shard for each recording, and for each row its (shard, span)."""
         paths, hashes, starts, ends = (rows[name].to_pylist() for name in _COLUMNS[1:])
         unknown = hash_files({Path(path) for path, sha256 in zip(paths, hashes, strict=True) if not sha256}, cache_dir)
@@ -107,11 +109,7 @@ class CycleWaveforms(Sequence[Waveform]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> Waveform:  # type: ignore[override]
-        """The waveform of row `index`, float32, shape (samples,); decodes its recording if it is not cached.
-
-        Raises:
-            InputError: The recording cannot be decoded, or the cycle is empty.
-        """
+        """The waveform of row `index`, float32, shape (samples,); decodes its recording if it is not cached."""
         shard, span = (int(number) for number in self._places[index])
         chosen = self._shards[shard]
         waveform = _read_cycle(chosen, span)
@@ -121,9 +119,6 @@ class CycleWaveforms(Sequence[Waveform]):
         if waveform is None:
             raise InputError(f"{chosen.path}: the cache cannot be read back; check the disk, or choose another cache")
         return waveform
-
-    def __iter__(self) -> Iterator[Waveform]:
-        return (self[index] for index in range(len(self)))
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -135,14 +130,10 @@ class CycleWaveforms(Sequence[Waveform]):
         return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
 
     def prepare(self, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
-        """Decode every recording whose cycles are not cached, together with other processes that do.
+        """Decode every recording whose cycles are not cached, in `jobs` processes and together with others that do.
 
-        Args:
-            progress: Called with (recordings done, recordings to do) after each.
-            jobs: Number of processes to start.
-
-        Raises:
-            UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
+        `progress` is called with (done, to do) after each. An `UnusableRecordingsError` names all that cannot be used;
+        the others are cached.
         """
         if problems := _prepare(self._shards, self.sampling_rate, self.filter, progress, jobs):
             raise UnusableRecordingsError(problems, len(self._shards))
@@ -209,41 +200,29 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     lengths = []
     with new_entry(shard.path) as file:
         try:
-            for piece in _pieces(shard, sampling_rate, filter):
-                file.write(piece.astype("<f4", copy=False).data)
-                lengths.append(len(piece))
+            with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
+                for place, found in passing_cycles(stream, shard.spans):
+                    if len(found.own) == 0:
+                        start_s, end_s = shard.spans[place]
+                        reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
+                        raise DecodeError(
+                            shard.recording_path, f"{reason}; correct its annotation or use a higher rate"
+                        )
+                    file.write(found.own.astype("<f4", copy=False).data)
+                    lengths.append(len(found.own))
         except MemoryError as error:
             reason = "a cycle is too long for this machine's memory; cut it into shorter ones"
             raise DecodeError(shard.recording_path, reason) from error
         file.write(np.array(lengths, "<u8").tobytes())
 
 
-def _pieces(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> Iterator[Waveform]:
-    """The cycles of a recording, one after another."""
-    with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
-        for place, found in passing_cycles(stream, shard.spans):
-            if len(found.own) == 0:
-                start_s, end_s = shard.spans[place]
-                reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
-                raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-            yield found.own
-
-
 def with_audio(
-    table: datasets.Dataset, sampling_rate: int, filter: ButterworthFilter | None = None
-) -> datasets.Dataset:
+    table: "datasets.Dataset", sampling_rate: int, filter: ButterworthFilter | None = None
+) -> "datasets.Dataset":
     """The table with a column `audio` that is decoded when a row is read, by soundfile: torchcodec is not needed.
 
-    Args:
-        table: A cycle table.
-        sampling_rate: Rate of the waveforms in Hz.
-        filter: Applied to whole recordings at that rate.
-
-    Returns:
-        The same rows; `audio` is {"array": float32 (samples,), "sampling_rate": Hz}, the cycle alone.
-
-    Raises:
-        InputError: The table has rows without audio.
+    `audio` is {"array": float32 (samples,), "sampling_rate": Hz}, the cycle alone; the filter is applied to whole
+    recordings at that rate.
     """
     waveforms = CycleWaveforms(table, sampling_rate, filter)
     rows = {cycle: row for row, cycle in enumerate(table["cycle_id"])}
@@ -256,7 +235,7 @@ def with_audio(
 
 
 def decode_all(
-    tables: Sequence[datasets.Dataset],
+    tables: "Sequence[datasets.Dataset]",
     sampling_rate: int,
     filter: ButterworthFilter | None = None,
     problems: Sequence[str] = (),

@@ -17,8 +17,8 @@ import pandas as pd
 
 from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.cache import cache_root, read_entry, write_entry
-from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import column_of, to_arrow
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.evaluation.intervals import MIN_PATIENTS, effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import (
     CLASSES,

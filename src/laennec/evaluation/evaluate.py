@@ -22,8 +22,8 @@ import laennec
 from laennec.audio.cycles import window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig, span_noun
-from laennec.corpora import provenance
 from laennec.corpora.base import class_names, column_of
+from laennec.corpora.load import provenance
 from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts

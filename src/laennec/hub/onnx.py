@@ -315,7 +315,7 @@ def _validation(
     """The waveforms of a run's validation cycles, and their predictions table in the same order."""
     import pandas as pd
 
-    from laennec.corpora import provenance
+    from laennec.corpora.load import provenance
     from laennec.evaluation.scored_data import check_split, recipe_of
     from laennec.training.data.split_data import load_splits, make_split
 

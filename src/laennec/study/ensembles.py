@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laennec.corpora import provenance
+from laennec.corpora.load import provenance
 from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import provenance
+from laennec.corpora.load import provenance
 from laennec.encoders import Wrapper
 from laennec.errors import InputError
 from laennec.files import atomic_folder, atomic_write, explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import audio_twins
 from laennec.corpora import load_corpus
 from laennec.corpora.base import to_arrow
-from laennec.corpora.leaks import canonical_hashes
+from laennec.corpora.copies import canonical_hashes
 from laennec.errors import InputError
 from laennec.training.pretraining.dataset import PRETRAINING, pretraining_note, pretraining_set, refuse_seen_patients
 from laennec.training.recipe import PretrainSettings

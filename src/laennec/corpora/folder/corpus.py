@@ -1,12 +1,11 @@
 """A user's own recordings, described by one CSV or by label files beside them.
 
 Decisions: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles are
-in label files beside them (ICBHI text, Audacity labels or Raven selections, told apart by content), or if there are no
-such files, the labels of whole recordings. A CSV without a column of recordings has one row a patient. Names other than
-crackle and wheeze make a label set (`laennec.corpora.labels`); then labels of one span are the labels of one row, and
-spans may overlap. With `unlabelled` a cycle may lack its label, and a recording without annotation is one row without
-flags, for self-supervision. A recording without a patient id counts as its own patient, and a note says so, because a
-split by such patients may have one person on both sides. Every error names its CSV line.
+in label files beside them (ICBHI text, Audacity labels or Raven selections), or else the labels of whole recordings. A
+CSV without a column of recordings has one row a patient. Names other than crackle and wheeze make a label set
+(`laennec.corpora.labels`), whose spans may overlap. With `unlabelled` a cycle may lack its label, and a recording
+without annotation is one row without flags. A recording without a patient id counts as its own patient, and a note says
+so. Every error names its CSV line.
 """
 
 import re

@@ -253,13 +253,13 @@ def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptio
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data_dir)) is None:
             raise InputError(f"{data_dir}: no such folder, and no Hub id (owner/name); check data_dir (--data-dir)")
         return _read_datasets(str(data_dir), cache_dir, options)
-    if folder.is_file() or options.layout == "datasets" or (options.layout is None and _has_parquet(folder)):
+    if (
+        folder.is_file()
+        or options.layout == "datasets"
+        or (options.layout is None and any(not is_result(path) for path in folder.rglob("*.parquet")))
+    ):
         return _read_datasets(str(folder), cache_dir, options)
     return read_layout(folder, options.layout, options.split_names)
-
-
-def _has_parquet(folder: Path) -> bool:
-    return any(not is_result(path) for path in folder.rglob("*.parquet"))
 
 
 def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:

@@ -38,15 +38,10 @@ _COLUMNS = {
 _SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
 
 
-def is_address(data_dir: str | Path) -> bool:
-    """Whether this is the address of a data set of the Hub, hf://datasets/OWNER/NAME."""
-    return isinstance(data_dir, str) and data_dir.startswith("hf://")
-
-
 def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
     """The given folder of a corpus, or if that is an export or the address of one, the folder it was made of."""
-    if is_address(data_dir):
-        folder = _downloaded(str(data_dir))
+    if isinstance(data_dir, str) and data_dir.startswith("hf://"):
+        folder = _downloaded(data_dir)
     else:
         folder = Path(data_dir).expanduser().absolute()
         if not (folder / MANIFEST).is_file():
@@ -175,11 +170,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def refuse_large_table(place: Path, path: Path, packed: int) -> None:
-    """Refuse a Parquet file that says that it holds more than sound and text of its size can.
-
-    Raises:
-        InputError: It does, or it cannot be read.
-    """
+    """Refuse a Parquet file that says that it holds more than sound and text of its size can, or cannot be read."""
     with _readable(path), pq.ParquetFile(path) as table:
         groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
         refuse_large(place, packed, sum(group.total_byte_size for group in groups))

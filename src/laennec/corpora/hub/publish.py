@@ -2,9 +2,9 @@
 
 Decisions: three configurations. `cycles` (the default) has a row a cycle with its own audio, in the splits of the
 chosen protocol, and every other protocol as a column. laennec filters and resamples whole recordings before it cuts
-them, so `recordings` holds the file of each recording as it is and `annotations` every file that says something about
-them; from these two `load_corpus` restores the folder of the corpus. A split without cycles is left out, because
-`load_dataset` cannot read one. Nothing that is written names a place on this machine or the time.
+them, so `recordings` holds the file of each recording and `annotations` every file that says something about them; from
+these two `load_corpus` restores the folder of the corpus. A split without cycles is left out, because `load_dataset`
+cannot read one. Nothing that is written names a place on this machine or the time.
 """
 
 import hashlib
@@ -189,19 +189,21 @@ def _split_columns(
     """For every protocol that the data support a column over the table's rows, and what the manifest says of it."""
     columns: dict[str, list[Any]] = {}
     said: dict[str, Any] = {}
-    row_of = {cycle: row for row, cycle in enumerate(column_of(table, "cycle_id"))}
+    cycles = column_of(table, "cycle_id")
     for protocol in corpus.protocols:
         with_folds = protocol in WITH_FOLDS
         if not (folds := list(_folds(corpus, protocol, rules))):
             continue
         name = f"{'fold' if with_folds else 'split'}_{protocol.replace('-', '_')}"
-        values: list[Any] = [None] * len(table)
-        for fold, splits in enumerate(folds):
-            for split, rows in splits.items():
-                for cycle in rows["cycle_id"] if not with_folds or split == "test" else ():
-                    values[row_of[cycle]] = fold if with_folds else split
+        value_of = {
+            cycle: fold if with_folds else split
+            for fold, splits in enumerate(folds)
+            for split, rows in splits.items()
+            if split == "test" or not with_folds
+            for cycle in column_of(rows, "cycle_id")
+        }
+        columns[name] = [value_of.get(cycle) for cycle in cycles]
         origins = [provenance(splits) for splits in folds]
-        columns[name] = values
         said[protocol] = {
             "column": name,
             "split_fingerprints": [origin["split_fingerprint"] for origin in origins],
@@ -254,7 +256,7 @@ class _Writer:
         others = {name: path for name, path in sorted(sources.items()) if path not in sounds}
         if others:
             features = {"source_path": datasets.Value("string"), "content": datasets.Value("binary")}
-            rows = ({"source_path": name, "content": _read(path)} for name, path in others.items())
+            rows = ({"source_path": name, "content": self._content(path)} for name, path in others.items())
             self._write_split(folder, "annotations", _WHOLE, features, rows)
 
     def _cycles(self, split: datasets.Dataset) -> Iterator[dict[str, Any]]:
@@ -310,9 +312,13 @@ class _Writer:
         return found.pop() if len(found) == 1 else None
 
     def _content(self, path: Path) -> bytes:
-        """The file of a recording, which must be the one that the table was made of."""
-        content = _read(path)
-        if hashlib.sha256(content).hexdigest() != self.corpus.manifest.sha256[path]:
+        """A file of the corpus; one that the table was made of must be as it was."""
+        try:
+            content = read_bytes(path, None)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+        known = self.corpus.manifest.sha256.get(path)
+        if known is not None and hashlib.sha256(content).hexdigest() != known:
             raise InputError(f"{path}: has changed while it was exported; export again")
         return content
 
@@ -348,15 +354,12 @@ class _Writer:
 
 
 def encode_lossless(frames: Waveform, sampling_rate: int, subtype: str) -> tuple[bytes, str]:
-    """Encode samples so that decoding gives the same samples: FLAC for integers of up to 24 bit, else float WAV.
+    """An audio file with the same samples, and its suffix: FLAC for integers of up to 24 bit, else float WAV.
 
     Args:
         frames: float32 (samples, channels), as `read_frames` gives them.
         sampling_rate: In Hz.
         subtype: The sample format they were decoded from, as libsndfile names it.
-
-    Returns:
-        (the content of an audio file, ".flac" or ".wav").
     """
     file = io.BytesIO()
     if subtype in _FLAC_SUBTYPES:
@@ -369,13 +372,6 @@ def encode_lossless(frames: Waveform, sampling_rate: int, subtype: str) -> tuple
             file = io.BytesIO()
     soundfile.write(file, frames, sampling_rate, format="WAV", subtype="FLOAT")
     return file.getvalue(), ".wav"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_bytes(path, None)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
 
 
 def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetDict, rate: int) -> str:

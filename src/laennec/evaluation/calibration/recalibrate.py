@@ -108,7 +108,7 @@ def recalibrate(
 def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> tuple[float, float]:
     """Predict the validation windows of a run, store them in its folder, and return their length and hop."""
     from laennec.audio.cycles import window_lengths
-    from laennec.corpora import provenance
+    from laennec.corpora.load import provenance
     from laennec.evaluation.evaluate import load_model
     from laennec.evaluation.scored_data import check_split, recipe_of
     from laennec.training.data.split_data import load_splits

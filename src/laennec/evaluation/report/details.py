@@ -20,7 +20,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from laennec.audio.spectrogram import RANGE_DB, TOP_HZ, Spectrogram
-from laennec.corpora import CycleWaveforms
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import Predictions
 from laennec.evaluation.report.failures import METADATA, predicted_text, true_text, worst_errors

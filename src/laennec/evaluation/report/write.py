@@ -192,7 +192,7 @@ def _extras(
 
 def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any, Any]:
     """The cycle table of the scored split, and the recipe with its corpus."""
-    from laennec.corpora import provenance
+    from laennec.corpora.load import provenance
     from laennec.evaluation.scored_data import recipe_of
     from laennec.training.data.split_data import load_splits
 

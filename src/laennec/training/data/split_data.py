@@ -19,17 +19,11 @@ from numpy.typing import NDArray
 from laennec.audio.augmentation import WAVEFORM_PARTS, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
-from laennec.corpora import (
-    CycleWaveforms,
-    UnusableRecordingsError,
-    check_duplicates,
-    concatenate_corpora,
-    decode_all,
-    load_corpus,
-    provenance,
-)
 from laennec.corpora.base import column_of
-from laennec.corpora.load import corpus_class
+from laennec.corpora.load import check_duplicates, corpus_class, load_corpus, provenance
+from laennec.corpora.recordings import UnusableRecordingsError
+from laennec.corpora.several import concatenate_corpora
+from laennec.corpora.waveforms import CycleWaveforms, decode_all
 from laennec.errors import InputError
 from laennec.progress import Progress, track
 from laennec.training.data.batches import Concatenation, CycleDataset, Neighbours, cycle_numbers

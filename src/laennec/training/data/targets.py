@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.configuration import Span, span_noun
-from laennec.corpora import provenance
 from laennec.corpora.base import class_names, column_of
+from laennec.corpora.load import provenance
 from laennec.errors import InputError
 from laennec.training.recipe import TargetSettings
 

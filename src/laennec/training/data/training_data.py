@@ -18,9 +18,10 @@ from laennec.audio.augmentation import WaveformAugmentation
 from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, read_header, read_recording
-from laennec.corpora import CycleWaveforms, provenance
 from laennec.corpora.base import column_of
+from laennec.corpora.load import provenance
 from laennec.corpora.splits import fingerprint
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.errors import InputError
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collate_cycles, collate_embeddings
 from laennec.training.data.targets import targets_of

@@ -17,8 +17,8 @@ from laennec.audio.context import beside_window
 from laennec.audio.cycles import prediction_windows, window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
-from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import ABNORMAL, class_names, column_of, to_arrow
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of
 from laennec.modeling import LaennecForAudioClassification

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counter_generator
 from laennec.audio.cycles import sliding_windows
-from laennec.corpora import provenance
 from laennec.corpora.base import column_of, to_arrow
-from laennec.corpora.leaks import describe_audio, find_described
-from laennec.corpora.load import find_corpus
+from laennec.corpora.copies import describe_audio, find_described
+from laennec.corpora.load import find_corpus, provenance
 from laennec.corpora.recordings import named
 from laennec.errors import InputError
 from laennec.training.data.batches import CycleDataset, view_seed

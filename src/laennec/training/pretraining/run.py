@@ -20,8 +20,9 @@ import torch
 from torch.nn.functional import normalize
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import CycleWaveforms, provenance
-from laennec.corpora.leaks import canonical_hashes
+from laennec.corpora.copies import canonical_hashes
+from laennec.corpora.load import provenance
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec.corpora import leaks
-from laennec.corpora.leaks import AudioFingerprint, describe_audio, find_described, find_duplicates
+from laennec.corpora import copies
+from laennec.corpora.copies import AudioFingerprint, describe_audio, find_described, find_duplicates
 
 RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal(16000).astype(np.float32) * 0.1
@@ -34,25 +34,25 @@ def write(path: Path, waveform: np.ndarray, rate: int = 4000) -> tuple[Path, str
     ],
 )
 def test_a_copy_differs_by_rounding_only(other, same):
-    assert leaks._is_same(NOISE, np.asarray(other, np.float32)) is same
-    assert leaks._is_same(np.asarray(other, np.float32), NOISE) is same
+    assert copies._is_same(NOISE, np.asarray(other, np.float32)) is same
+    assert copies._is_same(np.asarray(other, np.float32), NOISE) is same
 
 
 def test_silence_has_neither_windows_nor_an_envelope():
     for waveform in (np.zeros(4000, np.float32), NOISE[:63]):
-        envelope = leaks._envelope([waveform], len(waveform), float(waveform.mean()))
+        envelope = copies._envelope([waveform], len(waveform), float(waveform.mean()))
         assert not envelope.any() and envelope.shape == (64,)
-        assert not len(leaks._windows([waveform]))
+        assert not len(copies._windows([waveform]))
 
 
 @pytest.mark.parametrize("size", [63, 700, 5000, 16000])
 def test_blocks_of_any_size_have_the_fingerprint_of_the_whole(size):
     sound = np.concatenate([NOISE, np.zeros(3001, np.float32), NOISE[:517]])
     blocks = np.split(sound, range(size, len(sound), size))
-    np.testing.assert_array_equal(leaks._windows(blocks), leaks._windows([sound]))
+    np.testing.assert_array_equal(copies._windows(blocks), copies._windows([sound]))
     mean = float(np.mean(sound, dtype=np.float64))
     power = [np.mean(np.square(piece)) for piece in np.array_split(sound.astype(np.float64) - mean, 64)]
-    np.testing.assert_allclose(leaks._envelope(blocks, len(sound), mean), np.sqrt(power / np.sum(power)), rtol=1e-12)
+    np.testing.assert_allclose(copies._envelope(blocks, len(sound), mean), np.sqrt(power / np.sum(power)), rtol=1e-12)
 
 
 def prints(windows):
@@ -74,7 +74,7 @@ def prints(windows):
     ],
 )
 def test_recordings_share_three_windows_and_a_tenth_of_them(one, other, same):
-    found = list(leaks._by_windows([Path("a"), Path("b")], prints([one, other])))
+    found = list(copies._by_windows([Path("a"), Path("b")], prints([one, other])))
     assert found == ([(Path("a"), Path("b"))] if same else [])
 
 
