@@ -18,7 +18,6 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
 from laennec.training.data.batches import CycleDataset
 from laennec.training.data.targets import Targets
-from laennec.training.objectives.auxiliary_layers import without_encoder
 from laennec.training.samplers import EpochSampler
 from laennec.training.tables import default_metrics
 from laennec.training.trainer import LaennecTrainer
@@ -92,17 +91,6 @@ def test_the_arguments_of_the_caller_stay_as_they_are(tmp_path):
     found = resolved_arguments(given)
     assert given.to_dict() == before
     assert (found.save_total_limit, found.remove_unused_columns) == (2, False)
-
-
-def test_an_encoder_that_is_left_out_comes_back_to_its_place(tmp_path):
-    model = make_trainer(tmp_path, 8, 1).model
-    names, weights = list(model.state_dict()), [*model.parameters()]
-    with without_encoder(model):
-        assert not any(name.startswith("encoder.") for name in model.state_dict())
-        assert model.encoder.config.hidden_size == model.embedding_dim
-        model.train().eval()
-    assert list(model.state_dict()) == names
-    assert all(now is before for now, before in zip(model.parameters(), weights, strict=True))
 
 
 def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):

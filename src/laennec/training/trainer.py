@@ -47,17 +47,15 @@ from laennec.training.checkpoints import (
     remove_unsealed,
     write_weights,
 )
-from laennec.training.data.batches import EmbeddingDataset
 from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.targets import span_of
 from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
-from laennec.training.devices import encodes_one_by_one, share_last_batch
+from laennec.training.devices import SharedLastBatch, compile_layers, encodes_one_by_one, uncompiled
 from laennec.training.objectives.auxiliary_layers import (
     AuxiliaryHeads,
     adversarial_groups,
     attached,
     enter_stage,
-    without_encoder,
 )
 from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
 from laennec.training.objectives.loss_specs import LossSpec, groups_of_data, specs_of
@@ -182,10 +180,23 @@ class LaennecTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this process; processes that share an epoch's rows also share its short last batch."""
         self.training_objective = self._make_objective()
-        loader = super().get_train_dataloader()
-        if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
-            share_last_batch(loader, self.sampler, self.args.world_size)
-        return loader
+        args, processes = self.args, self.args.world_size
+        if processes == 1 or not getattr(self.sampler, "shares_last_batch", False):
+            return super().get_train_dataloader()
+        loader: Any = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=SharedLastBatch(self.sampler, args.train_batch_size, processes),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        before, self.accelerator.even_batches = self.accelerator.even_batches, False  # they are even
+        try:
+            return self.accelerator.prepare(loader)
+        finally:
+            self.accelerator.even_batches = before
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of a data set for evaluation; a table is read first."""
@@ -241,6 +252,8 @@ class LaennecTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
         self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
+        if argument(self.args, "compile_layers"):
+            compile_layers(self.model)
         try:
             if self.model_init is None:
                 self._attach(self.model)
@@ -274,8 +287,6 @@ class LaennecTrainer(Trainer):
         groups = adversarial_groups(self.specs, self.group_codes)
         heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
         self._attached.enter_context(attached(model, heads))
-        if isinstance(self.train_dataset, EmbeddingDataset) and self.auxiliary_tasks is None:
-            self._attached.enter_context(without_encoder(model))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
@@ -297,7 +308,7 @@ class LaennecTrainer(Trainer):
         )
 
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        inputs, self._context = self.batch_features(inputs, True, self._core(self.model).encoder)
+        inputs, self._context = self.batch_features(inputs, True, self._core(self.model))
         if self.auxiliary_tasks is not None:
             inputs = self.auxiliary_tasks.append_recordings(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -349,7 +360,8 @@ class LaennecTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
         step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
-        output = super().evaluation_loop(*args, **kwargs)
+        with uncompiled(argument(self.args, "compile_layers")):
+            output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
             logits = torch.from_numpy(first).to(self.args.device)
@@ -413,8 +425,6 @@ class LaennecTrainer(Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
-            if not any(name.startswith("encoder.") for name in state):  # it is left out while a head trains
-                state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
