@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from forked import Forked
 from laennec.audio.context import InContext

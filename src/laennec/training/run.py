@@ -117,7 +117,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         InputError: Anything a user can fix, from the recipe to the disk.
     """
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
-    if not overwrite and finished_before(out, recipe):
+    if not overwrite and removed_leftovers(out, recipe):
         return out
     with claimed(out, recipe, overwrite) as begin:
         configure_process(recipe.train.threads)
@@ -355,7 +355,7 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
         raise InputError(f"{out}: holds other files; choose another output folder")
 
 
-def finished_before(out: Path, recipe: Recipe) -> bool:
+def removed_leftovers(out: Path, recipe: Recipe) -> bool:
     """Whether this run is finished and was killed while its checkpoints were removed; the remaining ones are removed.
 
     Raises:
@@ -372,7 +372,7 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _refuse_other_data(path: Path, source: dict[str, Any]) -> None:
+def _begin_on_data(path: Path, source: dict[str, Any]) -> None:
     """Record what data a run began on; refuse to go on with other data."""
     now = {name: source.get(name) for name in ("corpus_fingerprint", "split_fingerprint")}
     if path.exists() and read_record(path) != now:
@@ -407,7 +407,7 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[...
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             write_record(out / _SETTINGS, recipe.to_dict())
             if source is not None:
-                _refuse_other_data(out / "checkpoints" / "corpus.json", source)
+                _begin_on_data(out / "checkpoints" / "corpus.json", source)
 
         if is_main_process():
             refuse_taken(out, recipe, overwrite)
