@@ -42,7 +42,7 @@ class LaennecTrainingArguments(TrainingArguments):
         moving_average: beta: after each step, weights <- beta * before + (1 - beta) * after; None for none.
         sam_rho: Radius of sharpness-aware minimisation, which runs every batch twice; None for ordinary steps.
         sam_adaptive: Whether that radius scales with each weight.
-        compile_layers: Whether the layers of a transformer are compiled; validation runs uncompiled, as prediction does.
+        compile_layers: Whether the layers of a transformer are compiled; validation runs uncompiled as prediction does.
         adam_l2: Whether the weight decay is added to the gradient (Adam with L2), not taken off the weights (AdamW).
     """
 
