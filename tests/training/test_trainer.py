@@ -5,12 +5,9 @@ import numpy as np
 import pytest
 import rank_cases
 import torch
-import yaml
-from safetensors.torch import load_file
 
 from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
@@ -144,24 +141,3 @@ def mixtures_of_both():
     bce = torch.nn.functional.binary_cross_entropy_with_logits(first[:, :3], rows, pos_weight=positive)
     rows = torch.cat([rows, (rows == 0).all(1, keepdim=True).double()], dim=1)
     yield graded({"bce": bce, **AngularDistanceDistributionLoss()(first, rows)}, weight)
-
-
-@pytest.mark.parametrize("processes", [2])
-def test_two_processes_train_one_model(tiny_recipe, tmp_path, processes):
-    recipe = {
-        **tiny_recipe,
-        "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0},
-        "encoder": {**tiny_recipe["encoder"], "group_frames": 20},
-        "loss": {"auxiliary": {"add": {"weight": 0.2}, "clustering": {}, "cluster_similarity": {}, "patch_mix": {}}},
-        "augment": {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0}},
-        "output_dir": str(tmp_path / "run"),
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = ranks(processes, lambda: main(["train", str(tmp_path / "recipe.yaml")]))
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert {"add_mu_pos", "clustering_clean", "cluster_similarity_mixed", "patch_mix"} <= set(
-        record["history"][-1]["loss_terms"]
-    )
-    assert len(record["history"]) == 2 and done.stdout.count("run: ") == 1
-    assert load_file(tmp_path / "run" / "model" / "model.safetensors")
