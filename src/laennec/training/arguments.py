@@ -73,8 +73,8 @@ def argument(args: TrainingArguments, name: str) -> Any:
     return getattr(args, name, _DEFAULTS[name])
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments that `LaennecTrainer` cannot follow.
+def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
+    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
@@ -85,10 +85,6 @@ def check_arguments(args: TrainingArguments) -> None:
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
         )
-
-
-def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
-    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints."""
     args = copy.copy(args)
     if args.push_to_hub and args.hub_private_repo is None:
         args.hub_private_repo = True

@@ -95,11 +95,7 @@ def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
 
 
 def recompute_activations(model: Any) -> None:
-    """Have the encoder compute its activations again in the backward pass instead of keeping them.
-
-    Raises:
-        InputError: An encoder that cannot.
-    """
+    """Have the encoder compute its activations again in the backward pass instead of keeping them."""
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
@@ -212,11 +208,7 @@ def _rows_by_rank(rows: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Explain in one line that another process of the launch has ended.
-
-    Raises:
-        InputError: An exchange between processes failed.
-    """
+    """Explain in one line that another process of the launch has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -202,9 +202,6 @@ def plan_phases(
     """Check that recipe and corpus fit together, before anything is written.
 
     `datasets` are those of training and validation; `validation_table` is the validation split without logits.
-
-    Raises:
-        InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
     """
     refuse_one_class(targets)
     for name in recipe.train.arguments:

@@ -31,7 +31,6 @@ from laennec.training.arguments import (
     LaennecTrainingArguments,
     MovingAverageCallback,
     argument,
-    check_arguments,
     epoch_cosine_schedule,
     parameter_groups,
     resolved_arguments,
@@ -43,7 +42,6 @@ from laennec.training.checkpoints import (
     check_loaded,
     checkpoint_to_resume,
     damage,
-    refuse_lost_folder,
     remove_unsealed,
     write_weights,
 )
@@ -125,7 +123,6 @@ class LaennecTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = resolved_arguments(args or LaennecTrainingArguments("trainer_output"))
-        check_arguments(args)
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         self.model_accepts_loss_kwargs = False
@@ -419,7 +416,11 @@ class LaennecTrainer(Trainer):
         folder, model = Path(output_dir or str(self.args.output_dir)), self.accelerator.unwrap_model(self.model)
         if _internal_call:
             step_errors.check_weights(model, self.state.global_step, self.batch_cycles)
-            refuse_lost_folder(Path(str(self.args.output_dir)))
+            if not (out := Path(str(self.args.output_dir))).is_dir():
+                raise InputError(
+                    f"{out}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
+                    "back and run the same command again"
+                )
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
         if not self.args.should_save:
             return
