@@ -123,7 +123,7 @@ def test_a_balanced_training_has_the_wanted_ratio_whatever_the_weight(tiny_recip
     for weight in (0.01, 10.0):
         auxiliary = {"add": {"weight": weight}, "supcon": {"views": 1, "weight": weight / 4}}
         loss = {"auxiliary": auxiliary, "balance": 0.5}
-        out = run(tiny_recipe, tmp_path / str(weight), loss, train={"epochs": 8})
+        out = run(tiny_recipe, tmp_path / str(weight), loss, train={"epochs": 4})
         rows = history(out)
         means[weight] = {name: np.mean([row["grad_ratios"][name] for row in rows]) for name in auxiliary}
         assert means[weight] == pytest.approx({"add": 0.5, "supcon": 0.125}, rel=0.15)

@@ -24,7 +24,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
-from laennec.losses import WeightSchedule
+from laennec.losses import DeviceAdversarialLoss, WeightSchedule
 from laennec.memory import ran_out
 from laennec.training import step_errors
 from laennec.training.arguments import (
@@ -51,7 +51,6 @@ from laennec.training.data.training_data import as_training_data, collator_of, l
 from laennec.training.devices import SharedLastBatch, compile_layers, encodes_one_by_one, uncompiled
 from laennec.training.objectives.auxiliary_layers import (
     AuxiliaryHeads,
-    adversarial_groups,
     attached,
     enter_stage,
 )
@@ -281,7 +280,8 @@ class LaennecTrainer(Trainer):
         """Put the layers that only auxiliary losses need into the model; its config names the selection set."""
         model.config.selection_set = self._selection_set
         self._attached.close()
-        groups = adversarial_groups(self.specs, self.group_codes)
+        adversarial = [spec for spec in self.specs if spec.is_a(DeviceAdversarialLoss)]
+        groups = {spec.name: int(self.group_codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
         heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
         self._attached.enter_context(attached(model, heads))
 

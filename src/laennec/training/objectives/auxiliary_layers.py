@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from laennec.head import LaennecOutput
-from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
+from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, GradientReversal
 from laennec.training.objectives.loss_specs import CLUSTER_WIDTH, LossSpec
 
 
@@ -106,12 +106,6 @@ class AuxiliaryHeads(nn.Module):
         for name, adversary in self.adversaries.items():
             seen[name] = adversary(self.reversal(seen.get(name, embeddings)))
         return seen
-
-
-def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> dict[str, int]:
-    """Number of groups of each adversarial loss, by its name."""
-    adversarial = [spec for spec in specs if spec.is_a(DeviceAdversarialLoss)]
-    return {spec.name: int(codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
 
 
 class ClusterView(NamedTuple):
