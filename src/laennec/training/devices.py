@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers.utils.logging import disable_progress_bar
 
 from laennec.encoders import AstEncoder, BeatsEncoder, ResNetAudioEncoder, TransformersEncoder, Wrapper
@@ -255,3 +255,21 @@ class SharedLastBatch(Sampler[list[Any]]):
         """Batches of all processes."""
         order: Any = self.sampler
         return math.ceil(len(order) / (self.rows * self.processes)) * self.processes
+
+
+def shared_loader(data: Any, sampler: Sampler[Any], collate: Any, args: Any, accelerator: Any) -> Any:
+    """The batches of this process, out of those of `SharedLastBatch`."""
+    loader: Any = DataLoader(
+        data,
+        batch_sampler=SharedLastBatch(sampler, args.train_batch_size, args.world_size),
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    before, accelerator.even_batches = accelerator.even_batches, False  # they are even already
+    try:
+        return accelerator.prepare(loader)
+    finally:
+        accelerator.even_batches = before

@@ -48,7 +48,7 @@ from laennec.training.checkpoints import (
 from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.targets import span_of
 from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
-from laennec.training.devices import SharedLastBatch, compile_layers, encodes_one_by_one, uncompiled
+from laennec.training.devices import compile_layers, encodes_one_by_one, shared_loader, uncompiled
 from laennec.training.objectives.auxiliary_layers import (
     AuxiliaryHeads,
     attached,
@@ -176,23 +176,9 @@ class LaennecTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this process; processes that share an epoch's rows also share its short last batch."""
         self.training_objective = self._make_objective()
-        args, processes = self.args, self.args.world_size
-        if processes == 1 or not getattr(self.sampler, "shares_last_batch", False):
+        if self.args.world_size == 1 or not getattr(self.sampler, "shares_last_batch", False):
             return super().get_train_dataloader()
-        loader: Any = torch.utils.data.DataLoader(
-            self.train_dataset,
-            batch_sampler=SharedLastBatch(self.sampler, args.train_batch_size, processes),
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-        before, self.accelerator.even_batches = self.accelerator.even_batches, False  # they are even
-        try:
-            return self.accelerator.prepare(loader)
-        finally:
-            self.accelerator.even_batches = before
+        return shared_loader(self.train_dataset, self.sampler, self.data_collator, self.args, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of a data set for evaluation; a table is read first."""
@@ -368,11 +354,7 @@ class LaennecTrainer(Trainer):
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers.
-
-        Raises:
-            InputError: The batch does not fit into memory.
-        """
+        """As in transformers; a batch that does not fit into memory is one line."""
         try:
             made, _ = self.batch_features(inputs, False)
             if encodes_one_by_one(self.args.device):  # as embeddings are computed: a mask without a gap is left out
