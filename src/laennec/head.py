@@ -6,6 +6,7 @@ them all. A layer norm before that is optional; AST's own classifier has one.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,26 @@ class Head(nn.Module):
         # the rounding of a matrix product depends on its shape: row by row, a prediction does not depend on the batch
         hidden = _by_rows(self.hidden[0], x).relu() if isinstance(self.hidden, nn.Sequential) else x
         return _by_rows(self.classifier, hidden)
+
+
+class HeadModel(nn.Module):
+    """The head of a model as a model of its own, which learns from embeddings; both share the head's weights."""
+
+    encoder_frozen_in_stage = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.config = model.config
+        self.head = model.head
+        self.embedding_dim: int = model.embedding_dim
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a weight stays what it is in the base; no weight of a head does."""
+        return False
+
+    def forward(self, embeddings: Tensor) -> LaennecOutput:
+        """(batch, dim) -> logits, and in training the embeddings."""
+        return LaennecOutput(logits=self.head(embeddings), embeddings=embeddings if self.training else None)
 
 
 def _traced() -> bool:

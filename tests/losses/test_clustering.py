@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, WeightedSum
+from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss
 
 
 def with_centers(centers, **settings):
@@ -73,21 +73,6 @@ def test_similarity_equals_the_loop_and_the_golden_value(golden):
     assert found == pytest.approx(naive_similarity(vectors.double(), matrix.double()), rel=1e-5)
     assert loss.pairs == {"cluster_similarity": 6 * 3}
     assert loss(vectors[:1])["cluster_similarity"].item() == 0 and loss.pairs == {"cluster_similarity": 0}
-
-
-def test_golden_total_is_a_weighted_sum(golden):
-    given = golden("cycleguardian")["cycleguardian_total"]["inputs"]
-
-    class Given(torch.nn.Module):
-        def forward(self, value):
-            return {"value": torch.tensor(value)}
-
-    weights = {"clu": given["p_cluster"], "contra": given["p_contra"], "fus": given["p_cos_sim"]}
-    names = ["class_ce", "clu_ori", "clu_mix", "fus_ori", "fus_mix", "contra"]
-    chosen = {name: weights.get(name.split("_")[0], 1.0) for name in names}
-    objective = WeightedSum({name: Given() for name in names}, chosen)
-    total = sum(objective({name: (given[name],) for name in names}).values())
-    assert total.item() == pytest.approx(7.89)
 
 
 def test_misuse_is_named():

@@ -59,16 +59,6 @@ def test_an_anchor_without_negatives_adds_nothing():
         loss(*nothing)["tuplet"].backward()
 
 
-def test_finite_for_zero_identical_and_extreme_embeddings():
-    for scale in (0.0, 1e-30, 1e30):
-        tensors = [(t * scale).requires_grad_() for t in drawn(3, 4, 5, 9, torch.float32)]
-        TupletContrastiveLoss(0.01)(*tensors)["tuplet"].backward()
-        assert all(torch.isfinite(t.grad).all() for t in tensors)
-    same = torch.ones(3, 5, requires_grad=True)
-    TupletContrastiveLoss(0.01)(same, same, same[:, None].expand(3, 4, 5))["tuplet"].backward()
-    assert torch.isfinite(same.grad).all()
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=24),

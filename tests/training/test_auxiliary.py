@@ -45,6 +45,8 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         ({"device_adversarial": {"temperature": 1}}, r"device_adversarial: .*temperature"),
         ({"supcon": {"temperature": 0}}, r"loss.auxiliary.supcon: .*temperature"),
         ({"supcon": {"start": 2}}, r"loss.auxiliary.supcon: .*start"),
+        ({"add": {"on": "logits"}}, "it can be embedding or projection"),
+        ({"add": {"variant": "new"}}, r"loss.auxiliary.add: "),
         ({"add": {"weight": -1}}, "it must be finite and 0 or more"),
         ({"add": {"weight": float("inf")}}, "it must be finite and 0 or more"),
         ({"add": {"weight": float("nan")}}, "it must be finite and 0 or more"),
@@ -71,13 +73,6 @@ def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
         gradients[turned] = x.grad, guess.weight.grad.clone()
     torch.testing.assert_close(gradients[True][0], -reversal_strength(0.3) * gradients[False][0])
     torch.testing.assert_close(gradients[True][1], gradients[False][1])
-
-
-def test_no_known_device_is_0_with_zero_gradient():
-    logits = torch.randn(0, 3, requires_grad=True)
-    value = DeviceAdversarialLoss()(logits, torch.zeros(0).long())["device_adversarial"]
-    value.backward()
-    assert value == 0
 
 
 def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():

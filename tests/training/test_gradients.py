@@ -123,7 +123,7 @@ def test_a_balanced_training_has_the_wanted_ratio_whatever_the_weight(tiny_recip
     for weight in (0.01, 10.0):
         auxiliary = {"add": {"weight": weight}, "supcon": {"views": 1, "weight": weight / 4}}
         loss = {"auxiliary": auxiliary, "balance": 0.5}
-        out = run(tiny_recipe, tmp_path / str(weight), loss, train={"epochs": 8})
+        out = run(tiny_recipe, tmp_path / str(weight), loss, train={"epochs": 4})
         rows = history(out)
         means[weight] = {name: np.mean([row["grad_ratios"][name] for row in rows]) for name in auxiliary}
         assert means[weight] == pytest.approx({"add": 0.5, "supcon": 0.125}, rel=0.15)
@@ -134,14 +134,6 @@ def test_a_balanced_training_has_the_wanted_ratio_whatever_the_weight(tiny_recip
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("0.01", "10.0")]
     assert means[0.01] == pytest.approx(means[10.0], rel=1e-2)
     assert all(torch.allclose(value, weights[1][name], atol=1e-2) for name, value in weights[0].items())
-
-
-def test_a_balanced_loss_warms_up(tiny_recipe, tmp_path):
-    loss = {"auxiliary": {"add": {"weight": 3.0, "start": 0.25, "warm_up": 0.5}}, "balance": 0.5}
-    found = history(run(tiny_recipe, tmp_path / "run", loss, train={"epochs": 8}))
-    assert all("grad_ratios" not in row for row in found[:2])
-    ratios = [row["grad_ratios"]["add"] for row in found[2:]]
-    assert ratios[0] < 0.2 and np.mean(ratios[-2:]) == pytest.approx(0.5, rel=0.3) and ratios[0] < ratios[2] < ratios[4]
 
 
 def test_the_trainer_takes_a_balance_too(tmp_path):
@@ -189,13 +181,6 @@ def test_a_recipe_without_two_gradients_to_balance_is_refused_in_one_line(change
     with pytest.raises(InputError, match=message) as caught:
         Recipe(**changes)
     assert "\n" not in str(caught.value)
-
-
-def test_a_loss_whose_gradient_follows_a_schedule_is_refused_before_training(tiny_recipe, tmp_path):
-    loss = {"auxiliary": {"device_adversarial": {"labels": "patient"}, "add": {}}, "balance": 0.5}
-    with pytest.raises(InputError, match=r"loss.auxiliary.device_adversarial has no gradient of its own"):
-        run(tiny_recipe, tmp_path / "run", loss)
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_head_takes_what_the_logits_come_from(tmp_path):

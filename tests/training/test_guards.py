@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 import numpy as np
 import pytest
 from torch.utils.data import SequentialSampler
@@ -11,12 +12,14 @@ from laennec.training.coverage import coverage_lines
 from laennec.training.data.batches import CycleDataset
 from laennec.training.data.targets import Targets, refuse_one_class
 from laennec.training.objectives.loss_specs import check_draws, groups_of_data, loss_specs
+from laennec.training.recipe import Recipe
 from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
     MetadataMatchedSampler,
     PatientBalancedSampler,
 )
+from laennec.training.schedules import sampler_of_recipe
 
 CLASSES = np.arange(12) % 3
 
@@ -108,3 +111,13 @@ def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
     few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
     assert "covers 33.3 % of the cycles" in lines_of(entries[1:2], few, 4, devices)[0]
     assert lines_of(entries, SequentialSampler(range(12)), 4, devices) == []
+
+
+def test_cycles_that_a_sampler_leaves_out_are_named(caplog):
+    rows = np.arange(4)
+    targets = Targets(["a"], rows, rows, rows, {"cycle_id": list("pqrs"), "device": ["m", None, "l", "m"]})
+    recipe = Recipe(sampler={"name": "device_balanced", "samples": 1})
+    table = datasets.Dataset.from_dict({"patient_id": list("aabb")})
+    sampler, size = sampler_of_recipe("device_balanced", recipe, targets, table)
+    assert size == 2 and 1 not in sampler.order(0)
+    assert "device unknown for 1 of 4 cycles (q)" in caplog.text and "own_group keeps them" in caplog.text

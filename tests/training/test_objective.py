@@ -52,14 +52,6 @@ def test_the_objective_is_the_sum_of_named_terms():
     assert all(torch.allclose(terms[name], 0.5 * value) for name, value in add.items())
 
 
-def test_a_weight_warms_up_with_progress():
-    flags = torch.zeros(8, 2)
-    objective = make_objective(LossSettings(auxiliary={"add": {"warm_up": 0.5}}), True, flags.numpy(), 2)
-    ids = torch.tensor([0, 1] * 4)
-    values = [float(objective(outputs(), batch(flags, ids), Stage(), p)["add_mu_neg"]) for p in (0.0, 0.25, 0.5, 1.0)]
-    assert values[0] == 0 and values[1] == pytest.approx(values[2] / 2) and values[2] == values[3] > 0
-
-
 def test_a_stage_leaves_out_what_it_does_not_train():
     flags, ids = torch.zeros(8, 2), torch.tensor([0, 1] * 4)
     objective = make_objective(LossSettings(auxiliary={"add": {}}), True, flags.numpy(), 2)
@@ -84,22 +76,6 @@ def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
     assert sum(lowest) / 3 <= first <= sum(highest) / 3
     with pytest.raises(InputError, match="anchor_positive"):
         objective(outputs(5, 3), batch(labels[:5], labels[:5]), Stage(), 0)
-
-
-@pytest.mark.parametrize(
-    ("auxiliary", "message"),
-    [
-        ({"triplet": {}}, "there is no such loss"),
-        ({"cluster_similarity": {}}, "needs the clusters that loss.auxiliary.clustering makes"),
-        ({"clustering": {"labels": "class"}}, r"loss.auxiliary.clustering: .*labels"),
-        ({"add": {"variant": "new"}}, r"loss.auxiliary.add: "),
-        ({"add": {"lambda": 3}}, r"loss.auxiliary.add: .*lambda"),
-        ({"add": {"on": "logits"}}, "it can be embedding or projection"),
-    ],
-)
-def test_what_a_recipe_cannot_have_is_refused_with_its_name(auxiliary, message):
-    with pytest.raises(InputError, match=message):
-        make_objective(LossSettings(auxiliary=auxiliary), True, np.zeros((4, 2), np.float32), 2)
 
 
 def test_class_weights_of_the_wrong_number_are_refused():

@@ -5,12 +5,9 @@ import numpy as np
 import pytest
 import rank_cases
 import torch
-import yaml
-from safetensors.torch import load_file
 
 from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
@@ -18,7 +15,6 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
 from laennec.training.data.batches import CycleDataset
 from laennec.training.data.targets import Targets
-from laennec.training.objectives.auxiliary_layers import without_encoder
 from laennec.training.samplers import EpochSampler
 from laennec.training.tables import default_metrics
 from laennec.training.trainer import LaennecTrainer
@@ -94,17 +90,6 @@ def test_the_arguments_of_the_caller_stay_as_they_are(tmp_path):
     assert (found.save_total_limit, found.remove_unused_columns) == (2, False)
 
 
-def test_an_encoder_that_is_left_out_comes_back_to_its_place(tmp_path):
-    model = make_trainer(tmp_path, 8, 1).model
-    names, weights = list(model.state_dict()), [*model.parameters()]
-    with without_encoder(model):
-        assert not any(name.startswith("encoder.") for name in model.state_dict())
-        assert model.encoder.config.hidden_size == model.embedding_dim
-        model.train().eval()
-    assert list(model.state_dict()) == names
-    assert all(now is before for now, before in zip(model.parameters(), weights, strict=True))
-
-
 def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
     done = ranks(2, lambda: rank_cases.main(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -156,24 +141,3 @@ def mixtures_of_both():
     bce = torch.nn.functional.binary_cross_entropy_with_logits(first[:, :3], rows, pos_weight=positive)
     rows = torch.cat([rows, (rows == 0).all(1, keepdim=True).double()], dim=1)
     yield graded({"bce": bce, **AngularDistanceDistributionLoss()(first, rows)}, weight)
-
-
-@pytest.mark.parametrize("processes", [2])
-def test_two_processes_train_one_model(tiny_recipe, tmp_path, processes):
-    recipe = {
-        **tiny_recipe,
-        "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0},
-        "encoder": {**tiny_recipe["encoder"], "group_frames": 20},
-        "loss": {"auxiliary": {"add": {"weight": 0.2}, "clustering": {}, "cluster_similarity": {}, "patch_mix": {}}},
-        "augment": {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0}},
-        "output_dir": str(tmp_path / "run"),
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = ranks(processes, lambda: main(["train", str(tmp_path / "recipe.yaml")]))
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert {"add_mu_pos", "clustering_clean", "cluster_similarity_mixed", "patch_mix"} <= set(
-        record["history"][-1]["loss_terms"]
-    )
-    assert len(record["history"]) == 2 and done.stdout.count("run: ") == 1
-    assert load_file(tmp_path / "run" / "model" / "model.safetensors")

@@ -97,57 +97,59 @@ class AngularDistanceDistributionLoss(Loss):
         if self.variant in ("released", "legacy") and embeddings.ndim == 3:
             embeddings = widened(embeddings).mean(dim=1)  # (batch, tokens, dim) -> (batch, dim)
         check_embeddings(embeddings, labels)
+        hard = labels.ndim == 1 or (labels.shape[1] == 1 and not labels.is_floating_point())
+        labels = class_indices(labels) if hard else labels
+        l1, l2, l3, l4 = self.weights
         with full_precision(embeddings):
             z = normalise(embeddings)
-            if labels.ndim == 1 or (labels.shape[1] == 1 and not labels.is_floating_point()):
-                labels = class_indices(labels)
-                if self.variant == "paper":
-                    return self._paper(z, labels)
-            dy = 1 - self._label_similarity(labels, z.dtype)
-            return self._legacy(z, dy) if self.variant == "legacy" else self._soft(z, dy)
+            if hard and self.variant == "paper":
+                of_pairs = paper_terms if len(z) <= blocks.LARGEST_MATRIX else blocks.add_terms
+                (mu_pos, sigma_pos, mu_neg, sigma_neg), counts = of_pairs(z, labels)
+                terms = {
+                    "add_mu_pos": l1 * mu_pos,
+                    "add_sigma_pos": l2 * sigma_pos,
+                    "add_mu_neg": l3 * mu_neg,
+                    "add_sigma_neg": l4 * sigma_neg,
+                }
+                self.pairs = dict(zip(terms, counts, strict=True))
+                return terms
+            d = 1 - z @ z.T  # (batch, batch)
+            dy = self._label_distances(labels, z.dtype)
+            others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+            identical = dy < IDENTICAL_LABEL_DISTANCE
+            if self.variant == "released":  # the diagonal counts too
+                self.pairs = {"add_mu": d.numel()}
+                return {"add_mu": l1 * mean((dy - d).square().flatten())}
+            if self.variant == "legacy":  # distances are not squared before the mean
+                positive, negative = d[others & identical], d[~identical]  # (pairs,)
+                counts = [len(positive)] * 2 + [len(negative)] * 2
+                terms = {
+                    "add_mu_pos": l1 * mean(positive).square(),
+                    "add_sigma_pos": l2 * std(positive),
+                    "add_mu_neg": l3 * ((1 - mean(negative)).square() if len(negative) else absent(z)),  # not (1 - 0)^2
+                    "add_sigma_neg": l4 * std(negative),
+                }
+            else:  # equations 7-8
+                gaps, positive = (dy - d)[others].square(), d[others & identical].square()  # (pairs,)
+                counts = [len(gaps), len(positive)]
+                terms = {"add_mu": l1 * mean(gaps), "add_sigma_pos": l2 * std(positive)}
+            self.pairs = dict(zip(terms, counts, strict=True))
+            return terms
 
-    def _paper(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Equations 1-5."""
-        if len(z) > blocks.LARGEST_MATRIX:
-            return self._weighted(*blocks.add_terms(z, labels))
-        d = 1 - z @ z.T  # (batch, batch)
-        same, different = ordered_pairs(labels)
-        positive, negative = d[same].square(), (1 - d[different]).square()  # (pairs,)
-        terms = [mean(positive), std(positive), mean(negative), std(negative)]
-        return self._weighted(terms, [len(positive), len(positive), len(negative), len(negative)])
-
-    def _legacy(self, z: Tensor, dy: Tensor) -> dict[str, Tensor]:
-        """The authors' older class: distances are not squared before the mean."""
-        d = 1 - z @ z.T  # (batch, batch)
-        same = dy < IDENTICAL_LABEL_DISTANCE
-        positive, negative = d[same.clone().fill_diagonal_(False)], d[~same]  # (pairs,)
-        mu_neg = (1 - mean(negative)).square() if len(negative) else absent(z)  # not (1 - 0)^2
-        terms = [mean(positive).square(), std(positive), mu_neg, std(negative)]
-        return self._weighted(terms, [len(positive), len(positive), len(negative), len(negative)])
-
-    def _weighted(self, terms: list[Tensor], counts: list[int]) -> dict[str, Tensor]:
-        names = ("add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg")
-        self.pairs = dict(zip(names, counts, strict=True))
-        return {name: weight * term for name, weight, term in zip(names, self.weights, terms, strict=True)}
-
-    def _soft(self, z: Tensor, dy: Tensor) -> dict[str, Tensor]:
-        """Equations 7-8, or "released", which also counts the diagonal and has no deviation."""
-        dz = 1 - z @ z.T  # (batch, batch)
-        if self.variant == "released":
-            self.pairs = {"add_mu": dz.numel()}
-            return {"add_mu": self.weights[0] * mean((dy - dz).square().flatten())}
-        others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-        gaps = (dy - dz)[others].square()  # (pairs,)
-        identical = dz[others & (dy < IDENTICAL_LABEL_DISTANCE)].square()  # (pairs,)
-        self.pairs = {"add_mu": len(gaps), "add_sigma_pos": len(identical)}
-        return {"add_mu": self.weights[0] * mean(gaps), "add_sigma_pos": self.weights[1] * std(identical)}
-
-    def _label_similarity(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Cosine similarity of the labels, (batch, batch)."""
+    def _label_distances(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """One minus the cosine of the labels, (batch, batch)."""
         if labels.ndim == 1:
-            return (labels[:, None] == labels[None, :]).to(dtype)
+            return (labels[:, None] != labels[None, :]).to(dtype)
         rows = label_rows(labels, dtype)
         if self.variant != "released":  # cycles of no class form a class: give them a coordinate of their own
             rows = torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(dtype)], dim=1)
         rows = normalise(rows)
-        return rows @ rows.T
+        return 1 - rows @ rows.T
+
+
+def paper_terms(z: Tensor, labels: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Equations 1-5: the four terms and their pair counts, of rows of length 1 (batch, dim) and classes (batch,)."""
+    d = 1 - z @ z.T  # (batch, batch)
+    same, different = ordered_pairs(labels)
+    positive, negative = d[same].square(), (1 - d[different]).square()  # (pairs,)
+    return [mean(positive), std(positive), mean(negative), std(negative)], [len(positive)] * 2 + [len(negative)] * 2

@@ -80,7 +80,8 @@ class WeightedSum(nn.Module):
         if unknown or not losses:
             raise ValueError(f"weights {unknown} name no loss; the losses are {sorted(losses)}")
         self.losses = nn.ModuleDict(dict(losses))
-        self.schedules = {name: _schedule(weights.get(name, 1.0)) for name in losses}
+        given = {name: weights.get(name, 1.0) for name in losses}
+        self.schedules = {n: w if isinstance(w, WeightSchedule) else WeightSchedule(float(w)) for n, w in given.items()}
         self.progress = 0.0
         self.pairs: dict[str, int] = {}
         self.terms: dict[str, list[str]] = {}
@@ -129,10 +130,6 @@ class WeightedSum(nn.Module):
     def extra_repr(self) -> str:
         """The weights."""
         return ", ".join(f"{name}: {schedule}" for name, schedule in self.schedules.items())
-
-
-def _schedule(weight: float | WeightSchedule) -> WeightSchedule:
-    return weight if isinstance(weight, WeightSchedule) else WeightSchedule(float(weight))
 
 
 def _visible(name: str, term: str) -> str:

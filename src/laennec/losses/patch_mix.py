@@ -105,11 +105,7 @@ class PatchMixContrastiveLoss(Loss):
 
 
 def _checked_share(lam: Tensor | float, like: Tensor) -> Tensor:
-    """The share of the own cycle as a scalar or (batch,) tensor.
-
-    Raises:
-        ValueError: if its length is neither 1 nor the batch, or a share lies outside [0, 1].
-    """
+    """The share of the own cycle as a scalar or (batch,) tensor."""
     share = torch.as_tensor(lam, dtype=like.dtype, device=like.device)
     if share.shape not in ((), (1,), (len(like),)):
         raise ValueError(f"lam must be one number or ({len(like)},), one for each row, not {tuple(share.shape)}")
@@ -119,11 +115,7 @@ def _checked_share(lam: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _checked_index(index: Tensor, batch: int) -> Tensor:
-    """The row that each row was mixed with.
-
-    Raises:
-        ValueError: if the indices are not integers (batch,) within the batch.
-    """
+    """The row that each row was mixed with."""
     if index.shape != (batch,) or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"index must be integers ({batch},), not {index.dtype} {tuple(index.shape)}")
     if bool(((index < 0) | (index >= batch)).any()):

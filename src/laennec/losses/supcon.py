@@ -47,14 +47,15 @@ def _contrast(
         itself = torch.zeros_like(positive, dtype=torch.bool)
         itself.diagonal(rows.start).fill_(True)
         positive = positive.masked_fill(itself, 0.0)
-        logits, left_out = z[rows] @ z.T / temperature, itself
+        left_out = itself
         if group is not None:
             left_out = itself | ((group[rows, None] == group) & (group >= 0) & (positive == 0))
-        weight = positive.sum(dim=1)
-        # the mean of -log p over the positives, where p is a softmax over positives and allowed negatives
-        among = logits.masked_fill(left_out, -torch.inf).logsumexp(dim=1)
-        each = among - torch.linalg.vecdot(positive, logits) / torch.where(weight > 0, weight, 1.0)
-        each = each.masked_fill(weight == 0, 0.0)
+        count = positive.sum(dim=1)  # |P(i)|
+        # -1/|P(i)| sum_p (s_ip/t - log sum_a e^(s_ia/t)), 0 without a positive
+        s = z[rows] @ z.T / temperature
+        log_sum = s.masked_fill(left_out, -torch.inf).logsumexp(dim=1)
+        each = log_sum - torch.linalg.vecdot(positive, s) / torch.where(count > 0, count, 1.0)
+        each = each.masked_fill(count == 0, 0.0)
         return torch.stack([each, (positive > 0).sum(dim=1).to(z)], dim=1)
 
     if len(z) == 1:

@@ -106,10 +106,11 @@ class TupletContrastiveLoss(Loss):
             raise ValueError(f"negatives_mask must be {tuple(negatives.shape[:2])}, not {tuple(negatives_mask.shape)}")
         with full_precision(anchors):
             a, p, n = normalise(anchors), normalise(positives), normalise(negatives)
-            positive = (a * p).sum(dim=1) / self.temperature  # (anchors,)
-            negative = (n @ a[:, :, None]).squeeze(2) / self.temperature  # (anchors, n)
+            positive = (a * p).sum(dim=1) / self.temperature  # a.p, (anchors,)
+            negative = (n @ a[:, :, None]).squeeze(2) / self.temperature  # a.n_k, (anchors, n)
             if negatives_mask is not None:
                 negative = negative.masked_fill(~negatives_mask.bool(), -torch.inf)
+            # -log( e^(a.p) / (e^(a.p) + sum_k e^(a.n_k)) )
             each = torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
             self.pairs = {"tuplet": negative.numel() if negatives_mask is None else int(negatives_mask.sum())}
             return {"tuplet": each.sum() / max(1, len(anchors))}

@@ -42,6 +42,7 @@ class LaennecTrainingArguments(TrainingArguments):
         moving_average: beta: after each step, weights <- beta * before + (1 - beta) * after; None for none.
         sam_rho: Radius of sharpness-aware minimisation, which runs every batch twice; None for ordinary steps.
         sam_adaptive: Whether that radius scales with each weight.
+        compile_layers: Whether the layers of a transformer are compiled; validation runs uncompiled as prediction does.
         adam_l2: Whether the weight decay is added to the gradient (Adam with L2), not taken off the weights (AdamW).
     """
 
@@ -58,6 +59,7 @@ class LaennecTrainingArguments(TrainingArguments):
     sam_rho: float | None = None
     sam_adaptive: bool = False
     adam_l2: bool = False
+    compile_layers: bool = False
     hub_strategy: str = field(default="end")
     # transformers pins memory without a GPU too, and torch then warns at every loader
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
@@ -71,8 +73,8 @@ def argument(args: TrainingArguments, name: str) -> Any:
     return getattr(args, name, _DEFAULTS[name])
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments that `LaennecTrainer` cannot follow.
+def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
+    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
@@ -83,10 +85,6 @@ def check_arguments(args: TrainingArguments) -> None:
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
         )
-
-
-def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
-    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints."""
     args = copy.copy(args)
     if args.push_to_hub and args.hub_private_repo is None:
         args.hub_private_repo = True

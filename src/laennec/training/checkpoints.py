@@ -33,15 +33,6 @@ _TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
 
 
-def refuse_lost_folder(output_dir: Path) -> None:
-    """Refuse to write a checkpoint below a folder that is gone."""
-    if not output_dir.is_dir():
-        raise InputError(
-            f"{output_dir}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
-            "back and run the same command again"
-        )
-
-
 def write_weights(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
     """Write the weights of a checkpoint under the names that they have in the model.
 
@@ -195,11 +186,7 @@ class SaveAndStop(TrainerCallback):
 
 
 def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
-    """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
-
-    Raises:
-        Terminated: By SIGTERM, once the checkpoint is written.
-    """
+    """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one."""
     stopping = SaveAndStop(save_steps)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(stopping)

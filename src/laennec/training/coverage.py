@@ -14,7 +14,7 @@ import numpy.typing as npt
 from laennec.errors import InputError
 from laennec.training.data.targets import Codes, as_codes
 from laennec.training.objectives.loss_specs import CLASS, LossSpec
-from laennec.training.samplers import CounterSampler, Rows
+from laennec.training.samplers import CounterSampler
 
 _SAMPLER_FOR = {
     CLASS: "sampler.name: classes_times_samples",
@@ -64,7 +64,9 @@ def coverage(
         order = np.array([row[0] if isinstance(row, tuple) else int(row) for row in sampler], dtype=np.int64)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     known_rows = [batch[~unknown[batch]] for batch in batches]
-    pairs = [_positive_pairs(batch, codes) for batch in known_rows]
+    # ordered pairs of places that hold cycles of one class, less those that hold the same cycle
+    same = [[np.unique_counts(held).counts for held in (codes[rows], rows)] for rows in known_rows]
+    pairs = [int(np.square(of_class).sum() - np.square(of_cycle).sum()) for of_class, of_cycle in same]
     return Coverage(
         rows=len(order),
         batches=len(pairs),
@@ -74,13 +76,6 @@ def coverage(
         batches_without_positives=pairs.count(0),
         batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in known_rows),
     )
-
-
-def _positive_pairs(rows: Rows, codes: Rows) -> int:
-    """Ordered pairs of places that hold different cycles of one class."""
-    same_class = int(np.square(np.unique_counts(codes[rows]).counts).sum())
-    same_cycle = int(np.square(np.unique_counts(rows).counts).sum())
-    return same_class - same_cycle
 
 
 def coverage_lines(

@@ -7,7 +7,7 @@ function of that cycle alone, to the last bit, whatever the batch and the number
 
 Of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and only where they
 learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation stays what
-prediction is. A layer that cannot be compiled runs uncompiled, with one warning.
+prediction is.
 
 A gather carries gradients (that of accelerate does not), because the pairs of a contrastive loss are its data: two
 processes of half the batch give the loss and the gradient of one process. When another process is lost, the first
@@ -20,13 +20,13 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers.utils.logging import disable_progress_bar
 
 from laennec.encoders import AstEncoder, BeatsEncoder, ResNetAudioEncoder, TransformersEncoder, Wrapper
@@ -95,11 +95,7 @@ def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
 
 
 def recompute_activations(model: Any) -> None:
-    """Have the encoder compute its activations again in the backward pass instead of keeping them.
-
-    Raises:
-        InputError: An encoder that cannot.
-    """
+    """Have the encoder compute its activations again in the backward pass instead of keeping them."""
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
@@ -108,26 +104,26 @@ def recompute_activations(model: Any) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def compiled_layers(model: Any, wanted: bool = True, backend: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Run the encoder's layers compiled within the block, where they learn.
-
-    Args:
-        model: A laennec model.
-        wanted: False does nothing.
-        backend: Compiles a graph; None for torch's inductor.
-    """
-    layers: list[Any] = _layers(model.encoder) if wanted else []
-    if wanted and not layers:
+def compile_layers(model: Any, backend: Any = "inductor") -> None:
+    """Compile the encoder's layers in their place; on a machine that cannot compile, they stay as they are."""
+    layers = _layers(model.encoder)
+    if not layers:
         _log.warning(_CANNOT, f"the encoder {model.encoder.config.model_type} has no transformer layers")
-    compiled = torch.compile(_forward, dynamic=True, backend=_or_as_it_is(backend)) if layers else None
+        return
     try:
-        for layer in layers:
-            layer.forward = _where_it_learns(layer, compiled)  # `Module.compile` could not be undone
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+        weight = next(model.parameters())
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(weight.new_ones(2))
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {reason[:120]})")
+        return
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def uncompiled(wanted: bool) -> Any:
+    """Run compiled layers as they are within the block."""
+    return torch.compiler.set_stance("force_eager") if wanted else contextlib.nullcontext()
 
 
 def _layers(encoder: Any) -> list[nn.Module]:
@@ -136,38 +132,6 @@ def _layers(encoder: Any) -> list[nn.Module]:
     transformer = isinstance(inner, AstEncoder | BeatsEncoder | TransformersEncoder)
     transformer &= not isinstance(inner, ClapAudioEncoder | ResNetAudioEncoder)
     return list(stack_of(inner)[0]) if transformer else []
-
-
-def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    return type(layer).forward(layer, *args, **kwargs)
-
-
-def _where_it_learns(layer: Any, compiled: Any) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        run = compiled if layer.training and torch.is_grad_enabled() else _forward
-        return run(layer, *args, **kwargs)
-
-    return call
-
-
-def _or_as_it_is(backend: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A backend that runs a graph as it is where compiling it fails."""
-
-    def compile_graph(graph: Any, inputs: Any) -> Any:
-        # private: torch has no public name of its compiler for a backend to call
-        from torch._dynamo.exc import RestartAnalysis
-        from torch._inductor.compile_fx import compile_fx
-
-        try:
-            return (backend or compile_fx)(graph, inputs)
-        except RestartAnalysis:  # no failure: dynamo is to trace again
-            raise
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {reason[:120]})")
-            return graph.forward
-
-    return compile_graph
 
 
 @contextlib.contextmanager
@@ -244,11 +208,7 @@ def _rows_by_rank(rows: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Explain in one line that another process of the launch has ended.
-
-    Raises:
-        InputError: An exchange between processes failed.
-    """
+    """Explain in one line that another process of the launch has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -263,7 +223,7 @@ def explain_lost_process() -> Iterator[None]:
         ) from error
 
 
-class SharedLastBatch(BatchSampler):
+class SharedLastBatch(Sampler[list[Any]]):
     """Batches of an order for several processes; the short last round is divided nearly equally.
 
     Guarantee: each process has the same number of batches, and a round has the rows of the batch of a single process;
@@ -276,13 +236,13 @@ class SharedLastBatch(BatchSampler):
     """
 
     def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:
-        super().__init__(sampler, batch_size, drop_last=False)
-        self.processes = processes
+        # no `batch_size`: accelerate then takes batches of any size
+        self.sampler, self.rows, self.processes = sampler, batch_size, processes
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield batches, one for each process in turn."""
         order = list(self.sampler)
-        whole = self.batch_size * self.processes
+        whole = self.rows * self.processes
         for start in range(0, len(order), whole):
             rows = order[start : start + whole]
             if len(rows) < self.processes:
@@ -293,13 +253,23 @@ class SharedLastBatch(BatchSampler):
 
     def __len__(self) -> int:
         """Batches of all processes."""
-        rows: Any = self.sampler
-        return math.ceil(len(rows) / (self.batch_size * self.processes)) * self.processes
+        order: Any = self.sampler
+        return math.ceil(len(order) / (self.rows * self.processes)) * self.processes
 
 
-def share_last_batch(loader: Any, sampler: Sampler[Any], processes: int) -> None:
-    """Give a loader that accelerate has made for this process the batches of `SharedLastBatch`."""
-    # set afterwards: transformers and accelerate have no argument for batches of unequal size
-    shard = loader.batch_sampler
-    shard.batch_sampler = SharedLastBatch(sampler, shard.batch_size, processes)
-    shard.even_batches = False
+def shared_loader(data: Any, sampler: Sampler[Any], collate: Any, args: Any, accelerator: Any) -> Any:
+    """The batches of this process, out of those of `SharedLastBatch`."""
+    loader: Any = DataLoader(
+        data,
+        batch_sampler=SharedLastBatch(sampler, args.train_batch_size, args.world_size),
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    before, accelerator.even_batches = accelerator.even_batches, False  # they are even already
+    try:
+        return accelerator.prepare(loader)
+    finally:
+        accelerator.even_batches = before

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import find_executable_batch_size
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
@@ -161,27 +162,40 @@ def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Has
 
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Batches of similar length, for a GPU; a batch that does not fit into memory is halved."""
-    # accelerate's find_executable_batch_size has one size for cycles of all lengths, and does not know MemoryError
+    """Batches of similar length, for a GPU; from one that does not fit into memory on they are halved."""
+    most, size, failed = 256, 256, ""
+
+    def fewer() -> int:
+        nonlocal most, size
+        before, size = size, (size + 1) // 2 if size > 1 else 0
+        if size:
+            _log.warning("not enough memory for %d cycles at once; going on with %d", before, size)
+        most = size
+        return size
+
     # a GPU needs larger batches than a CPU
-    most = (256, 16_000_000) if next(model.parameters()).is_cuda else ()
-    batches, smallest_failed = deque(length_batches(lengths, *most)), 0
-    while batches:
-        rows = batches.popleft()
-        size = len(rows) * lengths[rows[0]]
-        values = None
-        if len(rows) == 1 or not 0 < smallest_failed <= size:
-            values = _embed_batch(model, extractor, [waveforms[row] for row in rows])
-        if isinstance(values, str):
-            memory.release()
-            if len(rows) == 1:
-                raise InputError(_too_long(lengths[rows[0]], extractor, values))
-            _log.warning("not enough memory for %d cycles at once; going on with %d", len(rows), (len(rows) + 1) // 2)
-            values, smallest_failed = None, size
-        if values is None:
-            half = (len(rows) + 1) // 2
-            batches.extendleft((rows[half:], rows[:half]))
-            continue
+    for rows in length_batches(lengths, *((most, 16_000_000) if next(model.parameters()).is_cuda else ())):
+
+        def embed(rows_at_once: int, rows: list[int] = rows) -> NDArray[np.float32]:
+            nonlocal failed
+            values = []
+            for start in range(0, len(rows), rows_at_once):
+                some = rows[start : start + rows_at_once]
+                part = _embed_batch(model, extractor, [waveforms[row] for row in some])
+                if isinstance(part, str):
+                    failed = part
+                    raise RuntimeError("CUDA out of memory.")  # accelerate knows no MemoryError
+                values.append(part)
+            return np.concatenate(values)
+
+        size = min(most, len(rows))
+        fitting = find_executable_batch_size(embed, starting_batch_size=size, reduce_batch_size_fn=fewer)
+        try:
+            values = fitting()
+        except RuntimeError as error:
+            if size:
+                raise
+            raise InputError(_too_long(lengths[rows[0]], extractor, failed)) from error
         yield rows, values
 
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import span_noun
 from laennec.corpora.load import provenance
 from laennec.encoders import Wrapper
 from laennec.errors import InputError
@@ -36,7 +36,7 @@ from laennec.training.data.split_data import (
     make_split,
     with_train_statistics,
 )
-from laennec.training.data.targets import span_of, target_line, target_of
+from laennec.training.data.targets import span_of, target_of
 from laennec.training.data.windows import fit_window_points, training_examples
 from laennec.training.devices import (
     configure_process,
@@ -57,16 +57,6 @@ RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, writ
 _SETTINGS = "recipe.json"
 # what a kill can leave of a run that had written nothing
 _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
-
-
-@dataclass
-class FitResult:
-    """What training left: model, log and best epoch, validation predictions, operating points."""
-
-    result: Result
-    predictions: Any
-    operating_points: dict[str, Any] | None
-    tasks: dict[str, Any]
 
 
 def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
@@ -117,7 +107,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         InputError: Anything a user can fix, from the recipe to the disk.
     """
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
-    if not overwrite and finished_before(out, recipe):
+    if not overwrite and removed_leftovers(out, recipe):
         return out
     with claimed(out, recipe, overwrite) as begin:
         configure_process(recipe.train.threads)
@@ -145,18 +135,19 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         model = make_model(recipe, names)
         model.config.span = span_of(training.table)
         if is_main_process():
-            say(target_line(recipe.target.problem_type, names, model.config.span))
+            how = "each by itself" if recipe.target.problem_type == "multi_label" else "exactly one"
+            of = f"({recipe.target.problem_type}: {how}) of {span_noun(model.config.span)}s"
+            say(f"target: {', '.join(names)} {of}")
             if recipe.corpus.corpora:
                 say(f"selection: {selection_of(recipe)}")
         with explain_lost_process():
-            fitted = fit(
-                recipe, model, extractor, training, validation, out, timings, begin=partial(begin, source), watch=watch
+            result, (predictions, operating_points, tasks) = fit(
+                recipe, model, extractor, training, validation, out, timings, partial(begin, source), watch
             )
             with timings.measure("validation windows"):
-                windows, points = fit_window_points(fitted.result.model, extractor, recipe, splits, recipe.head)
+                windows, points = fit_window_points(result.model, extractor, recipe, splits, recipe.head)
     if not is_main_process():
         return
-    result = fitted.result
     record = run_facts(recipe, source) | {
         "command": command,
         "problem_type": recipe.target.problem_type,
@@ -174,12 +165,12 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "history": training_history(result.history),
         "best_epoch": result.best_epoch,
         "best_metric": result.best_metric,
-        "operating_points": fitted.operating_points,
+        "operating_points": operating_points,
         "window_points": points,
-        "tasks": fitted.tasks,
+        "tasks": tasks,
         "evaluations": [],
     }
-    write_run(out, result.model, extractor, {"predictions": fitted.predictions, "windows": windows}, record)
+    write_run(out, result.model, extractor, {"predictions": predictions, "windows": windows}, record)
 
 
 def selection_of(recipe: Recipe) -> str:
@@ -209,24 +200,12 @@ def fit(
     validation: SplitData,
     out: Path,
     timings: Timings,
-    begin: Callable[[], None] = lambda: None,
-    watch: Any = None,
-) -> FitResult:
-    """Train a model, choose its epoch on validation, and fit its operating points there.
+    begin: Callable[[], None],
+    watch: Any,
+) -> tuple[Result, tuple[Any, dict[str, Any] | None, dict[str, Any]]]:
+    """Train a model and choose its epoch on validation; with the result comes what `predict_validation` returns.
 
-    Args:
-        recipe: All settings.
-        model: Encoder and new head.
-        extractor: Its front end.
-        training: The training split.
-        validation: The validation split.
-        out: Checkpoints go below it.
-        timings: Gets the seconds of embedding, training and validation predictions.
-        begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
-        watch: A TrainerCallback for every phase; None for none.
-
-    Raises:
-        InputError: As `train`.
+    `begin` is called when recipe and corpus were found to go together, before anything is written below `out`.
     """
     cache = None
     names = training.targets.names
@@ -249,7 +228,7 @@ def fit(
     with timings.measure("training"), explain_write_errors(out / "checkpoints"):
         result = run_phases(recipe, model, plan, out, watch)
     with timings.measure("validation predictions"):
-        return FitResult(result, *predict_validation(result.model, extractor, recipe, validation, cache))
+        return result, predict_validation(result.model, extractor, recipe, validation, cache)
 
 
 def predict_validation(
@@ -333,11 +312,7 @@ def _is_of(out: Path, recipe: Recipe) -> bool:
 
 
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe.
-
-    Raises:
-        InputError: It holds other files, a finished run, or a run of another recipe.
-    """
+    """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe."""
     earlier = (out / _SETTINGS).exists()
     others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
     if overwrite:
@@ -355,12 +330,8 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
         raise InputError(f"{out}: holds other files; choose another output folder")
 
 
-def finished_before(out: Path, recipe: Recipe) -> bool:
-    """Whether this run is finished and was killed while its checkpoints were removed; the remaining ones are removed.
-
-    Raises:
-        InputError: Another process writes to the folder.
-    """
+def removed_leftovers(out: Path, recipe: Recipe) -> bool:
+    """Remove what is left of the checkpoints where a finished run was killed meanwhile; False for any other run."""
     checkpoints = out / "checkpoints"
     # several processes would have to agree first
     if process_count_of_launch() > 1 or not checkpoints.is_dir() or not (out / _SETTINGS).exists():
@@ -372,7 +343,7 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _refuse_other_data(path: Path, source: dict[str, Any]) -> None:
+def _begin_on_data(path: Path, source: dict[str, Any]) -> None:
     """Record what data a run began on; refuse to go on with other data."""
     now = {name: source.get(name) for name in ("corpus_fingerprint", "split_fingerprint")}
     if path.exists() and read_record(path) != now:
@@ -389,9 +360,6 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[...
 
     Earlier results are kept until then: the block calls it, with the provenance of the data, after data, weights and
     objective were checked. Of several processes only the first writes, so only the first locks.
-
-    Raises:
-        InputError: The folder holds other files or a run that began on other data, or another process trains into it.
     """
     with contextlib.ExitStack() as ours:
 
@@ -407,7 +375,7 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[...
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             write_record(out / _SETTINGS, recipe.to_dict())
             if source is not None:
-                _refuse_other_data(out / "checkpoints" / "corpus.json", source)
+                _begin_on_data(out / "checkpoints" / "corpus.json", source)
 
         if is_main_process():
             refuse_taken(out, recipe, overwrite)

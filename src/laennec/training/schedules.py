@@ -27,16 +27,16 @@ from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.errors import InputError
 from laennec.extension import load_object
 from laennec.files import atomic_write
+from laennec.head import HeadModel
 from laennec.progress import Progress
 from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
 from laennec.training.coverage import coverage_lines
-from laennec.training.data.batches import CycleDataset
+from laennec.training.data.batches import CycleDataset, EmbeddingDataset
 from laennec.training.data.mixing import Mixer
 from laennec.training.data.targets import GroupTable, Targets, refuse_one_class
 from laennec.training.devices import (
-    compiled_layers,
     device_settings,
     encodes_one_by_one,
     has_gpu,
@@ -129,7 +129,7 @@ def make_arguments(
     values: dict[str, Any] = {
         **common_arguments(recipe, t, folder),
         "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": 1 if alone else t.evaluation_batch_size,
+        "per_device_eval_batch_size": 1 if alone else 4096 if recipe.encoder.frozen else t.evaluation_batch_size,
         "gradient_accumulation_steps": t.gradient_accumulation_steps,
         "num_train_epochs": phase.epochs,
         "learning_rate": phase.learning_rate,
@@ -140,6 +140,7 @@ def make_arguments(
         "moving_average": t.moving_average,
         "sam_rho": t.sam_rho,
         "sam_adaptive": t.sam_adaptive,
+        "compile_layers": t.compile,
         "task_loss": loss.task,
         "task_weight": loss.task_weight,
         "task_views": loss.task_views,
@@ -201,9 +202,6 @@ def plan_phases(
     """Check that recipe and corpus fit together, before anything is written.
 
     `datasets` are those of training and validation; `validation_table` is the validation split without logits.
-
-    Raises:
-        InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
     """
     refuse_one_class(targets)
     for name in recipe.train.arguments:
@@ -266,7 +264,7 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, watch: Any = N
             result.add(phase, read_record(kept))
             continue
         trainer = LaennecTrainer(
-            result.model,
+            HeadModel(result.model) if isinstance(plan.settings["train_dataset"], EmbeddingDataset) else result.model,
             make_arguments(recipe, phase, folder, batch_size, plan.class_weights),
             sampler=sampler,
             stages=phase.stages,
@@ -277,7 +275,7 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, watch: Any = N
         evaluated = phase.stages if phase.stages is not None and phase.selects else lambda _: Stage()
         for callback in filter(None, (EpochLines(phase.name, metric, evaluated), watch)):
             trainer.add_callback(callback)
-        with unsharded(result.model) as whole, compiled_layers(result.model, recipe.train.compile):
+        with unsharded(result.model) as whole:
             train_or_resume(trainer, recipe.train.save_steps)
         result.model = whole
         result.model.encoder_frozen_in_stage = False

@@ -95,8 +95,9 @@ def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, f
         longest = f", the longest {frames / extractor.frames_per_second:.3g} s ({frames} frames)"
         remedies.append(shorter_cycles(extractor, frames))
     model = trainer.accelerator.unwrap_model(trainer.model)
-    learns = any(parameter.requires_grad for parameter in model.encoder.parameters())
-    possible = learns and getattr(model.encoder, "supports_gradient_checkpointing", False)
+    encoder = getattr(model, "encoder", None)
+    possible = any(p.requires_grad for p in encoder.parameters()) if encoder is not None else False
+    possible &= bool(getattr(encoder, "supports_gradient_checkpointing", False))
     if where != "evaluation" and possible and not model.is_gradient_checkpointing:
         remedies.append("train.gradient_checkpointing: true")
     advice = ", or ".join(remedy for remedy in remedies if remedy) or "use a machine with more memory"

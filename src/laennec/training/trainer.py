@@ -24,14 +24,13 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
-from laennec.losses import WeightSchedule
+from laennec.losses import DeviceAdversarialLoss, WeightSchedule
 from laennec.memory import ran_out
 from laennec.training import step_errors
 from laennec.training.arguments import (
     LaennecTrainingArguments,
     MovingAverageCallback,
     argument,
-    check_arguments,
     epoch_cosine_schedule,
     parameter_groups,
     resolved_arguments,
@@ -43,21 +42,17 @@ from laennec.training.checkpoints import (
     check_loaded,
     checkpoint_to_resume,
     damage,
-    refuse_lost_folder,
     remove_unsealed,
     write_weights,
 )
-from laennec.training.data.batches import EmbeddingDataset
 from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.targets import span_of
 from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
-from laennec.training.devices import encodes_one_by_one, share_last_batch
+from laennec.training.devices import compile_layers, encodes_one_by_one, shared_loader, uncompiled
 from laennec.training.objectives.auxiliary_layers import (
     AuxiliaryHeads,
-    adversarial_groups,
     attached,
     enter_stage,
-    without_encoder,
 )
 from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
 from laennec.training.objectives.loss_specs import LossSpec, groups_of_data, specs_of
@@ -127,7 +122,6 @@ class LaennecTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = resolved_arguments(args or LaennecTrainingArguments("trainer_output"))
-        check_arguments(args)
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         self.model_accepts_loss_kwargs = False
@@ -182,10 +176,9 @@ class LaennecTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this process; processes that share an epoch's rows also share its short last batch."""
         self.training_objective = self._make_objective()
-        loader = super().get_train_dataloader()
-        if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
-            share_last_batch(loader, self.sampler, self.args.world_size)
-        return loader
+        if self.args.world_size == 1 or not getattr(self.sampler, "shares_last_batch", False):
+            return super().get_train_dataloader()
+        return shared_loader(self.train_dataset, self.sampler, self.data_collator, self.args, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of a data set for evaluation; a table is read first."""
@@ -241,6 +234,8 @@ class LaennecTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
         self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
+        if argument(self.args, "compile_layers"):
+            compile_layers(self.model)
         try:
             if self.model_init is None:
                 self._attach(self.model)
@@ -271,11 +266,10 @@ class LaennecTrainer(Trainer):
         """Put the layers that only auxiliary losses need into the model; its config names the selection set."""
         model.config.selection_set = self._selection_set
         self._attached.close()
-        groups = adversarial_groups(self.specs, self.group_codes)
+        adversarial = [spec for spec in self.specs if spec.is_a(DeviceAdversarialLoss)]
+        groups = {spec.name: int(self.group_codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
         heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
         self._attached.enter_context(attached(model, heads))
-        if isinstance(self.train_dataset, EmbeddingDataset) and self.auxiliary_tasks is None:
-            self._attached.enter_context(without_encoder(model))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
@@ -297,7 +291,7 @@ class LaennecTrainer(Trainer):
         )
 
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        inputs, self._context = self.batch_features(inputs, True, self._core(self.model).encoder)
+        inputs, self._context = self.batch_features(inputs, True, self._core(self.model))
         if self.auxiliary_tasks is not None:
             inputs = self.auxiliary_tasks.append_recordings(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -349,7 +343,8 @@ class LaennecTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
         step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
-        output = super().evaluation_loop(*args, **kwargs)
+        with uncompiled(argument(self.args, "compile_layers")):
+            output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
             logits = torch.from_numpy(first).to(self.args.device)
@@ -359,11 +354,7 @@ class LaennecTrainer(Trainer):
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers.
-
-        Raises:
-            InputError: The batch does not fit into memory.
-        """
+        """As in transformers; a batch that does not fit into memory is one line."""
         try:
             made, _ = self.batch_features(inputs, False)
             if encodes_one_by_one(self.args.device):  # as embeddings are computed: a mask without a gap is left out
@@ -407,14 +398,16 @@ class LaennecTrainer(Trainer):
         folder, model = Path(output_dir or str(self.args.output_dir)), self.accelerator.unwrap_model(self.model)
         if _internal_call:
             step_errors.check_weights(model, self.state.global_step, self.batch_cycles)
-            refuse_lost_folder(Path(str(self.args.output_dir)))
+            if not (out := Path(str(self.args.output_dir))).is_dir():
+                raise InputError(
+                    f"{out}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
+                    "back and run the same command again"
+                )
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
         if not self.args.should_save:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
-            if not any(name.startswith("encoder.") for name in state):  # it is left out while a head trains
-                state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pydantic
@@ -224,31 +222,6 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
 def test_the_schema_in_the_documents_is_that_of_the_recipe():
     written = json.loads((ROOT / "docs" / "recipe.schema.json").read_text())
     assert written == Recipe.model_json_schema(), "run: python -m docs.generate"
-
-
-def test_a_wheel_holds_the_recipes(tmp_path):
-    setuptools = pytest.importorskip("setuptools")
-    if int(setuptools.__version__.partition(".")[0]) < 77:
-        pytest.skip("needs setuptools 77")
-    code = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
-    made = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=copy_of_sources(tmp_path), capture_output=True)
-    assert made.returncode == 0, made.stderr.decode()
-    import zipfile
-
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert "laennec/recipes/sprsound/bce_mobilenet.yaml" in names and not [n for n in names if n.endswith(".json")]
-
-
-def copy_of_sources(tmp_path):
-    import shutil
-
-    copy = tmp_path / "copy"
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.json")
-    shutil.copytree(ROOT / "src", copy / "src", symlinks=True, ignore=ignore)
-    shutil.copytree(ROOT / "recipes", copy / "recipes", ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy / name)
-    return copy
 
 
 @pytest.mark.parametrize("config", [None, [], "text", 3])

@@ -251,9 +251,11 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
         """A whole batch at once, which a DataLoader asks for: row by row takes longer than a training step."""
-        pairs = torch.tensor([key if isinstance(key, tuple) else (key, 0) for key in keys])
-        rows, copies = pairs[:, 0], pairs[:, 1] % len(self.embeddings)
-        batch = {"embeddings": self.embeddings[copies, rows], "labels": self.labels[copies, rows]}
+        pairs = np.array([key if isinstance(key, tuple) else (key, 0) for key in keys])
+        rows = torch.from_numpy(pairs[:, 0])
+        places = rows + len(self) * torch.from_numpy(pairs[:, 1] % len(self.embeddings))
+        tables = {"embeddings": self.embeddings, "labels": self.labels}
+        batch = {name: table.flatten(0, 1).index_select(0, places) for name, table in tables.items()}
         return batch | {"cycle_numbers": rows} if self.cycle_ids else batch
 
 

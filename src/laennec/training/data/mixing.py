@@ -238,7 +238,7 @@ class BatchFeatures:
     mixer: Mixer | None = None  # mixes the cycles of a training batch; None for none
 
     def __call__(
-        self, inputs: Mapping[str, Any], training: bool, encoder: Any = None
+        self, inputs: Mapping[str, Any], training: bool, model: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs of the model, and what losses need besides."""
         inputs = dict(inputs)
@@ -263,7 +263,7 @@ class BatchFeatures:
                 features = self._masked(self.spec_augment, features, mask, host)
             if mixer is not None and domain == "tokens":
                 features, mask, context["token_mix"], context["mixture"] = mixer.tokens(
-                    features, mask, labels, keys, encoder
+                    features, mask, labels, keys, model.encoder
                 )
             elif mixer is not None and domain == "features":
                 features, mask, context["mixture"] = mixer.features(features, mask, labels, keys)

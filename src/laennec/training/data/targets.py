@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.configuration import Span, span_noun
+from laennec.configuration import Span
 from laennec.corpora.base import class_names, column_of
 from laennec.corpora.load import provenance
 from laennec.errors import InputError
@@ -170,12 +170,6 @@ def span_of(table: Any) -> Span:
     if provenance(table).get("level") != "window":
         return "cycle"
     return float(np.max(np.array(column_of(table, "end_s")) - np.array(column_of(table, "start_s"))).round(3))
-
-
-def target_line(problem_type: str | None, names: Sequence[str], span: Span) -> str:
-    """What is predicted of what, for people."""
-    how = "each by itself" if problem_type == "multi_label" else "exactly one"
-    return f"target: {', '.join(names)} ({problem_type}: {how}) of {span_noun(span)}s"
 
 
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from laennec.head import LaennecOutput
-from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
+from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, GradientReversal
 from laennec.training.objectives.loss_specs import CLUSTER_WIDTH, LossSpec
 
 
@@ -106,12 +106,6 @@ class AuxiliaryHeads(nn.Module):
         for name, adversary in self.adversaries.items():
             seen[name] = adversary(self.reversal(seen.get(name, embeddings)))
         return seen
-
-
-def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> dict[str, int]:
-    """Number of groups of each adversarial loss, by its name."""
-    adversarial = [spec for spec in specs if spec.is_a(DeviceAdversarialLoss)]
-    return {spec.name: int(codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
 
 
 class ClusterView(NamedTuple):
@@ -200,22 +194,3 @@ def enter_stage(model: Any, stage: Any, progress: float) -> None:
     if (heads := getattr(model, "auxiliary_heads", None)) is not None:
         heads.active = stage.encoder and stage.auxiliary
         heads.reversal.set_progress(min(progress, 1.0))
-
-
-@contextlib.contextmanager
-def without_encoder(model: Any) -> Iterator[None]:
-    """Leave the encoder out of modules, parameters and state within the block, while a head learns from embeddings.
-
-    A step of a head takes less time than a walk over the modules of an encoder, of which a Trainer makes several.
-    """
-    encoder, others = model.encoder, [child for child in model.named_children() if child[0] != "encoder"]
-    del model.encoder
-    object.__setattr__(model, "encoder", encoder)  # an attribute, and no module, of the model
-    try:
-        yield
-    finally:
-        del model.encoder
-        model.add_module("encoder", encoder)
-        for name, module in others:  # parameters keep their order: the encoder's come first
-            delattr(model, name)
-            model.add_module(name, module)

@@ -165,7 +165,15 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
         raise InputError(f"{where} is a group of settings, not {given!r}")
     # YAML 1.1 reads a bare `on` as true
     values = {"on" if key is True else key: value for key, value in (given or {}).items()}
-    kind = _kind(name, values, where, folders)
+    if (dotted := values.pop("class", None)) is not None:
+        kind: type[nn.Module] = load_object(dotted, f"{where}.class", folders)
+    elif (known := values.pop("loss", name)) in AUXILIARY_LOSSES:
+        kind = AUXILIARY_LOSSES[known]
+    else:
+        raise InputError(
+            f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(AUXILIARY_LOSSES)}, or "
+            "class: my_code:MyLoss"
+        )
     own: dict[str, Any] = {}
     if not issubclass(kind, CLUSTER_LOSSES):
         own = {"negatives": negatives} | {key: values.pop(key) for key in _OWN if key in values}
@@ -193,20 +201,6 @@ def _meant(said: str, kind: type[nn.Module]) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
     known = [*_OWN, "weight", "start", "warm_up", *inspect.signature(kind).parameters]
     return f"; did you mean {difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]!r}?" if unknown else ""
-
-
-def _kind(name: str, values: dict[str, Any], where: str, folders: Sequence[Path]) -> type[nn.Module]:
-    """The class of a recipe's loss: `class: module:Name`, `loss: name`, or the entry's own name."""
-    if (dotted := values.pop("class", None)) is not None:
-        kind: type[nn.Module] = load_object(dotted, f"{where}.class", folders)
-        return kind
-    known = values.pop("loss", name)
-    if known not in AUXILIARY_LOSSES:
-        raise InputError(
-            f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(AUXILIARY_LOSSES)}, or "
-            "class: my_code:MyLoss"
-        )
-    return AUXILIARY_LOSSES[known]
 
 
 def _weight(value: Any) -> float:

@@ -49,7 +49,7 @@ from laennec.training.pretraining.pairs import PairSampling, make_pretrain_sampl
 from laennec.training.recipe import PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, training_history, write_record
-from laennec.training.run import claimed, finished_before, run_facts
+from laennec.training.run import claimed, removed_leftovers, run_facts
 from laennec.training.schedules import EpochLines, common_arguments, loss_descriptions
 from laennec.training.step_errors import BatchSetting
 from laennec.training.trainer import LaennecTrainer
@@ -90,7 +90,7 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     out = Path(recipe.output_dir or Path("runs") / f"{recipe.name}-pretrain")
     if recipe.corpus.corpora:
         raise InputError(f"pre-training takes one corpus, not {recipe.corpus.name}; give a recipe with one of them")
-    if not overwrite and finished_before(out, recipe):
+    if not overwrite and removed_leftovers(out, recipe):
         return out
     with claimed(out, recipe, overwrite) as begin:
         configure_process(recipe.train.threads)
