@@ -11,19 +11,19 @@ them. Its rule of smaller gradients for lower layers belongs to training and is 
 Reference: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
 from laennec.encoders.masks import TimeMask, zero_beyond
-from laennec.encoders.weights.checkpoints import checked_state, differences, refuse_differences, released_error
+from laennec.encoders.weights.checkpoints import checked_state, released_error, renamed
 from laennec.encoders.weights.fingerprint import check_fingerprint, record_fingerprint
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
@@ -192,33 +192,21 @@ class BeatsEncoder(AudioEncoder):
     ) -> "BeatsEncoder":
         """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet."""
         config = _config_of(path, content["cfg"])
-        fine_tuned = config.audioset_head
-        if audioset_head and not fine_tuned:
+        if audioset_head and not config.audioset_head:
             raise InputError(
                 f"{path}: a pre-trained checkpoint has no AudioSet classes; leave out audioset_head, or give a "
                 "fine-tuned one (BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt and the like)"
             )
         state = checked_state(path, content["model"])
-        with torch.device("meta"):
-            expected = BeatsEncoder(config).state_dict()
-        names = {_released_name(name): name for name in expected}
-        wanted = {theirs: expected[ours] for theirs, ours in names.items()}
         # all layers share one table, which checkpoints repeat
         copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
-        wanted |= {name: wanted[_bias_name(0)] for name in copies}
-        refuse_differences(path, "BEATs", differences(state, wanted))
-        for name in copies:
-            if not torch.equal(state[name], state[_bias_name(0)]):
-                raise released_error(path, f"{name} is not that of layer 0, which all layers share")
-        config.audioset_head = audioset_head
-        config.audioset_labels = _labels(content) if audioset_head else None
-        for name, rate in dropouts.items():
-            setattr(config, name, rate)
-        encoder: BeatsEncoder = cls._from_config(config)
-        kept = encoder.state_dict()
-        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in kept})
+        settings = {**dropouts, "audioset_head": audioset_head}
+        settings["audioset_labels"] = _labels(content) if audioset_head else None
+        encoder: BeatsEncoder = renamed(
+            path, cls, config, state, _released_name, dict.fromkeys(copies, _bias_name(0)), **settings
+        )
         record_fingerprint(encoder)
-        return encoder.eval()
+        return encoder
 
 
 # the authors' settings: our name, and the value where a checkpoint has none
@@ -292,7 +280,7 @@ def _bias_name(layer: int) -> str:
     return f"encoder.layers.{layer}.self_attn.relative_attention_bias.weight"
 
 
-def _released_name(name: str) -> str:
+def _released_name(name: str, _: Container[str] = ()) -> str:
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
@@ -300,7 +288,3 @@ def _released_name(name: str) -> str:
     for ours, theirs in _INNER_NAMES:
         name = name.replace(ours, theirs)
     return name
-
-
-AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
-AutoModel.register(BeatsConfig, BeatsEncoder)

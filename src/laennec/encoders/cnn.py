@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
@@ -111,10 +111,6 @@ class CnnEncoder(AudioEncoder):
         )
 
 
-AutoConfig.register(CnnConfig.model_type, CnnConfig)
-AutoModel.register(CnnConfig, CnnEncoder)
-
-
 class StatisticsConfig(PreTrainedConfig):
     """Configuration of `StatisticsEncoder`."""
 
@@ -154,7 +150,3 @@ class StatisticsEncoder(AudioEncoder):
         mean = (input_values * weight).sum(1) / count
         variance = ((input_values - mean.unsqueeze(1)).square() * weight).sum(1) / count
         return EncoderOutput(input_values, mask, torch.cat([mean, variance.sqrt()], dim=1))
-
-
-AutoConfig.register(StatisticsConfig.model_type, StatisticsConfig)
-AutoModel.register(StatisticsConfig, StatisticsEncoder)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.adapters import layers_path, stack_of
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
@@ -44,20 +44,20 @@ class WrapperConfig(PreTrainedConfig):
         """Build the inner configuration; the width of the embedding follows from it."""
         if isinstance(self.encoder_config, dict):
             self.encoder_config = config_from_dict(self.encoder_config)
+        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.hidden_size = int(getattr(self.encoder_config, "hidden_size", 0))
+        mels = getattr(self.encoder_config, "num_mel_bins", None)
+        if self.has_fingerprint and mels:
+            self.num_mel_bins, self.fingerprint = mels, fingerprint
 
     geometry_names: ClassVar[str] = ""
+    has_fingerprint: ClassVar[bool] = True
 
     @property
     def geometry(self) -> list[int]:
         """Settings that the inner encoder's weights do not show, called `geometry_names`."""
         raise NotImplementedError
-
-    def keep_fingerprint(self, fingerprint: list[float] | None) -> None:
-        """Have a place for a fingerprint where the inner configuration has a number of mel bins."""
-        if mels := getattr(self.encoder_config, "num_mel_bins", None):
-            self.num_mel_bins, self.fingerprint = mels, fingerprint
 
 
 class GroupsConfig(WrapperConfig):
@@ -72,6 +72,7 @@ class GroupsConfig(WrapperConfig):
     model_type = "laennec-groups"
 
     geometry_names: ClassVar[str] = "group_frames and group_step"
+    has_fingerprint: ClassVar[bool] = False
     group_frames: int = 20
     group_step: int = 15
 
@@ -194,11 +195,9 @@ class LayersConfig(WrapperConfig):
             raise ValueError(f"combination is {self.combination!r}; it can be {' or '.join(COMBINATIONS)}")
         if self.combination != COMBINATIONS[0] and len(set(widths)) > 1:
             raise ValueError(f"layers {chosen} have widths {widths} and no mean; concatenate them")
-        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.layers, self.widths = list(chosen), list(widths)
         self.hidden_size = sum(widths) if self.combination == COMBINATIONS[0] else widths[0]
-        self.keep_fingerprint(fingerprint)
 
     @property
     def geometry(self) -> list[int]:
@@ -328,10 +327,8 @@ class EnsembleConfig(WrapperConfig):
         """Check the number; the embeddings of the members are concatenated."""
         if not isinstance(self.members, int) or not 1 <= self.members <= _MOST_MEMBERS:
             raise ValueError(f"members is {self.members!r}; it must be a whole number from 1 to {_MOST_MEMBERS}")
-        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.hidden_size *= self.members
-        self.keep_fingerprint(fingerprint)
 
 
 class EnsembleEncoder(AudioEncoder):
@@ -371,14 +368,6 @@ class EnsembleEncoder(AudioEncoder):
         )
 
 
-def wrapper_class(config: PreTrainedConfig) -> type[Any]:
-    """The class of the encoder that a wrapper's configuration makes."""
-    return {GroupsConfig: GroupsEncoder, LayersConfig: LayersEncoder, EnsembleConfig: EnsembleEncoder}[type(config)]
-
-
-AutoConfig.register(GroupsConfig.model_type, GroupsConfig)
-AutoModel.register(GroupsConfig, GroupsEncoder)
-AutoConfig.register(LayersConfig.model_type, LayersConfig)
-AutoModel.register(LayersConfig, LayersEncoder)
-AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
-AutoModel.register(EnsembleConfig, EnsembleEncoder)
+WRAPPERS: dict[type[WrapperConfig], type[Any]] = {
+    kind.config_class: kind for kind in (GroupsEncoder, LayersEncoder, EnsembleEncoder)
+}
