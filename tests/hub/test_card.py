@@ -361,12 +361,6 @@ def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path, monke
     assert "Results" in sections(body) and "was scored 2 times" in sections(body)["Limitations"]
 
 
-def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
-    (tmp_path / "run.json").write_bytes((scored / "run.json").read_bytes())
-    assert render_card(tmp_path).text == render_card(scored).text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
-
-
 def test_a_split_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
