@@ -1,12 +1,9 @@
 """AudioMAE, the masked autoencoder of spectrograms, from its authors' checkpoints, for cycles of up to 10.24 s.
 
-Decisions: the layers are transformers' ViT, and `from_released` translates the authors' names (those of timm),
-strictly. Time is the first axis of the grid of patches: the position table holds 64 steps of 8 bands, step by step, and
-a shorter cycle uses the first steps. A last patch that is not full is padded with zeros, as frames beyond a cycle's end
-are. The authors pad every clip to 10.24 s with frames of log-mel 0, as features.length: zero_frames does. Padded
-patches are masked as attention keys. The embedding is the mean of the patches without the class token, as in the
-authors' fine-tuning. Fine-tuned checkpoints apply a layer norm to that mean (fc_norm). Pre-trained ones apply it to
-each patch (norm), as for their decoder; the authors' fine-tuning replaces that norm by a new one.
+Decisions: the layers are transformers' ViT. Time is the first axis of the grid of patches: 64 steps of 8 bands, of
+which a shorter cycle uses the first steps. A last patch that is not full is padded with zeros. The authors pad every
+clip with frames of log-mel 0, as features.length: zero_frames does. The embedding is the mean of the patches without
+the class token. Fine-tuned checkpoints apply a layer norm to that mean (fc_norm), pre-trained ones to each patch.
 
 Reference: Huang et al., Masked Autoencoders that Listen, NeurIPS 2022.
 """

@@ -1,9 +1,8 @@
 """Encoders without released weights: the small CNN of Song et al., and statistics of the features.
 
 Decisions: the CNN's poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
-nothing changes); what lies beyond a cycle's end is 0 before every convolution, and after the ReLU a 0 never wins a
-maximum, so poolings need no mask of their own. The baseline of statistics is an encoder like any other, so that it
-goes through the same split, head, selection and evaluation as the networks that it is compared with.
+nothing changes); after the ReLU, the 0 beyond a cycle's end never wins a maximum, so poolings need no mask. The
+baseline of statistics is an encoder, so that it goes through the same split, head and evaluation as the networks.
 
 Reference: Song, Han and Song, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
 2021, Table 1.

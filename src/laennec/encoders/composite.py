@@ -1,13 +1,11 @@
 """Encoders made of other encoders: several layers of one, overlapping groups of frames (CycleGuardian), and ensembles.
 
-Decisions: a wrapper keeps the whole configuration of what is inside, so that it is saved and made again without knowing
-what it holds; the width of its embedding follows from that and is never read from a file. Groups start every
-`group_step` frames. Those that would reach over a cycle's end are left out, as the authors do, but a cycle shorter than
-one group has one, padded under the inner encoder's own mask. Groups of padding are never encoded, so they do not move
-batch statistics. Group-Mix exchanges groups between cycles after they were encoded, because overlapping windows share
-frames. The embedding of an ensemble is those of its members, one after the other: a linear layer on it can be the mean
-of the members' own heads, so an ensemble is one model. What layers output is taken by hooks, so any encoder that names
-its stack of layers will do; their widths are measured once, when the wrapper is put around the encoder.
+Decisions: a wrapper keeps the configuration of what is inside; the width of its embedding follows from that and is
+never read from a file. Groups that would reach over a cycle's end are left out, as the authors do, but a cycle shorter
+than one group has one, padded under the inner encoder's own mask. Group-Mix exchanges groups after they were encoded,
+because overlapping windows share frames. The embedding of an ensemble is those of its members, one after the other, so
+that one linear layer can be the mean of their heads. What layers output is taken by hooks; their widths are measured
+when the wrapper is made.
 
 Reference: Chu et al., CycleGuardian, 2025.
 """
@@ -25,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.adapters import layers_path, stack_of
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
-from laennec.encoders.masks import TimeMask, token_mean
+from laennec.encoders.masks import TimeMask, token_mean, within
 from laennec.encoders.own import config_from_dict
 from laennec.encoders.weights.fingerprint import fixed_input
 from laennec.errors import InputError
@@ -154,8 +152,8 @@ class GroupsEncoder(Wrapper):
             lengths = attention_mask.to(torch.int64).sum(1)
         real = (number * step + size <= lengths[:, None]) | (number == 0)  # (batch, groups)
         inside = (lengths[:, None] - number * step).clamp(0, size)[real]  # frames of each group, (real groups,)
-        frames = torch.arange(size, device=values.device) < inside[:, None]
-        encoded = self.encoder(input_values=windows[real], attention_mask=frames.to(torch.int64)).pooler_output
+        mask = within(inside, size).to(torch.int64)
+        encoded = self.encoder(input_values=windows[real], attention_mask=mask).pooler_output
         tokens = encoded.new_zeros(*real.shape, encoded.shape[-1])
         tokens = tokens.masked_scatter(real[..., None], encoded)
         if token_mix is not None:

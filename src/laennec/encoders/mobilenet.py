@@ -1,11 +1,9 @@
 """EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
 
-Decisions: layers carry our names and `from_released` translates the authors' state dict, strictly: a network that
-loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
-squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution, once for the same weights. On a CPU the bits of a cycle do not change with the cycles
-beside it that are padded to as many frames: its matrices are multiplied by themselves, in an order that depends on its
-own shape. The AudioSet classifier is kept only where `config.audioset_head` asks for it.
+Decisions: padding is zeroed before every convolution that looks sideways and left out of squeeze-excitation and
+pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation is folded into the
+convolution. On a CPU the bits of a cycle do not change with the cycles beside it that are padded to as many frames: its
+matrices are multiplied by themselves, in an order that depends on its own shape.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.

@@ -1,9 +1,8 @@
 """The model card, rendered from a run's record and the author's answers.
 
 Decisions: run.json is the only source of a card. What no record knows (licence, purpose, funding, ...) the author
-answers in the recipe's section `card` or in a file, and the run record keeps it. A card with open questions can be
-written and read but not published; it contains a marker for each. The reporting checklist (templates/checklist.yaml)
-states where each item is answered and by whom.
+answers in the recipe's section `card` or in a file. A card with open questions can be read but not published; it
+contains a marker for each. The reporting checklist (templates/checklist.yaml) states where each item is answered.
 """
 
 import json

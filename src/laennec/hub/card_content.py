@@ -1,8 +1,7 @@
-"""The content of a model card: facts and table rows from a run's record.
+"""The content of a model card: facts and tables from a run's record, for templates/card.md.jinja.
 
-Decisions: numbers are formatted here and never computed, so a card cannot contain a number that no record has. A split
-that shares more than a tenth of its patients with training or validation gets no headline. What a record does not know
-is stated as unknown or asked of the author.
+Decisions: numbers are formatted and never computed, so a card cannot contain a number that no record has. A split that
+shares more than a tenth of its patients with training or validation gets no headline.
 """
 
 import re

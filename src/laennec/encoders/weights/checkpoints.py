@@ -1,8 +1,8 @@
 """Files of weights, read strictly.
 
 Decisions: only tensors are read: safetensors, or a pickle that holds nothing else. Every name that is missing, left
-over or of another shape is refused: an encoder that loads partly is a random one. Errors of torch and safetensors for
-a broken file become one line that names the file. Nothing is downloaded but the configuration and the weights.
+over or of another shape is refused: an encoder that loads partly is a random one. Nothing is downloaded but the
+configuration and the weights.
 """
 
 import argparse
