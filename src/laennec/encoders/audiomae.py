@@ -138,7 +138,7 @@ class AudioMaeEncoder(TransformersEncoder):
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
         config = _config_of(path, state)
-        encoder: AudioMaeEncoder = renamed(path, cls, config, state, partial(_released_name, config), **dropouts)
+        encoder: AudioMaeEncoder = renamed(path, cls, config, state, partial(_released_name, config), dropouts)
         return encoder
 
 

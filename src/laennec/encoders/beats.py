@@ -185,10 +185,10 @@ class BeatsEncoder(AudioEncoder):
         state = checked_state(path, content["model"])
         # all layers share one table, which checkpoints repeat
         copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)]
-        settings = {**dropouts, "audioset_head": audioset_head}
-        settings["audioset_labels"] = _labels(content) if audioset_head else None
+        labels = _labels(content) if audioset_head else None
+        settings = {**dropouts, "audioset_head": audioset_head, "audioset_labels": labels}
         encoder: BeatsEncoder = renamed(
-            path, cls, config, state, _released_name, dict.fromkeys(copies, _bias_name(0)), **settings
+            path, cls, config, state, _released_name, settings, dict.fromkeys(copies, _bias_name(0))
         )
         record_fingerprint(encoder)
         return encoder

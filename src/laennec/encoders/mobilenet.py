@@ -296,7 +296,7 @@ class MobileNetEncoder(AudioEncoder):
         if not len(hidden):
             raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
         config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
-        encoder: MobileNetEncoder = renamed(path, cls, config, state, _released_name, audioset_head=audioset_head)
+        encoder: MobileNetEncoder = renamed(path, cls, config, state, _released_name, {"audioset_head": audioset_head})
         return encoder
 
 

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -232,8 +233,8 @@ def renamed(
     config: PreTrainedConfig,
     state: Mapping[str, Tensor],
     released_name: Callable[[str, Container[str]], str],
-    repeats: Mapping[str, str] | None = None,
-    **settings: Any,
+    settings: Mapping[str, Any],
+    repeats: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """An encoder with the weights of its authors' state dict, strictly.
 
@@ -244,8 +245,8 @@ def renamed(
         state: The authors' weights.
         released_name: From one of our names, and all of them, to the authors'; weights that get one name lie in it one
             after the other.
+        settings: Changes of the configuration afterwards; weights that the encoder then lacks are left out.
         repeats: Authors' names of weights that must equal another one of theirs.
-        **settings: Changes of the configuration afterwards; weights that the encoder then lacks are left out.
     """
     with torch.device("meta"):
         expected = kind(config).state_dict()
@@ -256,9 +257,9 @@ def renamed(
         theirs: expected[ours[0]] if len(ours) == 1 else torch.cat([expected[name] for name in ours])
         for theirs, ours in names.items()
     }
-    wanted |= {name: wanted[other] for name, other in (repeats or {}).items()}
+    wanted |= {name: wanted[other] for name, other in repeats.items()}
     refuse_differences(path, kind.__name__, differences(state, wanted))
-    for name, other in (repeats or {}).items():
+    for name, other in repeats.items():
         if not torch.equal(state[name], state[other]):
             raise released_error(path, f"{name} is not that of layer 0, which all layers share")
     for name, value in settings.items():
