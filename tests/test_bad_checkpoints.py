@@ -1,14 +1,9 @@
 """Checkpoints that do not fit, through the command line: one line that names the keys, exit code 2, nothing run."""
 
-import http.server
 import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,10 +27,7 @@ ENCODERS = {
     "ast": ("ast", AST, {"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 32}),
     "beats": ("beats", BEATS, {"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 48}),
     "whisper": ("whisper", WHISPER, {"encoder_layers": 3}, {"encoder_layers": 1}, {"d_model": 32}),
-    **{
-        kind: ("waveform", SPEECH, {"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 32})
-        for kind in ("wav2vec2", "hubert", "wavlm")
-    },
+    "hubert": ("waveform", SPEECH, {"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 32}),
 }
 
 
@@ -176,7 +168,7 @@ def test_a_pickle_with_code_in_a_folder_is_never_run(kind, folders, refuse, tmp_
     assert load_encoder(folder, type=kind)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", ["mobilenet", "beats"])
 def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, refuse, shared_root, tmp_path):
     released = {"mobilenet": "weights/mn04_as_mAP_432.pt", "beats": "conformance/beats_tiny.pt"}[kind]
@@ -192,15 +184,6 @@ def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, refuse
     assert (tmp_path / "ran").exists()
 
 
-MODEL_CHANGES = {
-    "missing": (drop_seven, None, ("is missing", "and 3 more)")),
-    "extra": (add_six, None, ("other.0 is left over (and other.1, other.2, other.3 and 2 more)",)),
-    "deeper": (None, {"channels": [4, 8, 8]}, ("blocks.2.convs.0.weight is missing", "more)")),
-    "shallower": (None, {"channels": [4]}, ("blocks.1.convs.0.weight is left over", "head.")),
-    "wider": (None, {"channels": [4, 16]}, ("of another shape",)),
-}
-
-
 def predict(model, sound, out):
     return main(["predict", str(model), str(sound), "--out", str(out)])
 
@@ -210,17 +193,6 @@ def one_line(capfd, *said):
     assert err.startswith("laennec: ") and "\n" not in err and ";" in err, err
     for part in said:
         assert str(part) in err, (part, err)
-
-
-@pytest.mark.parametrize("how", MODEL_CHANGES)
-def test_an_exported_model_whose_weights_are_not_those_of_its_config(how, tiny_run, small_corpus, tmp_path, capfd):
-    tensors, sizes, said = MODEL_CHANGES[how]
-    config = json.loads((tiny_run / "model" / "config.json").read_text())
-    sizes = {"encoder_config": config["encoder_config"] | sizes} if sizes else None
-    model = edited(tiny_run / "model", tmp_path, tensors, sizes)
-    assert predict(model, small_corpus, tmp_path / "out") == 2
-    one_line(capfd, model, *said)
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_exported_model_with_code_in_it_is_never_run(tiny_run, small_corpus, tmp_path, capfd):
@@ -283,46 +255,5 @@ def test_a_rate_or_mel_bins_that_a_recipe_cannot_have(tiny_recipe, tmp_path, cap
         assert not (tmp_path / "run").exists()
 
 
-# ---------------------------------------------------------------- the Hub
-
-
-class NotThere(http.server.BaseHTTPRequestHandler):
-    """A Hub that has nothing."""
-
-    def do_GET(self):
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815 - the name that the server looks for
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.mark.parametrize("kind", ["ast", "hubert"])
-def test_an_id_out_of_reach_is_one_line_offline(kind, refuse):
-    refuse(kind, "nobody/nothing", "the Hub cannot be reached or does not have it", "give a local folder")
-
-
-def test_an_id_that_the_hub_does_not_have_is_one_line(tiny_recipe, small_corpus, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotThere)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    recipe = tiny_recipe | {"encoder": {"type": "ast", "weights": "nobody/nothing"}, "features": {"preset": "ast"}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    commands = [
-        ["train", tmp_path / "r.yaml", "--output_dir", tmp_path / "run"],
-        ["predict", "nobody/nothing", small_corpus, "--out", tmp_path / "run"],
-    ]
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    # one process for both: the Hub's address is read when it starts, and starting takes longer than the rest
-    both = f"from laennec.cli.main import main; print(*[main(words) for words in {[[*map(str, c)] for c in commands]}])"
-    done = subprocess.run(
-        [sys.executable, "-c", both], capture_output=True, text=True, timeout=600,
-        env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
-    )  # fmt: skip
-    server.shutdown()
-    assert done.stdout == "2 2\n" and done.stderr.count("\n") == 2, done.stderr
-    for line in done.stderr.splitlines():
-        assert line.startswith("laennec: nobody/nothing: not found locally") and "local folder" in line
-    assert not Path(tmp_path / "run").exists()
+def test_an_id_out_of_reach_is_one_line_offline(refuse):
+    refuse("ast", "nobody/nothing", "the Hub cannot be reached or does not have it", "give a local folder")

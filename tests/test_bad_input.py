@@ -1,6 +1,5 @@
 """What users get wrong, through the command line: one line with file, reason and remedy, exit code 2, nothing torn."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +10,6 @@ import soundfile
 import yaml
 from safetensors.numpy import load
 
-from forked import laennec
 from laennec.cache import read_entry
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
@@ -279,13 +277,6 @@ def test_a_run_is_not_given_up_for_one_that_cannot_begin(corpus, recipe, tmp_pat
 FULL = "cannot write: the disk is full; free some space or choose another"
 
 
-def test_a_full_disk_while_the_table_is_written(corpus, disk, tmp_path, capsys):
-    cache = disk(tmp_path / "cache", 16)
-    assert main(["prepare", "synthetic", "--data-dir", str(corpus)]) == 2
-    one_line(capsys, cache, FULL)
-    assert temporary_files(cache) == []
-
-
 def test_a_full_disk_while_waveforms_are_cached(corpus, disk, recipe, tmp_path, capsys):
     assert main(["prepare", "synthetic", "--data-dir", str(corpus)]) == 0
     shards = disk(tmp_path / "cache" / "waveforms", 3000)
@@ -318,24 +309,6 @@ def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsy
     subprocess.run(["mount", "-o", "remount,size=10m", str(out)], check=True)
     assert train(recipe, out) == 0
     assert (out / "run.json").exists()
-
-
-def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk, tmp_path, capsys):
-    folder = disk(tmp_path / "out", 16)
-    (folder / "laennec.predictions.csv").write_text("earlier")
-    arguments = ["--window-s", "0.5", "--hop-s", "0.25", "--overwrite", "--out", str(folder)]
-    assert main(["predict", str(tiny_run), str(small_corpus), *arguments]) == 2
-    one_line(capsys, folder, FULL)
-    assert temporary_files(folder) == [] and (folder / "laennec.predictions.csv").read_text() == "earlier"
-    for path in folder.glob("*.laennec.json"):
-        assert json.loads(path.read_text())["timeline"]
-
-
-def test_a_full_disk_is_one_line_of_the_program_itself(tiny_run, small_corpus, disk, tmp_path):
-    folder = disk(tmp_path / "out", 4)
-    (folder / "x").write_bytes(bytes(4096))
-    done = laennec("predict", tiny_run, small_corpus, "--out", folder).done()
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and FULL in done.stderr
 
 
 def test_a_folder_without_permission_is_one_line(tiny_run, small_corpus, tmp_path, capsys):

@@ -11,10 +11,10 @@ PACKAGE = ROOT / "src" / "laennec"
 # the lowest floor: modules that any room may use
 FOUNDATION = (
     "errors", "extension", "files", "progress", "rendering", "untrusted", "memory", "cache", "model_settings",
-    "decision_settings", "terminal", "processes",
+    "terminal", "processes",
 )  # fmt: skip
 FLOORS = dict.fromkeys(FOUNDATION, 0) | {
-    "audio": 1, "corpora": 2, "encoders": 2, "losses": 2, "head": 2, "configuration": 3, "modeling": 4,
+    "audio": 1, "corpora": 2, "encoders": 2, "losses": 2, "head": 3, "configuration": 3, "modeling": 4,
     "ensemble": 5, "packed_model": 5, "training": 6, "evaluation": 6, "hub": 7, "inference": 7, "study": 8,
     "benchmark": 8, "cli": 9,
 }  # fmt: skip

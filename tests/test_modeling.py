@@ -204,16 +204,6 @@ def test_only_an_encoder_that_is_not_frozen_learns(frozen):
     assert all(same) if frozen else not any(s for s, v in zip(same, before.values(), strict=True) if v.ndim > 1)
 
 
-def test_padding_and_company_never_change_a_cycle():
-    model = small_model().eval()
-    alone = features(1, 40)
-    padded = torch.cat([alone, torch.full((1, 25, 64), 9.0)], 1)
-    mask = torch.cat([torch.ones(1, 40), torch.zeros(1, 25)], 1).long()
-    batch, masks = torch.cat([padded, features(1, 65, seed=1)]), torch.cat([mask, torch.ones(1, 65).long()])
-    with torch.inference_mode():
-        assert torch.allclose(model(batch, masks).logits[0], model(alone).logits[0], atol=1e-5)
-
-
 def test_a_relu_comes_before_the_last_layer_and_is_saved(tmp_path):
     made = LaennecForAudioClassification.from_encoder(None, type="statistics", head_relu=True, seed=1).eval()
     embeddings = torch.randn(6, made.embedding_dim)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "soak"))
 
-import kills  # noqa: E402
 import rows  # noqa: E402
 from docs.render import render  # noqa: E402
 
@@ -37,47 +35,6 @@ def test_a_row_replaces_its_own_and_leaves_the_others(tmp_path, monkeypatch, cap
     assert lines[5].startswith("| a &#124; b | yes | files: 7 | `python tests/soak/kills.py --kills 5` | 2")
     assert lines[6].startswith("| it goes on | **no** | kills: 9; differ: 2 | ")
     assert capsys.readouterr().out.count("NOT HELD") == 2
-
-
-class Soaked:
-    """A case that held whatever was done to it."""
-
-    killed = rounds = full = survived = 0
-    hits, faults = Counter(), []
-
-    def __init__(self, *given):
-        pass
-
-    def at_moments(self, kills):
-        self.killed += kills
-
-    at_changes = at_moments
-
-    def at_full_disks(self, tries):
-        self.full += tries
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("--kills 0 --aimed 0 --full 3", {"full disks"}),
-        ("--kills 0 --aimed 2 --full 0", {"kills"}),
-        ("--kills 0 --aimed 0 --full 0", set()),
-        ("--only two --kills 2 --aimed 0 --full 1", {"kills of two", "full disks of two"}),
-    ],
-)
-def test_what_was_not_tried_takes_no_place_of_a_row(tmp_path, monkeypatch, words, named):
-    out = tmp_path / "reliability.json"
-    rows.put(out, "decoders", "", {}, held=True)
-    monkeypatch.setattr(kills, "Soak", Soaked)
-    monkeypatch.setattr(kills, "adopt", lambda: None)
-    monkeypatch.setattr(kills.Traced, "possible", lambda: True)
-    monkeypatch.setattr(kills, "cases_in", lambda *_: [kills.Case(name, None, None) for name in ("one", "two")])
-    monkeypatch.setattr(sys, "argv", ["tests/soak/kills.py", *words.split(), "--out", str(out)])
-    with pytest.raises(SystemExit) as ended:
-        kills.main()
-    assert not ended.value.code
-    assert {row["name"] for row in json.loads(out.read_text())["rows"]} == named | {"decoders"}
 
 
 def test_every_promise_of_this_repository_is_held_and_named_once():

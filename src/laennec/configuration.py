@@ -1,7 +1,8 @@
 """The configuration of a model, as config.json keeps it.
 
 Decisions: calibration and thresholds are part of the model, by label name, so that every user decides as its authors
-did. A file without them stands for an uncalibrated model with thresholds of 0.5.
+did. A file without them stands for an uncalibrated model with thresholds of 0.5. `ModelSettings` states the settings,
+their ranges and their defaults; transformers keeps those that all its models have.
 """
 
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig
 
-from laennec.decision_settings import PROBLEM_TYPES, DecisionSettings
 from laennec.encoders import LayersConfig, config_from_dict
 from laennec.encoders.weights.checkpoints import wrong_settings
 from laennec.errors import InputError
-from laennec.model_settings import ModelSettings, checked
+from laennec.model_settings import PROBLEM_TYPES, DecisionSettings, ModelSettings, checked
 from laennec.untrusted import refuse_names, refuse_settings
 
 # settings of the first edition, whose models are still read
 _FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
-
+_OF_TRANSFORMERS = ("id2label", "label2id", "num_labels", "problem_type")
+SETTINGS = {name: field for name, field in ModelSettings.model_fields.items() if name not in _OF_TRANSFORMERS}
 
 # what a model was trained on: "cycle", "recording", or the length of windows in seconds
 Span = str | float
@@ -82,31 +83,6 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
 
     encoder_config: Any = None
     problem_type: str = "multi_label"
-    pooling: str = "encoder"
-    concatenated_context: bool = False
-    head_hidden_dim: int = 0
-    head_dropout: float = 0.0
-    head_layer_norm: bool = False
-    head_relu: bool = False
-    projection_dim: int = 0
-    frozen_encoder: bool = False
-    trained_layers: int | None = None
-    lora: dict[str, Any] | None = None
-    base_model_name_or_path: str | None = None
-    base_model_revision: str | None = None
-    encoder_digest: str | None = None
-    head_only: bool = False
-    thresholds: dict[str, float] = None  # type: ignore[assignment]
-    temperatures: dict[str, float] = None  # type: ignore[assignment]
-    intercepts: dict[str, float] = None  # type: ignore[assignment]
-    operating_point: dict[str, Any] = None  # type: ignore[assignment]
-    operating_points: dict[str, dict[str, Any]] = None  # type: ignore[assignment]
-    tasks: dict[str, Any] = None  # type: ignore[assignment]
-    summary: str | None = None
-    span: Span = "cycle"
-    sampling_rate: int | None = None
-    selection_set: str | None = None
-    features_fingerprint: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep transformers' name of a problem type: some of its versions refuse any other at once."""
@@ -115,9 +91,10 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check every value, fill in defaults, and build the encoder's configuration from its dict."""
-        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
-            if getattr(self, name) is None:
-                setattr(self, name, {})
+        for name, field in SETTINGS.items():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            value = kwargs.pop(name, default)
+            setattr(self, name, {} if value is None and default == {} else value)
         checked(ModelSettings, {name: vars(self).get(name, kwargs.get(name)) for name in ModelSettings.model_fields})
         if taken := [name for name in self.tasks if hasattr(nn.ModuleDict, name)]:
             raise InputError(f"tasks: {taken[0]!r} cannot name a task; rename it")

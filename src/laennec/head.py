@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from laennec.encoders.masks import in_graph
+
 
 @dataclass
 class LaennecOutput(ModelOutput):
@@ -61,7 +63,7 @@ class Head(nn.Module):
         """(batch, dim) -> logits (batch, labels)."""
         x = (self.norm(embeddings.to(self.mean.dtype)) - self.mean) / self.spread
         x = x.relu() if self.relu else x
-        if self.training or torch.is_grad_enabled() or x.device.type != "cpu" or _traced():
+        if self.training or torch.is_grad_enabled() or x.device.type != "cpu" or in_graph():
             logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
             return logits
         # the rounding of a matrix product depends on its shape: row by row, a prediction does not depend on the batch
@@ -87,10 +89,6 @@ class HeadModel(nn.Module):
     def forward(self, embeddings: Tensor) -> LaennecOutput:
         """(batch, dim) -> logits, and in training the embeddings."""
         return LaennecOutput(logits=self.head(embeddings), embeddings=embeddings if self.training else None)
-
-
-def _traced() -> bool:
-    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _by_rows(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The settings of an untrusted model: every value typed and within a range, and wrong ones said in one line.
+"""The settings of a model: types, ranges and defaults. Its configuration is made of them.
 
-Decisions: types are those of JSON, never converted ("2" is no number, 1 is no truth value), and a range holds what any
-valid model could have. The labels of a model become columns of tables, so they have no other column's name, are told
-apart by their letters and show as they are in a terminal. Nothing here needs torch, because models in ONNX do not.
+Decisions: a model may be untrusted. Types are those of JSON, never converted ("2" is no number, 1 is no truth value),
+and a range holds what any valid model could have; a wrong value is said in one line. The labels of a model become
+columns of tables, so they have no other column's name, are told apart by their letters and show as they are in a
+terminal. Nothing here needs torch, because models in ONNX do not.
 """
 
 import difflib
@@ -21,9 +22,11 @@ from pydantic import (
     model_validator,
 )
 
-from laennec.decision_settings import NEUTRAL, PROBLEM_TYPES
 from laennec.errors import InputError
 
+PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
+# what a label has for which nothing was fitted
+NEUTRAL = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0}
 REMEDY = "correct it"
 # of the tables of cycles, of predictions and of scores
 COLUMNS = frozenset(
@@ -90,6 +93,24 @@ class Checked(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class DecisionSettings:
+    """Calibration and thresholds by label name, in whatever form a model comes; see `LaennecConfig`."""
+
+    label_names: Sequence[str]
+    problem_type: Any
+    operating_points: Any
+
+    def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
+        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded."""
+        values = self.operating_points[spans][setting] if spans in self.operating_points else getattr(self, setting)
+        return {name: values.get(name, NEUTRAL[setting]) for name in self.label_names}
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each label is decided by itself."""
+        return bool(self.problem_type == PROBLEM_TYPES["multi_label"])
+
+
 class _How(Checked):
     """How an operating point came about, which reports show."""
 
@@ -115,7 +136,7 @@ class Decisions(_Numbers):
     """What a model decides with, in config.json and in onnx.json; see `laennec.configuration.LaennecConfig`."""
 
     problem_type: Literal[*PROBLEM_TYPES, *PROBLEM_TYPES.values()]  # type: ignore[valid-type]
-    operating_point: _How = _How()
+    operating_point: _How = Field(default_factory=dict)  # type: ignore[assignment]
     operating_points: dict[Literal["windows", "recordings"], _Point] = {}
     span: Literal["cycle", "recording"] | Seconds = "cycle"
     summary: Line | None = None
@@ -205,29 +226,29 @@ def _in_order(values: Any) -> Any:
 
 
 class ModelSettings(Decisions):
-    """Ranges of a `laennec.configuration.LaennecConfig`."""
+    """The settings of a `laennec.configuration.LaennecConfig`, where they are explained."""
 
-    id2label: Annotated[Names, BeforeValidator(_in_order)] | None
-    label2id: dict[str, int] | None
+    id2label: Annotated[Names, BeforeValidator(_in_order)] | None = None
+    label2id: dict[str, int] | None = None
     num_labels: Annotated[int, Field(ge=1, le=_MOST_LABELS)] | None = None
-    pooling: Literal["encoder", "mean"]
-    concatenated_context: bool
-    head_hidden_dim: Width
-    head_dropout: Probability
-    head_layer_norm: bool
-    head_relu: bool
-    projection_dim: Width
-    frozen_encoder: bool
-    trained_layers: Annotated[int, Field(ge=0)] | None
-    lora: _Lora | None
-    base_model_name_or_path: Line | None
-    base_model_revision: Line | None
-    encoder_digest: Line | None
-    head_only: bool
-    tasks: dict[_TaskName, _Task]
-    sampling_rate: Rate | None
-    selection_set: Line | None
-    features_fingerprint: Line | None
+    pooling: Literal["encoder", "mean"] = "encoder"
+    concatenated_context: bool = False
+    head_hidden_dim: Width = 0
+    head_dropout: Probability = 0.0
+    head_layer_norm: bool = False
+    head_relu: bool = False
+    projection_dim: Width = 0
+    frozen_encoder: bool = False
+    trained_layers: Annotated[int, Field(ge=0)] | None = None
+    lora: _Lora | None = None
+    base_model_name_or_path: Line | None = None
+    base_model_revision: Line | None = None
+    encoder_digest: Line | None = None
+    head_only: bool = False
+    tasks: dict[_TaskName, _Task] = {}
+    sampling_rate: Rate | None = None
+    selection_set: Line | None = None
+    features_fingerprint: Line | None = None
 
     @model_validator(mode="after")
     def _one_set_of_labels(self) -> Self:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import LaennecConfig
+from laennec.configuration import SETTINGS, LaennecConfig
 from laennec.encoders import (
     adapters,
     as_encoder,
@@ -144,7 +144,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         """
         if trainable not in TRAINABLE:
             raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
-        if unknown := sorted(settings.keys() - LaennecConfig.__annotations__.keys()):
+        if unknown := sorted(settings.keys() - {*SETTINGS, *LaennecConfig.__annotations__}):
             raise ValueError(f"LaennecConfig has no setting {unknown[0]!r}; correct its name")
         torch.manual_seed(seed)
         mels = None if features is None else features.feature_size

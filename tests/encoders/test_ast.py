@@ -79,25 +79,6 @@ def test_equals_transformers_ast_with_a_table_made_for_the_length(frames: int, c
     torch.testing.assert_close(out.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_are_cut_and_stretched_along_time_only() -> None:
-    encoder = make()
-    bands, known = 3, 9
-    grid = torch.arange(bands)[:, None] * 100.0 + torch.arange(known)[None, :]  # 100 x band + step
-    table = torch.cat([torch.tensor([-1.0, -2.0]), grid.flatten()])[None, :, None].expand(1, -1, 16)
-    encoder.audio_spectrogram_transformer.embeddings.position_embeddings.data.copy_(table)
-
-    def rows(steps: int, choice: str = "cut") -> torch.Tensor:
-        encoder.config.time_positions = choice
-        positions = encoder._positions(bands, known, steps, torch.tensor([steps]))[0, :, 0].detach()
-        assert positions[:2].tolist() == [-1, -2]
-        return positions[2:].reshape(bands, steps)
-
-    assert rows(4).tolist() == [[b * 100.0 + s for s in range(4)] for b in range(bands)]
-    for steps, choice in ((18, "cut"), (18, "interpolate"), (5, "interpolate")):
-        expected = torch.nn.functional.interpolate(grid[:, None], size=steps, mode="linear", align_corners=False)[:, 0]
-        torch.testing.assert_close(rows(steps, choice), expected)
-
-
 def test_a_saved_encoder_comes_back_exactly_and_as_stock_ast(tmp_path: Path) -> None:
     encoder = make(time_positions="interpolate")
     encoder.save_pretrained(tmp_path)

@@ -123,7 +123,7 @@ def test_training_statistics_ignore_padding(case) -> None:
         torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("case", ["ast", "audiomae", "beats", "beats-pre-norm", "whisper", "hubert", "wav2vec2-bert"])
+@pytest.mark.parametrize("case", ["ast", "audiomae", "beats", "whisper", "hubert", "wav2vec2-bert"])
 def test_kinds_of_attention_and_checkpointing_change_no_gradient(case, sounds) -> None:
     results = []
     for attention, checkpointed in (("eager", False), ("sdpa", True)):
@@ -155,7 +155,7 @@ def test_random_weights_give_moderate_gradients(kind) -> None:
     assert 0 < float(norm) < 100
 
 
-@pytest.mark.parametrize("case", OWN)
+@pytest.mark.parametrize("case", CASES)
 def test_a_saved_encoder_comes_back_exactly(case, tmp_path) -> None:
     encoder = tiny(case)
     encoder.save_pretrained(tmp_path)
@@ -163,7 +163,7 @@ def test_a_saved_encoder_comes_back_exactly(case, tmp_path) -> None:
     assert not again.training and again.config.hidden_size == encoder.config.hidden_size
     torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
     assert encoder_digest(again) == encoder_digest(encoder)
-    assert encoder.kind == "ast" or type(AutoModel.from_pretrained(tmp_path)) is type(encoder)
+    assert case not in OWN or encoder.kind == "ast" or type(AutoModel.from_pretrained(tmp_path)) is type(encoder)
 
 
 @pytest.mark.parametrize("case", [*OWN, "whisper", "wav2vec2", "wavlm", "wav2vec2-bert"])

@@ -1,13 +1,12 @@
 """Published checkpoints of transformers' audio encoders: what is read, what is left out, what is refused."""
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
+from tiny_encoders import BERT, CLAP, SPEECH, WHISPER, tiny
 from transformers import (
     ClapAudioConfig,
     ClapConfig,
@@ -72,17 +71,6 @@ def test_the_encoder_of_a_whole_model_is_found(which: int, tmp_path: Path) -> No
     assert not encoder.training and encoder.config.hidden_size == 16
 
 
-@pytest.mark.parametrize("case", TINY)
-def test_a_saved_encoder_comes_back(case: str, tmp_path: Path) -> None:
-    encoder = tiny(case)
-    encoder.save_pretrained(tmp_path)
-    again = load_encoder(tmp_path, type=TINY[case][0])
-    assert encoder_digest(again) == encoder_digest(encoder)
-    values = torch.randn(1, 900, encoder.feature_size)
-    with torch.no_grad():
-        assert torch.equal(again(values).pooler_output, encoder(values).pooler_output)
-
-
 def old_names(state: dict) -> dict:
     """The names that weight norm had when most speech encoders were published."""
     return {
@@ -113,16 +101,6 @@ def test_old_names_pickles_of_tensors_half_precision_and_shards(tmp_path: Path) 
     assert load_encoder(tmp_path).dtype == torch.float32 and encoder_digest(load_encoder(tmp_path)) != digest
 
 
-class Code:
-    """What a pickle can hold beside tensors."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
 class TestRefused:
     """One line each, nothing half loaded, nothing run."""
 
@@ -147,45 +125,9 @@ class TestRefused:
         change(state)
         save_file(state, folder / "model.safetensors")
 
-    def test_missing_and_extra_names_are_listed(self, folder: Path) -> None:
-        def change(state: dict) -> None:
-            for name in ("model.conv1.bias", "model.layers.1.fc1.weight"):
-                del state[name]
-            state["model.surprise"] = torch.zeros(1)
-            state["other.weight"] = torch.zeros(1)
-
-        self.edit(folder, change)
-        self.refused(
-            folder, "conv1.bias is missing (and layers.1.fc1.weight)", "other.weight is left over (and surprise)"
-        )
-
     def test_a_part_of_something_else_is_refused_where_it_does_not_belong(self, folder: Path) -> None:
         self.edit(folder, lambda state: state.update({"model.lm_head.weight": torch.zeros(2)}))
         self.refused(folder, "lm_head.weight is left over")
-
-    @pytest.mark.parametrize(
-        ("key", "value", "said"),
-        [
-            ("encoder_layers", 3, "layers.2.fc1.bias is missing"),
-            ("encoder_layers", 1, "layers.1.fc1.bias is left over"),
-            ("d_model", 32, "conv1.bias (16 instead of 32) is of another shape"),
-            ("max_source_positions", 1500, "embed_positions.weight (100 x 16 instead of 1500 x 16)"),
-            ("num_mel_bins", 128, "conv1.weight (16 x 80 x 3 instead of 16 x 128 x 3)"),
-        ],
-    )
-    def test_another_depth_or_width(self, folder: Path, key: str, value: int, said: str) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {key: value}))
-        self.refused(folder, said, "depth or width")
-
-    def test_a_pickle_with_code_in_it_is_not_run(self, folder: Path, tmp_path: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        state = {"conv1.weight": torch.zeros(1), "evil": Code(tmp_path / "ran")}
-        torch.save(state, folder / "pytorch_model.bin")
-        self.refused(folder, "pytorch_model.bin", "cannot be read as a file of tensors")
-        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(state["evil"]))
-        self.refused(folder, "cannot be read as a file of tensors")
-        assert not (tmp_path / "ran").exists()
 
     def test_broken_files(self, folder: Path) -> None:
         whole = (folder / "model.safetensors").read_bytes()
@@ -202,17 +144,10 @@ class TestRefused:
             (folder / "model.safetensors.index.json").write_text(index)
             self.refused(folder, said)
 
-    def test_values_that_are_not_finite(self, folder: Path) -> None:
-        self.edit(folder, lambda state: state["model.conv1.bias"].fill_(float("nan")))
-        self.refused(folder, "conv1.bias holds values that are not finite")
-
     def test_another_type_and_models_that_are_no_audio_encoder(self, folder: Path) -> None:
         self.refused(folder, "holds a whisper encoder, not hubert", type="hubert")
         (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
         self.refused(folder, "'bert' model, which is not a supported encoder", "whisper", "clap")
-
-    def test_a_hub_id_out_of_reach_says_how_to_go_on_without(self) -> None:
-        self.refused("someone/hubert-of-nowhere", "the Hub cannot be reached", "give a local folder", type="hubert")
 
     def test_a_file_instead_of_a_folder(self, folder: Path) -> None:
         self.refused(folder / "model.safetensors", "read from a folder or the Hub", type="whisper")

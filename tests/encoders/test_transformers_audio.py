@@ -11,10 +11,10 @@ import torch
 from tiny_encoders import TINY, tiny
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.encoders import ENCODERS, encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders import load_encoder
 from laennec.encoders.adapters import stack_of
 from laennec.encoders.speech import WaveformEncoder
-from laennec.encoders.transformers_audio import TransformersEncoder, sinusoids
+from laennec.encoders.transformers_audio import sinusoids
 from laennec.errors import InputError
 
 # families whose transformers model, given a mask, lets padding into real tokens
@@ -135,11 +135,11 @@ class TestWhisper:
     @staticmethod
     def features(shared_data: Path, seconds: float) -> torch.Tensor:
         path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[1]
-        wave, rate = sf.read(path, dtype="float32", frames=12 * sf.info(path).samplerate)
+        wave, rate = sf.read(path, dtype="float32", frames=11 * sf.info(path).samplerate)
         wave = soxr.resample(wave, rate, 16000)[: round(16000 * seconds)]
         return LaennecFeatureExtractor("whisper")(wave, sampling_rate=16000).input_values
 
-    @pytest.mark.parametrize("seconds", [0.4, 2.7, 11.5])
+    @pytest.mark.parametrize("seconds", [0.4, 10.2])
     def test_natural_length_equals_a_plain_computation(self, encoder, shared_data, seconds) -> None:
         # in double precision: single has no more than 3 digits left where activations are in the hundreds
         double = copy.deepcopy(encoder).double()
@@ -148,12 +148,6 @@ class TestWhisper:
             ours = double(values).last_hidden_state[0]
             torch.testing.assert_close(ours, self.by_hand(double.model, values[0]), atol=1e-5, rtol=1e-5)
         assert len(ours) == round(50 * seconds)
-
-    def test_10_s_equal_transformers_encoder(self, encoder, shared_data) -> None:
-        values = self.features(shared_data, 10.0)  # the one length that transformers takes with this table
-        with torch.no_grad():
-            theirs = encoder.model(values.transpose(1, 2)).last_hidden_state
-            torch.testing.assert_close(encoder(values).last_hidden_state, theirs, atol=1e-5, rtol=1e-5)
 
     def test_3000_frames_equal_transformers_encoder_with_the_whole_table(self) -> None:
         settings = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
@@ -171,26 +165,6 @@ class TestWhisper:
     def test_the_position_table_follows_the_formula(self, encoder) -> None:
         table = encoder.model.embed_positions.weight
         torch.testing.assert_close(sinusoids(*table.shape), table, atol=5e-4, rtol=0)  # half precision
-
-    def test_real_cycles_batch_and_alone(self, encoder, real) -> None:
-        extractor = LaennecFeatureExtractor("whisper")
-        waves = real(16000, (2.1, 1.3, 0.2))
-        with torch.no_grad():
-            together = encoder(**extractor(waves, sampling_rate=16000)).pooler_output
-            alone = [encoder(**extractor(w, sampling_rate=16000)).pooler_output[0] for w in waves]
-        torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
-        assert together.shape == (3, 512) and float(torch.pdist(together).min()) > 0.1
-
-
-def test_every_family_is_known_by_name_and_by_configuration() -> None:
-    for case, (kind, _) in TINY.items():
-        assert issubclass(ENCODERS[kind], TransformersEncoder)
-        encoder = tiny(case)
-        again = encoder_from_config(encoder.config)
-        assert type(again) is type(encoder) is ENCODERS[kind]
-        assert {n: v.shape for n, v in again.state_dict().items()} == {
-            n: v.shape for n, v in encoder.state_dict().items()
-        }
 
 
 def test_layers_are_dropped_and_features_masked_only_when_asked() -> None:
@@ -225,10 +199,6 @@ class TestWrongUse:
             load_encoder(None, type="whisper", encoder_layer=3)
         with pytest.raises(InputError, match=r"hidden_size.*correct encoder\.config"):
             load_encoder(None, type="hubert", hidden_size="wide")
-
-
-def test_the_digest_is_that_of_the_weights() -> None:
-    assert encoder_digest(tiny("hubert")) == encoder_digest(tiny("hubert")) != encoder_digest(tiny("hubert", seed=1))
 
 
 @pytest.mark.parametrize("case", TINY)

@@ -38,8 +38,6 @@ OWN: dict[str, tuple[str, dict]] = {
     "audiomae": ("audiomae", AUDIOMAE),
     "audiomae-fc-norm": ("audiomae", {**AUDIOMAE, "fc_norm": True}),
     "beats": ("beats", BEATS),
-    "beats-pre-norm": ("beats", {**BEATS, "pre_norm": True, "deep_norm": False}),
-    "beats-no-relative": ("beats", {**BEATS, "relative_positions": False, "gated_positions": False}),
     "cnn": ("cnn", {"channels": [4, 8]}),
     "mobilenet": ("mobilenet", {"width_mult": 0.1}),
     "statistics": ("statistics", {}),

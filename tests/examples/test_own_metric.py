@@ -134,7 +134,6 @@ def test_a_metric_that_is_undefined_in_a_subgroup_or_draw_is_none(per_recording)
         (lambda table: 1.0, "return a dictionary"),
         (lambda table: {"icbhi.Score": 1.0}, "already in use"),
         (lambda table: {"x": table["nothing"].mean()}, "KeyError: 'nothing'; correct the metric"),
-        ("no_such_module:metric", "no_such_module"),
         (3, "is not a function"),
     ],
 )

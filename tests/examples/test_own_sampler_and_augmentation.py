@@ -60,7 +60,6 @@ def test_an_own_sampler_in_a_recipe_decides_the_batches(in_examples, tiny, tmp_p
 @pytest.mark.parametrize(
     ("sampler", "said"),
     [
-        ({"class": "own_sampler:Missing"}, "sampler.class: own_sampler:Missing: own_sampler has no Missing"),
         ({"class": "own_sampler:OneCyclePerPatient", "size": 3}, "unexpected keyword argument 'size'"),
         ({"class": "no_such_module:Sampler"}, "cannot import no_such_module"),
     ],
@@ -124,9 +123,3 @@ def test_the_examples_run(in_examples, name, tmp_path, monkeypatch, small_corpus
     module.main(str(tmp_path / "run"), steps=2)
     assert (tmp_path / "run" / "run.json").exists()
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60
-
-
-def test_an_own_encoder_in_a_recipe_trains(in_examples, tiny):
-    encoder = {"class": "own_encoder:ConvEncoder", "config": {"width": 8, "depth": 1}}
-    run = train(Recipe(**tiny | {"encoder": encoder, "features": {"preset": "song2021"}}))
-    assert losses(run) and json.loads((run / "model" / "config.json").read_text())

@@ -60,14 +60,6 @@ def test_a_head_export_is_a_few_kilobytes_and_loads_with_its_base(frozen_run, re
     one_line(capsys, "someone/mn04", "--base")
 
 
-def test_a_head_export_refuses_a_base_with_other_weights(frozen_run, tmp_path, capsys):
-    other = load_encoder(None, type="mobilenet")
-    other.save_pretrained(tmp_path / "other")
-    assert main(["export", str(frozen_run), "--base", str(tmp_path / "other"), "--out", str(tmp_path / "out")]) == 2
-    one_line(capsys, tmp_path / "other", "not the encoder this head was trained on")
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_default_folder_is_in_the_run_and_is_replaced_by_the_next_export(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for _ in range(2):
@@ -96,12 +88,6 @@ def test_wrong_use_is_one_line_and_writes_nothing(tiny_run, tmp_path, capsys, ar
     one_line(capsys, said)
     assert sorted(p.name for p in foreign.iterdir()) == ["config.json", "thesis.txt"]
     assert sorted(p.name for p in tiny_run.iterdir()) == before
-
-
-def test_what_is_no_run_is_one_line(tmp_path, capsys, small_corpus):
-    for source in (tmp_path / "nowhere", small_corpus):
-        assert main(["export", str(source), "--out", str(tmp_path / "out")]) == 2
-        one_line(capsys, source)
 
 
 def test_an_export_that_predicts_differently_is_not_kept(tiny_run, tmp_path, monkeypatch):

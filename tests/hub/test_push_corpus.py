@@ -202,24 +202,6 @@ def test_a_broken_upload_goes_on_where_it_was(hub: HubServer, prepare: Any) -> N
     assert len(again) == len(whole) and len(hub.files("tester/broken", kind="dataset")) == 8
 
 
-def test_an_upload_that_breaks_off_leaves_no_half_of_it(hub: HubServer, prepare: Any) -> None:
-    hub.fail("PUT /objects/dataset/tester%2Fhalf.*", times=1, status=403)
-    one_line(prepare("tester/half"), "tester/half: the token may not do this")
-    hub.mend()
-    assert set(hub.files("tester/half", kind="dataset")) == {".gitattributes"}
-    assert prepare("tester/half")[0] == 0 and len(hub.files("tester/half", kind="dataset")) == 8
-
-
-def test_a_lost_response_does_no_harm(hub: HubServer, prepare: Any) -> None:
-    hub.lose("POST /api/datasets/tester/lost/commit", times=1)
-    found = prepare("tester/lost")
-    if found[0]:
-        one_line(found, "tester/lost")
-        assert prepare("tester/lost")[0] == 0
-    assert len(hub.files("tester/lost", kind="dataset")) == 8
-    assert len(hub.repos["dataset", "tester/lost"].commits) == 2
-
-
 REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     "no namespace": (("sounds",), {}, ("sounds: the owner is missing", "OWNER/sounds")),
     "three parts": (("a/b/c",), {}, ("not a valid name",)),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from laennec.encoders import own
@@ -29,6 +29,7 @@ from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
 from laennec.encoders.composite import (
+    WRAPPERS,
     EnsembleConfig,
     EnsembleEncoder,
     GroupsConfig,
@@ -38,7 +39,6 @@ from laennec.encoders.composite import (
     Wrapper,
     WrapperConfig,
     at_layers,
-    wrapper_class,
 )
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
@@ -95,6 +95,10 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
 )
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 _NOT_IN_DIGEST = ("audioset_head.",)
+for _kind in (*_CLASSES, *WRAPPERS.values()):
+    if _kind.config_class.model_type.startswith("laennec-"):  # transformers knows its own
+        AutoConfig.register(_kind.config_class.model_type, _kind.config_class)
+        AutoModel.register(_kind.config_class, _kind)
 
 __all__ = [
     "ENCODERS",
@@ -244,7 +248,7 @@ def wrapped(
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with random weights, by its configuration."""
     if isinstance(config, WrapperConfig):
-        wrapped: PreTrainedModel = wrapper_class(config)._from_config(config)
+        wrapped: PreTrainedModel = WRAPPERS[type(config)]._from_config(config)
         return wrapped
     if own.is_own(config):
         return own.build(config)

@@ -1,11 +1,10 @@
 """The Audio Spectrogram Transformer at any length, on transformers' own model and checkpoints.
 
-Decisions: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps;
-taking one for the other loads without an error and ruins the encoder). "cut" takes the first columns, the positions a
-cycle at the start of a training clip had; "interpolate" stretches the table; a cycle longer than the table is
-interpolated in both cases, for there is nothing to cut. A patch is real where all its frames are, but the first
-column always is. Padded patches are masked as attention keys: no token attends to them. Patches are exchanged between
-cycles (Patch-Mix) right after the patch embedding, before positions and special tokens are added, as its authors do.
+Decisions: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps; taking
+one for the other loads without an error). "cut" takes the first columns, "interpolate" stretches the table; a cycle
+longer than the table is interpolated in both cases. A patch is real where all its frames are, but the first column
+always is. Padded patches are masked as attention keys. Patches are exchanged between cycles (Patch-Mix) before
+positions are added, as its authors do.
 
 Reference: Gong, Chung and Glass, AST: Audio Spectrogram Transformer, Interspeech 2021.
 """
@@ -19,7 +18,7 @@ from transformers import ASTConfig, ASTModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
-from laennec.encoders.masks import zero_beyond
+from laennec.encoders.masks import within, zero_beyond
 from laennec.errors import InputError
 
 TIME_POSITIONS = ("cut", "interpolate")
@@ -45,7 +44,6 @@ class AstEncoder(AudioEncoder):
 }"""
     preset = "ast"
     config_class = ASTConfig
-    preset = "ast"
     config: ASTConfig
     base_model_prefix = "audio_spectrogram_transformer"
     _supports_sdpa = True
@@ -100,8 +98,7 @@ class AstEncoder(AudioEncoder):
         special = torch.cat([embeddings.cls_token, embeddings.distillation_token], 1).to(patches.dtype)
         hidden = torch.cat([special.expand(patches.shape[0], -1, -1), patches], 1)
         hidden = embeddings.dropout(hidden + positions)
-        step = torch.arange(steps, device=hidden.device)
-        time_mask = (step[None, :] < real[:, None]).expand(hidden.shape[0], -1)  # (batch, steps)
+        time_mask = within(real, steps).expand(hidden.shape[0], -1)  # (batch, steps)
         patch_mask = time_mask[:, None, :].expand(-1, bands, -1).flatten(1)
         mask = torch.cat([time_mask.new_ones(hidden.shape[0], 2), patch_mask], 1)
         keys = create_bidirectional_mask(

@@ -1,35 +1,28 @@
 """AudioMAE, the masked autoencoder of spectrograms, from its authors' checkpoints, for cycles of up to 10.24 s.
 
-Decisions: the layers are transformers' ViT, and `from_released` translates the authors' names (those of timm),
-strictly. Time is the first axis of the grid of patches: the position table holds 64 steps of 8 bands, step by step, and
-a shorter cycle uses the first steps. A last patch that is not full is padded with zeros, as frames beyond a cycle's end
-are. The authors pad every clip to 10.24 s with frames of log-mel 0, as features.length: zero_frames does. Padded
-patches are masked as attention keys. The embedding is the mean of the patches without the class token, as in the
-authors' fine-tuning. Fine-tuned checkpoints apply a layer norm to that mean (fc_norm). Pre-trained ones apply it to
-each patch (norm), as for their decoder; the authors' fine-tuning replaces that norm by a new one.
+Decisions: the layers are transformers' ViT. Time is the first axis of the grid of patches: 64 steps of 8 bands, of
+which a shorter cycle uses the first steps. A last patch that is not full is padded with zeros. The authors pad every
+clip with frames of log-mel 0, as features.length: zero_frames does. The embedding is the mean of the patches without
+the class token. Fine-tuned checkpoints apply a layer norm to that mean (fc_norm), pre-trained ones to each patch.
 
 Reference: Huang et al., Masked Autoencoders that Listen, NeurIPS 2022.
 """
 
+from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTConfig
+from transformers import PreTrainedConfig, ViTConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import EncoderOutput
 from laennec.encoders.masks import zero_beyond
 from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
-from laennec.encoders.weights.checkpoints import (
-    checked_state,
-    differences,
-    loaded_strictly,
-    refuse_differences,
-    released_error,
-)
+from laennec.encoders.weights.checkpoints import checked_state, loaded_strictly, released_error, renamed
 from laennec.errors import InputError
 
 _HEAD_DIM = 64  # of all released sizes; no weight shows it
@@ -145,19 +138,8 @@ class AudioMaeEncoder(TransformersEncoder):
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
         config = _config_of(path, state)
-        with torch.device("meta"):
-            expected = cls(config).state_dict()
-        names: dict[str, list[str]] = {}  # the authors store queries, keys and values as one weight, in this order
-        for name in expected:
-            names.setdefault(_released_name(name, config), []).append(name)
-        wanted = {theirs: torch.cat([expected[name] for name in ours]) for theirs, ours in names.items()}
-        refuse_differences(path, "AudioMAE", differences(state, wanted))
-        for name, rate in dropouts.items():
-            setattr(config, name, rate)
-        encoder: AudioMaeEncoder = cls._from_config(config)
-        parts = ((ours, state[theirs].chunk(len(ours))) for theirs, ours in names.items())
-        encoder.load_state_dict({n: value for ours, values in parts for n, value in zip(ours, values, strict=True)})
-        return encoder.eval()
+        encoder: AudioMaeEncoder = renamed(path, cls, config, state, partial(_released_name, config), dropouts)
+        return encoder
 
 
 def _weights_of(content: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +165,8 @@ def _config_of(path: str | Path, state: dict[str, Tensor]) -> AudioMaeConfig:
     )
 
 
-def _released_name(name: str, config: AudioMaeConfig) -> str:
+def _released_name(config: AudioMaeConfig, name: str, _: Container[str]) -> str:
+    # the authors store queries, keys and values as one weight, in this order
     for ours, theirs in (
         ("model.", ""),
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
@@ -198,7 +181,3 @@ def _released_name(name: str, config: AudioMaeConfig) -> str:
     ):
         name = name.replace(ours, theirs)
     return name
-
-
-AutoConfig.register(AudioMaeConfig.model_type, AudioMaeConfig)
-AutoModel.register(AudioMaeConfig, AudioMaeEncoder)

@@ -1,29 +1,26 @@
 """BEATs, for cycles of any length, from the checkpoints its authors release.
 
-Decisions: layers carry our names and `from_released` translates the authors', strictly. A patch is 16 frames by 16
-mel bins and is real where all its frames are: the frames of a last, partial patch (up to 0.15 s) are left out, as they
-are where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Tokens are ordered
-by time, then frequency. Padded tokens are zeroed before the position convolution, which looks sideways, and masked as
-attention keys: no token attends to them. The authors' own mask counts frames by token in a way that fits whole patches
-only; for these both agree. The AudioSet classes of a fine-tuned checkpoint are kept only where `audioset_head` asks for
-them. Its rule of smaller gradients for lower layers belongs to training and is not taken over.
+Decisions: a patch is 16 frames by 16 mel bins and is real where all its frames are: a last, partial patch is left out,
+as it is where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Padded tokens
+are zeroed before the position convolution, which looks sideways, and masked as attention keys. The authors' mask agrees
+with this for whole patches only. Their smaller gradients for lower layers belong to training and are not taken over.
 
 Reference: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
 from laennec.encoders.masks import TimeMask, zero_beyond
-from laennec.encoders.weights.checkpoints import checked_state, differences, refuse_differences, released_error
+from laennec.encoders.weights.checkpoints import checked_state, released_error, renamed
 from laennec.encoders.weights.fingerprint import check_fingerprint, record_fingerprint
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
@@ -56,19 +53,19 @@ class BeatsEncoder(AudioEncoder):
         super().__init__(config)
         dim, eps = config.hidden_size, config.layer_norm_eps
         side = config.patch_size
-        self.patch_embedding = nn.Conv2d(1, config.patch_dim, side, stride=side, bias=config.patch_bias)
+        self.patch_embedding = nn.Conv2d(1, config.patch_dim, side, stride=side, bias=False)
         self.patch_norm = nn.LayerNorm(config.patch_dim, eps=eps)
         self.projection = nn.Linear(config.patch_dim, dim) if config.patch_dim != dim else None
         self.position_conv = PositionConvolution(config)
         self.norm = nn.LayerNorm(dim, eps=eps)
-        self.relative_bias = RelativeBias(config) if config.relative_positions else None
+        self.relative_bias = RelativeBias(config)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
         self.audioset_head = nn.Linear(dim, config.audioset_classes) if config.audioset_head else None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The authors' initialisation; DeepNet's in the blocks where residuals are weighted."""
+        """The authors' initialisation; DeepNet's in the blocks."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.normal_(module.weight, 0.0, 0.02)
@@ -82,15 +79,12 @@ class BeatsEncoder(AudioEncoder):
         elif isinstance(module, RelativeBias):
             init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, BeatsLayer):
-            if module.attention.gate_linear is not None:
-                init.ones_(module.attention.gate_scale)
-            if self.config.deep_norm:
-                gain = (8 * self.config.num_hidden_layers) ** -0.25
-                a = module.attention
-                for layer in (a.q_proj, a.k_proj):
-                    init.xavier_normal_(layer.weight)
-                for layer in (a.v_proj, a.out_proj, module.fc1, module.fc2):
-                    init.xavier_normal_(layer.weight, gain=gain)
+            a = module.attention
+            init.ones_(a.gate_scale)
+            for layer in (a.q_proj, a.k_proj):
+                init.xavier_normal_(layer.weight)
+            for layer in (a.v_proj, a.out_proj, module.fc1, module.fc2):
+                init.xavier_normal_(layer.weight, gain=(8 * self.config.num_hidden_layers) ** -0.25)
 
     def forward(  # type: ignore[override]
         self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
@@ -104,12 +98,10 @@ class BeatsEncoder(AudioEncoder):
         lengths = TimeMask.of(attention_mask).lengths
         tokens, mask = self._patches(input_values.to(self.patch_embedding.weight.dtype), lengths, token_mix)
         hidden = self._positioned(tokens, mask)
-        bias = None if self.relative_bias is None else self.relative_bias(hidden.shape[1])
+        bias = self.relative_bias(hidden.shape[1])
         keys = None if mask is None else mask[:, None, None, :]
         for layer in self.layers:
             hidden = self._or_skipped(hidden, layer(hidden, bias, keys))
-        if self.config.pre_norm:
-            hidden = self.norm(hidden)
         if mask is None:
             pooled = hidden.float().mean(1)
             mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -122,11 +114,6 @@ class BeatsEncoder(AudioEncoder):
         """Patches of a cycle of so many frames: frequency bands, time steps."""
         side = int(self.config.patch_size)
         return mels // side, max(frames, side) // side
-
-    @property
-    def layers_after(self) -> tuple[str, ...]:
-        """The normalisation, where it comes after the layers."""
-        return ("norm",) if self.config.pre_norm else ()
 
     def _patches(
         self, values: Tensor, lengths: Tensor | None, token_mix: TokenMix | None
@@ -153,9 +140,7 @@ class BeatsEncoder(AudioEncoder):
         hidden = F.dropout(hidden, self.config.input_dropout, self.training)
         if mask is not None:
             hidden = hidden.masked_fill(~mask[:, :, None], 0.0)
-        hidden = hidden + self.position_conv(hidden)
-        if not self.config.pre_norm:
-            hidden = self.norm(hidden)
+        hidden = self.norm(hidden + self.position_conv(hidden))
         return F.dropout(hidden, self.config.dropout, self.training)
 
     def _or_skipped(self, before: Tensor, after: Tensor) -> Tensor:
@@ -192,33 +177,21 @@ class BeatsEncoder(AudioEncoder):
     ) -> "BeatsEncoder":
         """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet."""
         config = _config_of(path, content["cfg"])
-        fine_tuned = config.audioset_head
-        if audioset_head and not fine_tuned:
+        if audioset_head and not config.audioset_head:
             raise InputError(
                 f"{path}: a pre-trained checkpoint has no AudioSet classes; leave out audioset_head, or give a "
                 "fine-tuned one (BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt and the like)"
             )
         state = checked_state(path, content["model"])
-        with torch.device("meta"):
-            expected = BeatsEncoder(config).state_dict()
-        names = {_released_name(name): name for name in expected}
-        wanted = {theirs: expected[ours] for theirs, ours in names.items()}
         # all layers share one table, which checkpoints repeat
-        copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
-        wanted |= {name: wanted[_bias_name(0)] for name in copies}
-        refuse_differences(path, "BEATs", differences(state, wanted))
-        for name in copies:
-            if not torch.equal(state[name], state[_bias_name(0)]):
-                raise released_error(path, f"{name} is not that of layer 0, which all layers share")
-        config.audioset_head = audioset_head
-        config.audioset_labels = _labels(content) if audioset_head else None
-        for name, rate in dropouts.items():
-            setattr(config, name, rate)
-        encoder: BeatsEncoder = cls._from_config(config)
-        kept = encoder.state_dict()
-        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in kept})
+        copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)]
+        labels = _labels(content) if audioset_head else None
+        settings = {**dropouts, "audioset_head": audioset_head, "audioset_labels": labels}
+        encoder: BeatsEncoder = renamed(
+            path, cls, config, state, _released_name, settings, dict.fromkeys(copies, _bias_name(0))
+        )
         record_fingerprint(encoder)
-        return encoder.eval()
+        return encoder
 
 
 # the authors' settings: our name, and the value where a checkpoint has none
@@ -292,7 +265,7 @@ def _bias_name(layer: int) -> str:
     return f"encoder.layers.{layer}.self_attn.relative_attention_bias.weight"
 
 
-def _released_name(name: str) -> str:
+def _released_name(name: str, _: Container[str] = ()) -> str:
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
@@ -300,7 +273,3 @@ def _released_name(name: str) -> str:
     for ours, theirs in _INNER_NAMES:
         name = name.replace(ours, theirs)
     return name
-
-
-AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
-AutoModel.register(BeatsConfig, BeatsEncoder)

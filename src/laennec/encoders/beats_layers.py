@@ -1,17 +1,14 @@
 """The configuration and the transformer blocks of BEATs.
 
-Decisions: the relative position bias is one table for all blocks; each block weighs it by a gate that its own
-queries open, so it differs by block, head and query and enters attention as an additive mask. Scaled dot product
-attention takes such a mask ("sdpa"); kernels that take none are not offered. Scores are left as they are: the
-released code shifts and rescales them against overflow in half precision, which changes no result.
+Decisions: the relative position bias is one table for all blocks; each block weighs it by a gate of its own queries, so
+it enters attention as an additive mask, which "sdpa" takes. The released code rescales scores against overflow in half
+precision, which changes no result and is left out.
 
-References: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023; the gate is that of Chi et al.,
-XLM-E, ACL 2022; the residual factor that of Wang et al., DeepNet, 2022.
+References: Chen et al., BEATs, ICML 2023; the gate is that of Chi et al., XLM-E, ACL 2022; the residual factor that of
+Wang et al., DeepNet, 2022.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,20 +21,15 @@ from laennec.errors import InputError
 
 _GATE_PARTS = 4  # each of the two gates is the sum of so many projections
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_dropout")
-# settings that count something; the last two count nothing without relative positions
 _COUNTS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_dim", "patch_size"),
     *("num_mel_bins", "position_kernel", "position_groups", "audioset_classes", "num_buckets", "max_distance"),
 )
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_accurate": partial(F.gelu, approximate="tanh"),
-    "gelu_fast": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "linear": lambda x: x,
-}
+# settings of the authors' code that all released checkpoints share
+FIXED: dict[str, Any] = {
+    "hidden_act": "gelu", "patch_bias": False, "pre_norm": False, "deep_norm": True, "relative_positions": True,
+    "gated_positions": True,
+}  # fmt: skip
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -51,17 +43,11 @@ class BeatsConfig(PreTrainedConfig):
     intermediate_size: int = 3072  # width of the dense layer inside a block
     patch_dim: int = 512  # width of a patch before it is brought to `hidden_size`
     patch_size: int = 16  # side of a patch in frames and mel bins
-    patch_bias: bool = False  # whether the patch embedding has a bias
     num_mel_bins: int = 128  # mel bins of the features
-    hidden_act: str = "gelu"  # activation inside a block
-    pre_norm: bool = False  # whether a block normalises before its layers rather than after them
-    deep_norm: bool = True  # whether residuals are weighted by (2 blocks)^(1/4); only with `pre_norm` off
     position_kernel: int = 128  # tokens that the position convolution sees
     position_groups: int = 16  # its groups
-    relative_positions: bool = True  # whether there is a relative position bias
-    num_buckets: int = 320  # rows of its table
+    num_buckets: int = 320  # rows of the table of relative positions
     max_distance: int = 800  # distance from which on all count the same
-    gated_positions: bool = True  # whether queries gate the bias
     dropout: float = 0.0  # of what each block adds
     attention_dropout: float = 0.0  # of attention weights
     activation_dropout: float = 0.0  # inside a block's dense layers
@@ -76,11 +62,14 @@ class BeatsConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check that the sizes fit together."""
+        for name, value in FIXED.items():
+            if (given := kwargs.pop(name, value)) != value:
+                raise InputError(f"BEATs: {name} is {given!r}; it must be {value!r}, as in all released checkpoints")
         self._check()
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
-        for name in _COUNTS if self.relative_positions else _COUNTS[:-2]:
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"BEATs: {name} is {value!r}; it must be a whole number from 1")
@@ -98,11 +87,7 @@ class BeatsConfig(PreTrainedConfig):
                 f"BEATs: patches of {self.patch_size} mel bins do not fit num_mel_bins {self.num_mel_bins}; the first "
                 "must divide the second"
             )
-        if str(self.hidden_act) not in ACTIVATIONS:
-            raise InputError(f"BEATs: activation {self.hidden_act!r} is unknown; it can be {', '.join(ACTIVATIONS)}")
-        if self.deep_norm and self.pre_norm:
-            raise InputError("BEATs: deep_norm weighs residuals that are normalised afterwards; leave out pre_norm")
-        if self.relative_positions and not 4 <= self.num_buckets < 4 * self.max_distance:
+        if not 4 <= self.num_buckets < 4 * self.max_distance:
             raise InputError(
                 f"BEATs: num_buckets is {self.num_buckets} and max_distance {self.max_distance}; it takes at least 4 "
                 "buckets, and a quarter of them must lie below max_distance"
@@ -164,12 +149,10 @@ class BeatsAttention(nn.Module):
         self.config = config
         self.head_dim = dim // self.heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
-        self.gate_linear: nn.Linear | None = None
-        if config.gated_positions:
-            self.gate_linear = nn.Linear(self.head_dim, 2 * _GATE_PARTS)
-            self.gate_scale = nn.Parameter(torch.ones(1, self.heads, 1, 1))
+        self.gate_linear = nn.Linear(self.head_dim, 2 * _GATE_PARTS)
+        self.gate_scale = nn.Parameter(torch.ones(1, self.heads, 1, 1))
 
-    def forward(self, hidden: Tensor, bias: Tensor | None, keys: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor, keys: Tensor | None) -> Tensor:
         """(batch, tokens, dim) -> the same shape; `bias` and `keys` as in `BeatsLayer`."""
         query, key, value = (
             layer(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head dim)
@@ -180,28 +163,21 @@ class BeatsAttention(nn.Module):
         if self.config._attn_implementation == "sdpa":
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         else:
-            scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
-            if mask is not None:
-                scores = scores + mask
+            scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5 + mask
             weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
             mixed = F.dropout(weights, dropout, self.training) @ value
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _mask(self, query: Tensor, bias: Tensor | None, keys: Tensor | None) -> Tensor | None:
-        """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys); None for nothing."""
-        lowest = torch.finfo(query.dtype).min
-        if bias is None:
-            return None if keys is None else query.new_zeros(()).masked_fill(~keys, lowest)
-        if self.gate_linear is not None:
-            parts = self.gate_linear(query).unflatten(-1, (2, _GATE_PARTS)).sum(-1).sigmoid()
-            update, reset = parts.split(1, -1)  # (batch, heads, queries, 1) each
-            bias = (update * (reset * self.gate_scale - 1.0) + 2.0) * bias
-        mask = bias.to(query.dtype)
-        return mask if keys is None else mask.masked_fill(~keys, lowest)
+    def _mask(self, query: Tensor, bias: Tensor, keys: Tensor | None) -> Tensor:
+        """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys)."""
+        parts = self.gate_linear(query).unflatten(-1, (2, _GATE_PARTS)).sum(-1).sigmoid()
+        update, reset = parts.split(1, -1)  # (batch, heads, queries, 1) each
+        mask = ((update * (reset * self.gate_scale - 1.0) + 2.0) * bias).to(query.dtype)
+        return mask if keys is None else mask.masked_fill(~keys, torch.finfo(query.dtype).min)
 
 
 class BeatsLayer(GradientCheckpointingLayer):
-    """Attention and two dense layers, each with its residual: normalised after it (DeepNet's factor) or before it."""
+    """Attention and two dense layers, each with a weighted residual (DeepNet) and normalised after it."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -211,29 +187,25 @@ class BeatsLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.residual = (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0
+        self.residual = (2 * config.num_hidden_layers) ** 0.25
 
-    def forward(self, hidden: Tensor, bias: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor, keys: Tensor | None = None) -> Tensor:
         """One block.
 
         Args:
             hidden: (batch, tokens, dim).
-            bias: Scores of relative positions, (1, heads, tokens, tokens), before the gate; None for none.
+            bias: Scores of relative positions, (1, heads, tokens, tokens), before the gate.
             keys: (batch, 1, 1, tokens) bool, True on real tokens; None where all are.
 
         Returns:
             (batch, tokens, dim).
         """
-        if self.config.pre_norm:
-            hidden = hidden + self._dropped(self.attention(self.attention_norm(hidden), bias, keys))
-            return hidden + self._dense(self.output_norm(hidden))
         attended = self._dropped(self.attention(hidden, bias, keys))
         hidden = self.attention_norm(hidden * self.residual + attended)
         return self.output_norm(hidden * self.residual + self._dense(hidden))
 
     def _dense(self, hidden: Tensor) -> Tensor:
-        inside = F.dropout(self.activation(self.fc1(hidden)), self.config.activation_dropout, self.training)
+        inside = F.dropout(F.gelu(self.fc1(hidden)), self.config.activation_dropout, self.training)
         return self._dropped(self.fc2(inside))
 
     def _dropped(self, hidden: Tensor) -> Tensor:

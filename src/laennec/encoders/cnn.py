@@ -1,9 +1,8 @@
 """Encoders without released weights: the small CNN of Song et al., and statistics of the features.
 
 Decisions: the CNN's poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
-nothing changes); what lies beyond a cycle's end is 0 before every convolution, and after the ReLU a 0 never wins a
-maximum, so poolings need no mask of their own. The baseline of statistics is an encoder like any other, so that it
-goes through the same split, head, selection and evaluation as the networks that it is compared with.
+nothing changes); after the ReLU, the 0 beyond a cycle's end never wins a maximum, so poolings need no mask. The
+baseline of statistics is an encoder, so that it goes through the same split, head and evaluation as the networks.
 
 Reference: Song, Han and Song, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
 2021, Table 1.
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
@@ -111,10 +110,6 @@ class CnnEncoder(AudioEncoder):
         )
 
 
-AutoConfig.register(CnnConfig.model_type, CnnConfig)
-AutoModel.register(CnnConfig, CnnEncoder)
-
-
 class StatisticsConfig(PreTrainedConfig):
     """Configuration of `StatisticsEncoder`."""
 
@@ -154,7 +149,3 @@ class StatisticsEncoder(AudioEncoder):
         mean = (input_values * weight).sum(1) / count
         variance = ((input_values - mean.unsqueeze(1)).square() * weight).sum(1) / count
         return EncoderOutput(input_values, mask, torch.cat([mean, variance.sqrt()], dim=1))
-
-
-AutoConfig.register(StatisticsConfig.model_type, StatisticsConfig)
-AutoModel.register(StatisticsConfig, StatisticsEncoder)

@@ -1,13 +1,11 @@
 """Encoders made of other encoders: several layers of one, overlapping groups of frames (CycleGuardian), and ensembles.
 
-Decisions: a wrapper keeps the whole configuration of what is inside, so that it is saved and made again without knowing
-what it holds; the width of its embedding follows from that and is never read from a file. Groups start every
-`group_step` frames. Those that would reach over a cycle's end are left out, as the authors do, but a cycle shorter than
-one group has one, padded under the inner encoder's own mask. Groups of padding are never encoded, so they do not move
-batch statistics. Group-Mix exchanges groups between cycles after they were encoded, because overlapping windows share
-frames. The embedding of an ensemble is those of its members, one after the other: a linear layer on it can be the mean
-of the members' own heads, so an ensemble is one model. What layers output is taken by hooks, so any encoder that names
-its stack of layers will do; their widths are measured once, when the wrapper is put around the encoder.
+Decisions: a wrapper keeps the configuration of what is inside; the width of its embedding follows from that and is
+never read from a file. Groups that would reach over a cycle's end are left out, as the authors do, but a cycle shorter
+than one group has one, padded under the inner encoder's own mask. Group-Mix exchanges groups after they were encoded,
+because overlapping windows share frames. The embedding of an ensemble is those of its members, one after the other, so
+that one linear layer can be the mean of their heads. What layers output is taken by hooks; their widths are measured
+when the wrapper is made.
 
 Reference: Chu et al., CycleGuardian, 2025.
 """
@@ -21,11 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.adapters import layers_path, stack_of
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
-from laennec.encoders.masks import TimeMask, token_mean
+from laennec.encoders.masks import TimeMask, token_mean, within
 from laennec.encoders.own import config_from_dict
 from laennec.encoders.weights.fingerprint import fixed_input
 from laennec.errors import InputError
@@ -44,20 +42,20 @@ class WrapperConfig(PreTrainedConfig):
         """Build the inner configuration; the width of the embedding follows from it."""
         if isinstance(self.encoder_config, dict):
             self.encoder_config = config_from_dict(self.encoder_config)
+        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.hidden_size = int(getattr(self.encoder_config, "hidden_size", 0))
+        mels = getattr(self.encoder_config, "num_mel_bins", None)
+        if self.has_fingerprint and mels:
+            self.num_mel_bins, self.fingerprint = mels, fingerprint
 
     geometry_names: ClassVar[str] = ""
+    has_fingerprint: ClassVar[bool] = True
 
     @property
     def geometry(self) -> list[int]:
         """Settings that the inner encoder's weights do not show, called `geometry_names`."""
         raise NotImplementedError
-
-    def keep_fingerprint(self, fingerprint: list[float] | None) -> None:
-        """Have a place for a fingerprint where the inner configuration has a number of mel bins."""
-        if mels := getattr(self.encoder_config, "num_mel_bins", None):
-            self.num_mel_bins, self.fingerprint = mels, fingerprint
 
 
 class GroupsConfig(WrapperConfig):
@@ -72,6 +70,7 @@ class GroupsConfig(WrapperConfig):
     model_type = "laennec-groups"
 
     geometry_names: ClassVar[str] = "group_frames and group_step"
+    has_fingerprint: ClassVar[bool] = False
     group_frames: int = 20
     group_step: int = 15
 
@@ -153,8 +152,8 @@ class GroupsEncoder(Wrapper):
             lengths = attention_mask.to(torch.int64).sum(1)
         real = (number * step + size <= lengths[:, None]) | (number == 0)  # (batch, groups)
         inside = (lengths[:, None] - number * step).clamp(0, size)[real]  # frames of each group, (real groups,)
-        frames = torch.arange(size, device=values.device) < inside[:, None]
-        encoded = self.encoder(input_values=windows[real], attention_mask=frames.to(torch.int64)).pooler_output
+        mask = within(inside, size).to(torch.int64)
+        encoded = self.encoder(input_values=windows[real], attention_mask=mask).pooler_output
         tokens = encoded.new_zeros(*real.shape, encoded.shape[-1])
         tokens = tokens.masked_scatter(real[..., None], encoded)
         if token_mix is not None:
@@ -194,11 +193,9 @@ class LayersConfig(WrapperConfig):
             raise ValueError(f"combination is {self.combination!r}; it can be {' or '.join(COMBINATIONS)}")
         if self.combination != COMBINATIONS[0] and len(set(widths)) > 1:
             raise ValueError(f"layers {chosen} have widths {widths} and no mean; concatenate them")
-        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.layers, self.widths = list(chosen), list(widths)
         self.hidden_size = sum(widths) if self.combination == COMBINATIONS[0] else widths[0]
-        self.keep_fingerprint(fingerprint)
 
     @property
     def geometry(self) -> list[int]:
@@ -328,10 +325,8 @@ class EnsembleConfig(WrapperConfig):
         """Check the number; the embeddings of the members are concatenated."""
         if not isinstance(self.members, int) or not 1 <= self.members <= _MOST_MEMBERS:
             raise ValueError(f"members is {self.members!r}; it must be a whole number from 1 to {_MOST_MEMBERS}")
-        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.hidden_size *= self.members
-        self.keep_fingerprint(fingerprint)
 
 
 class EnsembleEncoder(AudioEncoder):
@@ -371,14 +366,6 @@ class EnsembleEncoder(AudioEncoder):
         )
 
 
-def wrapper_class(config: PreTrainedConfig) -> type[Any]:
-    """The class of the encoder that a wrapper's configuration makes."""
-    return {GroupsConfig: GroupsEncoder, LayersConfig: LayersEncoder, EnsembleConfig: EnsembleEncoder}[type(config)]
-
-
-AutoConfig.register(GroupsConfig.model_type, GroupsConfig)
-AutoModel.register(GroupsConfig, GroupsEncoder)
-AutoConfig.register(LayersConfig.model_type, LayersConfig)
-AutoModel.register(LayersConfig, LayersEncoder)
-AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
-AutoModel.register(EnsembleConfig, EnsembleEncoder)
+WRAPPERS: dict[type[WrapperConfig], type[Any]] = {
+    kind.config_class: kind for kind in (GroupsEncoder, LayersEncoder, EnsembleEncoder)
+}

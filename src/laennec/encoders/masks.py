@@ -15,6 +15,11 @@ def in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-any-return]
 
 
+def within(lengths: Tensor, width: int) -> Tensor:
+    """(batch, width) bool, True on each row's first positions."""
+    return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
+
+
 class TimeMask:
     """True lengths of a batch along time, of tensors of one width; None inside where all cycles fill the batch.
 
@@ -93,7 +98,7 @@ class TimeMask:
         if self.lengths is None:
             return torch.ones(x.shape[0], x.shape[-1], dtype=torch.bool, device=x.device)
         if self._tokens is None:
-            self._tokens = torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
+            self._tokens = within(self.lengths, x.shape[-1])
         return self._tokens
 
 
@@ -107,8 +112,7 @@ def zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
     """(batch, time, values) with zeros beyond each cycle's end."""
     if lengths is None:
         return values
-    inside = torch.arange(values.shape[1], device=values.device)[None, :] < lengths[:, None]
-    return values.masked_fill(~inside[:, :, None], 0.0)
+    return values.masked_fill(~within(lengths, values.shape[1])[:, :, None], 0.0)
 
 
 def processes() -> int:

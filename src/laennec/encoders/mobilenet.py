@@ -1,11 +1,9 @@
 """EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
 
-Decisions: layers carry our names and `from_released` translates the authors' state dict, strictly: a network that
-loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
-squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution, once for the same weights. On a CPU the bits of a cycle do not change with the cycles
-beside it that are padded to as many frames: its matrices are multiplied by themselves, in an order that depends on its
-own shape. The AudioSet classifier is kept only where `config.audioset_head` asks for it.
+Decisions: padding is zeroed before every convolution that looks sideways and left out of squeeze-excitation and
+pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation is folded into the
+convolution. On a CPU the bits of a cycle do not change with the cycles beside it that are padded to as many frames: its
+matrices are multiplied by themselves, in an order that depends on its own shape.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
@@ -18,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
 from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask, in_graph
-from laennec.encoders.weights.checkpoints import checked_state, differences, refuse_differences, released_error
+from laennec.encoders.weights.checkpoints import checked_state, released_error, renamed
 from laennec.errors import InputError
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride
@@ -298,16 +296,8 @@ class MobileNetEncoder(AudioEncoder):
         if not len(hidden):
             raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
         config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
-        with torch.device("meta"):
-            expected = MobileNetEncoder(config).state_dict()
-        names = {_released_name(name, expected): name for name in expected}
-        what = f"EfficientAT MobileNetV3 of width {config.width_mult:g}"
-        refuse_differences(path, what, differences(state, {name: expected[names[name]] for name in names}))
-        config.audioset_head = audioset_head
-        encoder = MobileNetEncoder(config)
-        wanted = encoder.state_dict()
-        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
-        return encoder.eval()
+        encoder: MobileNetEncoder = renamed(path, cls, config, state, _released_name, {"audioset_head": audioset_head})
+        return encoder
 
 
 def _released_name(name: str, present: Container[str]) -> str:
@@ -330,7 +320,3 @@ def _released_name(name: str, present: Container[str]) -> str:
 
 def _released_layer(parts: list[str]) -> str:
     return f"{0 if parts[0] == 'conv' else 1}.{parts[1]}"
-
-
-AutoConfig.register(MobileNetConfig.model_type, MobileNetConfig)
-AutoModel.register(MobileNetConfig, MobileNetEncoder)

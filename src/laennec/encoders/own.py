@@ -1,10 +1,9 @@
 """Encoders that users bring: any module that turns features into tokens.
 
 Decisions: a class becomes known when its own module is imported (`register_encoder`) or when an instance is handed over
-in Python. A name in a downloaded configuration is only looked up among the known classes and never imported. A plain
-module is wrapped, so that everything else works with one kind of encoder. Encoders of users are built on the CPU with
-their own initialisation and then filled by name: transformers builds models without memory, which leaves buffers that
-are not saved undefined.
+in Python; a name in a downloaded configuration is looked up among the known classes and never imported. Encoders of
+users are built on the CPU with their own initialisation and then filled by name: transformers builds models without
+memory, which leaves buffers that are not saved undefined.
 """
 
 import inspect

@@ -22,7 +22,7 @@ from transformers import (
     WavLMConfig,
 )
 
-from laennec.encoders.masks import zero_beyond
+from laennec.encoders.masks import within, zero_beyond
 from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
 from laennec.errors import InputError
 
@@ -211,7 +211,7 @@ class StackedPositions(nn.Module):
 
 def _channel_norm(norm: nn.GroupNorm, x: Tensor, real: Tensor) -> Tensor:
     """Group normalisation with a group for each channel, over real time alone: (batch, channels, time)."""
-    keep = (torch.arange(x.shape[2], device=x.device)[None, :] < real[:, None])[:, None, :]
+    keep = within(real, x.shape[2])[:, None, :]
     number = real[:, None, None].to(torch.float32)
     wide = x.float()
     mean = (wide * keep).sum(2, keepdim=True) / number

@@ -1,12 +1,10 @@
 """Audio encoders of transformers at the true length of every cycle.
 
 Decisions: all weights stay in transformers' own modules; the steps that padding would reach are computed here. Whisper
-gets positions up to the end of a cycle instead of 30 s of silence; beyond its table the positions follow the formula
-of the table. w2v-BERT's convolutions are causal and need its own mask alone. CLAP takes spectrograms of 10 s: a shorter
-cycle is repeated to that length, and a longer one is refused. Padding is masked in attention. Checkpoints of whole
-models (with a decoder, a text tower, a classifier) keep the encoder under a prefix; their other parts are left out.
-transformers' own SpecAugment and adapters on top are switched off: laennec draws by counter, and embeddings are the
-encoder's.
+gets positions up to the end of a cycle instead of 30 s of silence; beyond its table they follow the table's formula.
+CLAP takes spectrograms of 10 s: a shorter cycle is repeated, a longer one refused. Checkpoints of whole models keep the
+encoder under a prefix; their other parts are left out. transformers' own SpecAugment and adapters on top are switched
+off: laennec draws by counter, and embeddings are the encoder's.
 
 References: Radford et al. 2022 (Whisper), Seamless Communication 2023 (w2v-BERT 2.0), Wu et al. 2023 (CLAP).
 """
@@ -23,7 +21,7 @@ from transformers import ClapAudioConfig, PreTrainedConfig, Wav2Vec2BertConfig, 
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.masks import TimeMask, zero_beyond
+from laennec.encoders.masks import TimeMask, within, zero_beyond
 from laennec.encoders.weights.checkpoints import differences, read_weights, refuse_differences
 from laennec.errors import InputError
 
@@ -286,4 +284,4 @@ def _present_name(name: str) -> str:
 
 def token_mask(hidden: Tensor, real: Tensor | None) -> Tensor | None:
     """(batch, tokens) bool, True on real tokens; None where all are."""
-    return None if real is None else torch.arange(hidden.shape[1], device=hidden.device)[None, :] < real[:, None]
+    return None if real is None else within(real, hidden.shape[1])

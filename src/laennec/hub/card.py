@@ -1,9 +1,8 @@
 """The model card, rendered from a run's record and the author's answers.
 
 Decisions: run.json is the only source of a card. What no record knows (licence, purpose, funding, ...) the author
-answers in the recipe's section `card` or in a file, and the run record keeps it. A card with open questions can be
-written and read but not published; it contains a marker for each. The reporting checklist (templates/checklist.yaml)
-states where each item is answered and by whom.
+answers in the recipe's section `card` or in a file. A card with open questions can be read but not published; it
+contains a marker for each. The reporting checklist (templates/checklist.yaml) states where each item is answered.
 """
 
 import json
@@ -11,20 +10,21 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.hub.card_content import card_content
-from laennec.hub.card_metadata import card_metadata, check_metadata, eval_result_files
+from laennec.hub.card_metadata import card_metadata, eval_result_files
 from laennec.hub.evidence import Evidence, read_evidence
 from laennec.rendering import Markdown, code, render_template
-from laennec.training.recipe import CardSettings, Recipe
+from laennec.training.recipe import LICENCES, CardSettings, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.untrusted import parse_yaml, read_text, read_yaml
 
@@ -34,10 +34,6 @@ HOW_TO_ANSWER = "answer in the recipe's section card, or in a YAML file: laennec
 _TEMPLATE = "card.md.jinja"
 _MARKER = "<!-- laennec:unanswered {} -->"
 _MARKERS = re.compile(r"^<!-- laennec:unanswered ([\w.]+) -->$", re.M)
-_NOTHING = {
-    "subgroups": "not possible: the corpus records no device, chest location, sex or age",
-    "worst-errors": "no prediction was wrong",
-}
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 
 
@@ -104,7 +100,6 @@ def render_card(
     )
     if form == "onnx":
         metadata.library_name = "onnx"
-    check_metadata(metadata.to_dict())
     answered = _answered(evidence, content, settings)
     sections = _sections(content)
     unanswered = open_questions(answered, sections)
@@ -119,8 +114,8 @@ def render_card(
         ask=lambda key: "" if f"card.{key}" in answered else Markdown(f"_Not answered yet ({code(f'card.{key}')})._"),
         marker=lambda key: Markdown(_MARKER.format(key)),
         open_questions=[(key, questions().get(key, ""), waiting) for key, waiting in unanswered.items()],
-        guidelines=checklist()["guidelines"],
-        checklist_rows=_checklist_rows(answered, sections),
+        checklist=checklist(),
+        missing_answers=partial(_missing, answered=answered, sections=sections),
     )
     body = re.sub(r"\n{3,}", "\n\n", text).strip()
     return Card(
@@ -140,10 +135,8 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
     record = read_record(path)
     try:
         given = read_yaml(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot read the answers; give a YAML file of key: text") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not valid YAML of key: text ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict) or not given:
         raise InputError(f"{file}: answers are a mapping of keys to texts, e.g. licence: apache-2.0")
     given = given["card"] if set(given) == {"card"} and isinstance(given["card"], dict) else given
@@ -164,16 +157,17 @@ def check_publishable(folder: str | Path) -> None:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no readable model card; write one: laennec card RUN --out {path}") from error
-    match = _HEAD.match(text)
     try:
-        metadata = parse_yaml(match.group(1)) if match else None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: the card's metadata are not valid YAML; write it again: laennec card RUN") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{path}: the card has no YAML metadata; write it again: laennec card RUN --out {path}")
-    check_metadata(metadata)
+        metadata = ModelCardData(**parse_yaml(_HEAD.match(text)[1]))  # type: ignore[index]
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: no valid YAML metadata ({said}); write it again: laennec card RUN --out {path}"
+        ) from error
+    if metadata.license not in (None, *LICENCES):
+        raise InputError(f"{path}: license {metadata.license!r} is not a licence id of the Hub; {HOW_TO_ANSWER}")
     missing = [key for key in _MARKERS.findall(text) if key != "card.licence"]
-    if not metadata.get("license"):
+    if not metadata.license:
         missing.insert(0, "card.licence")
     if missing:
         raise InputError(f"{path}: not ready to be published; open: {describe_questions(missing)}; {HOW_TO_ANSWER}")
@@ -215,18 +209,6 @@ def _missing(item: Mapping[str, Any], answered: Collection[str], sections: Colle
     return missing or ([] if there else ["record.evaluation"])
 
 
-def _checklist_rows(answered: Collection[str], sections: Collection[str]) -> dict[str, list[tuple[Any, ...]]]:
-    """Rows of the checklist tables by guideline: item, topic, and where the card answers it."""
-    rows: dict[str, list[tuple[Any, ...]]] = {}
-    for item in checklist()["items"]:
-        missing = _missing(item, answered, sections)
-        link = f"[{item['section'].replace('-', ' ')}](#{item['section']})"
-        nothing = _NOTHING.get(item["section"]) if item["section"] not in sections else None
-        where = Markdown(f"**open**: {', '.join(missing)}" if missing else nothing or link)
-        rows.setdefault(item["guideline"], []).append((item["item"], item["topic"], where))
-    return rows
-
-
 def _answered(evidence: Evidence, content: Mapping[str, Any], settings: CardSettings) -> list[str]:
     """Keys of the questions that have an answer."""
     origin = evidence.run["corpus"].get("provenance") or {}
@@ -247,7 +229,7 @@ def _sections(content: Mapping[str, Any]) -> list[str]:
     shown = {
         "results": bool(splits),
         "subgroups": any(split["subgroups"] for split in splits),
-        "worst-errors": any(split["failures"] for split in splits),
+        "worst-errors": any(split["metrics"]["failures"] for split in splits),
     }
     return [name for name in section_anchors() if shown.get(name, True)]
 

@@ -1,12 +1,11 @@
-"""The content of a model card: facts and table rows from a run's record.
+"""The content of a model card: facts and tables from a run's record, for templates/card.md.jinja.
 
-Decisions: numbers are formatted here and never computed, so a card cannot contain a number that no record has. A split
-that shares more than a tenth of its patients with training or validation gets no headline. What a record does not know
-is stated as unknown or asked of the author.
+Decisions: numbers are formatted and never computed, so a card cannot contain a number that no record has. A split that
+shares more than a tenth of its patients with training or validation gets no headline.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from laennec.configuration import span_noun
@@ -46,7 +45,8 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
     facts, encoder = _corpus_facts(run), run["config"]["encoder"]
     origin = run["corpus"].get("provenance") or {}
     splits = [_scored_split(entry, run) for entry in _own_first(evidence)]
-    commands = [_shown_command(one["command"]) for one in [*(run.get("members") or []), run] if one.get("command")]
+    given = [one["command"] for one in [*(run.get("members") or []), run] if one.get("command")]
+    commands = [plain(one if isinstance(one, str) else " ".join(map(str, one))) for one in given]
     return {
         "run": run,
         "noun": _noun(run),
@@ -62,15 +62,16 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
         "headline": next((split for split in splits if split["is_estimate"]), None),
         "fitted": _operating_point(run.get("operating_points")),
         "window_points": {name: _operating_point(point) for name, point in (run.get("window_points") or {}).items()},
-        "training": [(key, escaped(value)) for key, value in _training_rows(run)],
-        "command": fenced("\n".join(commands), "bash") if commands else "",
-        "limitations": list(dict.fromkeys(map(escaped, _limitations(run, splits, evidence.outdated, settings)))),
+        "command": fenced("\n".join(map(without_machine_paths, commands)), "bash") if commands else "",
+        "trained": _TRAINABLE[encoder["trainable"]],
+        "augmentation": _augmentation(run["config"].get("augment") or {}),
+        "best_epoch": epochs_kept(run),
+        "seeds": seeds_of(run),
+        "outdated": evidence.outdated,
+        "number": _number,
         "bibtex": fenced("\n\n".join(citations_of(run)), "bibtex"),
         "base": _base_name(encoder),
         "base_licence": _base_licence(encoder, bool(run.get("pretraining"))),
-        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
-        "hardware": _hardware(run.get("hardware") or {}),
-        "timings": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in (run.get("timings") or {}).items()),
     }
 
 
@@ -116,7 +117,7 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
     few = sum(shared.values()) <= _MAX_SHARED * max(metrics["bootstrap"]["patients"], 1)
     name, values, intervals = metrics["headline"], metrics["values"], metrics["intervals"]
     counts = metrics["counts"]["classes"] or metrics["counts"]["labels"]
-    windows = window_sections(metrics)
+    windows, confusion = window_sections(metrics), metrics.get("confusion")
     return {
         **entry,
         "name": f"{evaluated['corpus']['name']} {split}" if other_corpus else split,
@@ -127,26 +128,18 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         "scored": sum(e["split"] == split for e in run.get("evaluations", [])),
         "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
         "figures": [
-            (figure_name(n), figure_text(n, values[n]), _interval(n, intervals.get(n))) for n in card_figures(metrics)
+            (figure_name(n), figure_text(n, values[n]), [figure_text(n, bound) for bound in intervals.get(n) or ()])
+            for n in card_figures(metrics)
         ],
-        "confusion": _confusion(metrics.get("confusion")),
+        "confusion": confusion if confusion and len(confusion["classes"]) <= _MAX_CONFUSION else None,
         "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
         "baselines": _table(baseline_table(metrics)),
         "lengths": _lengths(metrics, _noun(run)),
-        "official": list(_sprsound_rows(metrics.get("official") or {})),
+        "official": {task: one for task, one in (metrics.get("official") or {}).items() if isinstance(one, Mapping)},
         "poor_quality": POOR_QUALITY_CONVENTION,
         "windows": windows
         and windows | {"tables": [one | {"table": _table(one["table"])} for one in windows["tables"]]},
         "subgroups": [one | {"table": _table(one["table"])} for one in subgroup_sections(metrics)],
-        "calibration": _calibration_rows(metrics["calibration"]),
-        "failures": [
-            (
-                row["kind"] + (f" ({row['label']})" if row["label"] else ""),
-                *(code(row[key]) for key in ("cycle_id", "truth", "answer")),
-                f"{row['probability']:.3f}",
-            )
-            for row in metrics["failures"]
-        ],
     }
 
 
@@ -174,27 +167,8 @@ def _table(made: Mapping[str, Any] | None) -> Markdown:
     return Markdown("") if made is None else table(made["columns"], [list(map(text, r["cells"])) for r in made["rows"]])
 
 
-def _interval(name: str, bounds: Sequence[float] | None) -> str:
-    return " to ".join(figure_text(name, bound) for bound in bounds) if bounds else "not defined"
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
-
-
-def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """ECE and Brier score of each label on a scored split, of the raw logits and calibrated."""
-    columns = [calibration[name] for name in ("ece_before", "ece", "brier_before", "brier")]
-    return [(code(label), *(_number(column[label]) for column in columns)) for label in calibration["brier"]]
-
-
-def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Head and rows of the confusion matrix; None where there are too many classes."""
-    if not confusion or len(confusion["classes"]) > _MAX_CONFUSION:
-        return None
-    names = [code(name) for name in confusion["classes"]]
-    rows = [(name, *counts) for name, counts in zip(names, confusion["matrix"], strict=True)]
-    return {"head": ("truth \\ prediction", *names), "rows": rows}
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not defined" if value is None else f"{value:.{digits}f}"
 
 
 def _compared_figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -218,19 +192,6 @@ def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
         "head": ("label", f"whole {noun}s", f"{noun}s of similar length", cut, f"length of the {noun} alone"),
         "rows": rows,
     }
-
-
-def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    for task, score in scores.items():
-        if not isinstance(score, Mapping):
-            continue
-        figures = [score.get(name) for name in ("Score", "SE", "SP", "balanced_accuracy")]
-        recall = score.get("poor_quality_recall")
-        yield (
-            task + (f", smoothed over the recording (weight {score['smoothing']:g})" if score.get("smoothing") else ""),
-            *("not defined" if v is None else f"{v:.1f}" for v in figures),
-            f"{recall:.1f} of {score['n_poor_quality']}" if recall is not None else "",
-        )
 
 
 def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -261,36 +222,9 @@ def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """How the model was trained, from the recipe."""
-    config = run["config"]
-    encoder, features, loss, train, sampler = (config[k] for k in ("encoder", "features", "loss", "train", "sampler"))
-    if members := run.get("members"):
-        yield "Ensemble", f"{len(members)} runs of this recipe; their calibrated log-odds are averaged"
-    length = (
-        f"{features['duration_s']:g} s ({features['length']})" if features.get("duration_s") else "their own length"
-    )
-    text = f"the sound only; front end {features['preset']}; {_noun(run)}s of {length}"
-    text += f"; {features['filter_kind']} {features['filter_cutoff_hz']} Hz" if features.get("filter_kind") else ""
-    k = features.get("context_cycles")
-    yield "Input", text + (f"; concatenated with {k} cycles before and {k} after" if k else "")
-    trained = _TRAINABLE[encoder["trainable"]]
-    yield "Encoder", Markdown(f"{code(encoder['type'])}, from {_base_name(encoder)}; trained: {trained}")
-    if pretraining := run.get("pretraining"):
-        yield "Pre-training", f"without labels, on {pretraining.get('corpus')}, without test patients"
-    yield "Task loss", f"{loss['task']}; class weights {loss.get('class_weights') or 'none'}"
-    auxiliary = [f"{code(name)}: {code(settings)}" for name, settings in (run.get("losses") or {}).items()]
-    yield "Auxiliary losses", Markdown(", ".join(auxiliary) or "none")
-    yield "Batches", f"{train['batch_size']} {_noun(run)}s, sampler {sampler['name']}"
-    augment = config.get("augment") or {}
+def _augmentation(augment: Mapping[str, Any]) -> str:
     used = [name for name in ("noise", "shift", "stretch", "pitch", "gain", "spec", "mix") if augment.get(name)]
-    used += ["concatenate"] if augment.get("concatenate_probability") else []
-    yield "Augmentation", ", ".join(used) or "none"
-    yield "Optimiser", f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['lr_scheduler_type']}"
-    best = epochs_kept(run)
-    yield "Epochs", f"{train['epochs']}" + (f"; best epoch {best}" if best is not None else "")
-    yield "Epoch selected by", f"{run.get('selection_metric')} on {run.get('selection_set')} patients"
-    yield "Seed", f"{seeds_of(run)}; split seed {config['corpus']['split_seed']}"
+    return ", ".join([*used, *(["concatenate"] if augment.get("concatenate_probability") else [])]) or "none"
 
 
 def _base_name(encoder: Mapping[str, Any]) -> Markdown:
@@ -310,47 +244,3 @@ def _base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
     if pretrained or not licence:
         return "not known to laennec; see the source of the weights"
     return f"{licence} ({title}, as released by its authors)"
-
-
-def _limitations(
-    run: Mapping[str, Any], splits: Sequence[Mapping[str, Any]], outdated: Sequence[str], settings: CardSettings
-) -> Iterator[Any]:
-    """What limits the use of the model and of its scores, one sentence each."""
-    if facts := _corpus_facts(run):
-        yield from facts.limitations
-    for split in splits:
-        name = code(split["name"])
-        if split["stamp"]:
-            yield Markdown(f"The split has a warning: {escaped(split['stamp'])}.")
-        if split["shares"]:
-            effect = "are slightly too high" if split["is_estimate"] else "are no estimate for new patients"
-            yield Markdown(f"Split {name} {escaped(split['shares'])}; its scores {effect}.")
-        if split["other_corpus"]:
-            yield Markdown(f"Split {name} is of another corpus than the training data.")
-        if split["scored"] > 1:
-            yield Markdown(f"Split {name} was scored {split['scored']} times with this run.")
-        for warning in split["metrics"]["warnings"]:
-            yield Markdown(f"{name}: {escaped(warning['text'])}")
-    for name in map(code, outdated):
-        reason = "was scored with another calibration or other thresholds and is not shown; score it again"
-        yield Markdown(f"Split {name} {reason}.")
-    if not splits:
-        yield "No test split was scored with this model: its performance is unknown."
-    if any(entry.get("scored_before") for entry in run.get("calibrations") or []):
-        yield "Thresholds were fitted again after the model had been scored."
-    runs = f"{len(members)} runs with seeds" if (members := run.get("members")) else "One run with seed"
-    yield f"{runs} {seeds_of(run)}: this card does not show how much scores vary with the seed."
-    yield "Crackles and wheezes are signs, not diagnoses; the labels are judgements of listeners."
-    if settings.out_of_scope:
-        yield settings.out_of_scope
-
-
-def _hardware(hardware: Mapping[str, Any]) -> str:
-    gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
-    memory = f", at most {hardware['peak_memory_mb']} MB of memory" if hardware.get("peak_memory_mb") else ""
-    return f"{hardware.get('processor', 'unknown processor')}, {gpus}, {hardware.get('system', '')}{memory}"
-
-
-def _shown_command(command: Any) -> str:
-    text = " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
-    return str(without_machine_paths(plain(text)))

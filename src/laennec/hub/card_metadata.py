@@ -1,8 +1,8 @@
-"""The YAML metadata of a card for the Hub, and their check without the Hub.
+"""The YAML metadata of a card for the Hub.
 
 Decisions: a result in `model-index` has its interval, definition and fingerprints, and its name states patients that
-the split shares with training. Only Hub ids are given as base model or data set, never names of files. The check is
-our own because the Hub's needs the network.
+the split shares with training. Only Hub ids are given as base model or data set, never names of files. The Hub checks
+metadata before it accepts a commit.
 """
 
 import re
@@ -12,9 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from laennec.errors import InputError
 from laennec.evaluation.summary import figure_name
-from laennec.training.recipe import LICENCES, CardSettings
+from laennec.training.recipe import CardSettings
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # folders of our recipes: "weights/x" is a file, not a Hub id
@@ -94,34 +93,6 @@ def eval_result_files(splits: Sequence[Mapping[str, Any]], settings: CardSetting
         file = re.sub(r"\W+", "_", str(evaluated["split"])) + ".yaml"
         files[file] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return files
-
-
-def check_metadata(values: Mapping[str, Any]) -> None:
-    """Raise for metadata that the Hub would reject or misread."""
-    problem = None if all(isinstance(key, str) for key in values) else "a key is not a text"
-    problem = problem or _first_problem(values)
-    if problem is None:
-        try:
-            ModelCardData(**values)
-        except (ValueError, AttributeError) as error:
-            problem = f"model-index cannot be read ({' '.join(str(error).split())[:120]})"
-    if problem:
-        raise InputError(f"model card: {problem}; correct it in the recipe's section card")
-
-
-def _first_problem(values: Mapping[str, Any]) -> str | None:
-    licence = values.get("license")
-    if licence is not None and licence not in LICENCES:
-        return f"license {licence!r} is not a licence id of the Hub"
-    for key in ("base_model", "datasets"):
-        given = values.get(key)
-        for name in given if isinstance(given, list) else [given] if given is not None else []:
-            if not is_hub_id(name):
-                return f"{key} {name!r} is not an id of the Hub"
-    tags = values.get("tags")
-    if not isinstance(tags, list) or not all(isinstance(tag, str) and 0 < len(tag) <= 60 for tag in tags):
-        return "tags must be a list of short texts"
-    return None
 
 
 def _indexed(metrics: Mapping[str, Any]) -> list[str]:

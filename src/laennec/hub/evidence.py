@@ -1,8 +1,7 @@
 """What a run's record states: its settings, its scores and what it used.
 
-Decisions: `laennec evaluate` writes everything that a card needs of a scored split into run.json. The published record
-is the same file without training curves and without the folders of the machine. Losses, encoders and corpora state
-their own citation; templates/citations.yaml has those of methods without a class.
+Decisions: the published record is run.json without training curves and without the folders of the machine. Losses,
+encoders and corpora state their own citation; templates/citations.yaml has those of methods without a class.
 """
 
 import re

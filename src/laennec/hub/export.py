@@ -1,10 +1,8 @@
 """Export a trained model as files that others can load.
 
-Decisions: an export is complete only after it was read back and gave the same logits. A head-only export leaves the
-encoder out and names its base with a digest, so it needs an encoder that was never trained; so does a LoRA export,
-which adds the adapters in peft's format. Other exports contain the full model, with adapters merged into the weights.
-Weights that only training needs (the projection of auxiliary losses) are left out. The run's model card is written
-beside the model. A Space contains the model and the source of this package, because a Space can only install
+Decisions: an export is complete only after it was read back and gave the same logits. A head-only or LoRA export names
+its base with a digest, so it needs an encoder that was never trained; other exports have adapters merged. Weights that
+only training needs are left out. A Space contains the source of this package, because a Space can only install
 published packages; other packages are pinned to the installed versions.
 """
 
@@ -23,7 +21,8 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
-from laennec.hub import export_format, onnx, stock
+from laennec.hub import MODEL_FILES, export_format, onnx, stock
+from laennec.hub.card import FILE as CARD
 from laennec.hub.card import write_card
 from laennec.hub.card_content import model_summary
 from laennec.hub.evidence import read_evidence
@@ -31,18 +30,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.rendering import render_template
 from laennec.training.record import read_record
 
-_WRITTEN = (
-    "config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter",
-    "*.onnx",
-    "*.onnx.data",
-    "onnx.json",
-    "README.md",
-    ".eval_results",
-)
+_WRITTEN = (CARD, *(name.split("/")[0] for name in MODEL_FILES))
 _SPACE_FILES = ("README.md", "app.py", "requirements.txt", "model", "laennec")
 _NOT_IN_SPACE = ("__pycache__", "*.pyc", "*.pyi")
 # merging adds products of small matrices in another order

@@ -1,14 +1,11 @@
 """Export a run as one ONNX file, from the waveform to the calibrated probabilities.
 
-Decisions: the front end is part of the file, so nobody can serve the model with other features. The file takes
-waveforms at the model's sampling rate with their lengths, in batches of any size and length, and outputs logits,
-calibrated probabilities and embeddings. Inside, the sounds of a batch go through the network one after the other,
-without padding: masks took four fifths of the time of a small network, and so the output for a sound never depends on
-the others. Thresholds and the recording filter (a recursion over the whole recording, which a graph cannot express) are
-in onnx.json. The file is run in onnxruntime and compared. In an int8 file the weights of the model are int8, those of
-the front end are not. Dense layers compute in int8; convolutions compute in float, and small ones keep float weights:
-int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's validation patients. The effect of int8 is
-measured on the run's validation cycles, never on a test split, and recorded in onnx.json.
+Decisions: the front end is part of the file, so nobody can serve the model with other features. Inside, the sounds of a
+batch go through the network one after the other, without padding: masks took four fifths of the time of a small
+network. Thresholds and the recording filter (a recursion, which a graph cannot express) are in onnx.json. The file is
+compared with the model in onnxruntime. In an int8 file, dense layers compute in int8; the weights of convolutions are
+stored as int8 and compute in float: int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's
+validation patients. The effect of int8 is measured on validation cycles, never on a test split.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
 """Push a run's model to the Hub.
 
-Decisions: only an exported folder is pushed, which was read back and compared, and of it only the files of a model,
-listed below. A repository is private unless it is made public explicitly. A model that others cannot load is
-rejected: a head or adapters with a local base, or a folder without its front end. The card is rendered from the run's
-record; a card with open questions is not pushed.
+Decisions: only an exported folder is pushed, and of it only the files of a model. A repository is private unless it is
+made public explicitly. A model that others cannot load is rejected: a head or adapters with a local base, or a folder
+without its front end. A card with open questions is not pushed.
 """
 
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders.weights.bases import is_local
 from laennec.errors import InputError
-from laennec.hub import export_format
+from laennec.hub import MODEL_FILES, export_format
 from laennec.hub.card import FILE as CARD
 from laennec.hub.card import HOW_TO_ANSWER, check_publishable, describe_questions, render_card, write_card
 from laennec.hub.export import export_run
@@ -24,21 +23,6 @@ from laennec.hub.upload import PAUSES_S, TIMEOUT_S, Uploaded, check_repo_name, f
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record
 from laennec.untrusted import leads_outside
-
-# the files of a model: only these are uploaded, and only these are deleted by a later push
-MODEL_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "adapter/adapter_config.json",
-    "adapter/adapter_model.safetensors",
-    "*.onnx",
-    "*.onnx.data",
-    "onnx.json",
-    ".eval_results/*.yaml",
-)
 
 
 def push(

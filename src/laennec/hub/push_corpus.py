@@ -1,9 +1,8 @@
 """Pushing an exported corpus to the Hub.
 
 Decisions: a repository is private unless the user states the right to redistribute, because recordings of patients
-cannot be taken back. A repository that is public already, or holds anything but an export, is not touched. One commit
-holds the files in the export's manifest, each checked against its hash, and removes those of an earlier export. What
-can be refused is refused before the corpus is read.
+cannot be taken back. A repository that is public already, or holds anything but an export, is not touched. What can be
+refused is refused before the corpus is read.
 """
 
 import re

@@ -1,11 +1,9 @@
 """Export a run as transformers' own ASTForAudioClassification, which loads without laennec.
 
-Decisions: a run is exported only if the stock classes give its logits, which is verified on several lengths; a nearly
-equal model would be another model under the same name. Stock AST takes a fixed number of frames, pads with frames of
-log-mel 0 without a mask, pools the class and distillation tokens, and classifies after a layer norm; this needs
-`features.length: zero_frames` and `head.layer_norm: true`. The standardisation of the embedding and the calibration
-are folded into the last layer, so the sigmoid (or softmax) of a stock logit is the calibrated probability. Thresholds
-are in config.json under `thresholds`; stock classes do not apply them.
+Decisions: a run is exported only if the stock classes give its logits: a nearly equal model would be another model
+under the same name. Stock AST pads with frames of log-mel 0 without a mask and classifies after a layer norm, which
+needs `features.length: zero_frames` and `head.layer_norm: true`. Standardisation and calibration are folded into the
+last layer, so the sigmoid (or softmax) of a stock logit is the calibrated probability.
 """
 
 from dataclasses import asdict

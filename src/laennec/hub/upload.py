@@ -1,9 +1,8 @@
 """Upload files of a folder to the Hub in one commit, and verify what the Hub then holds.
 
 Decisions: one commit contains all files, so nobody loads an incomplete model. Requests that fail for a temporary reason
-(5xx, time-out, broken connection) are repeated after growing pauses; large files that were uploaded before an
-interruption are not sent again. The Hub's hashes are compared with the files on disk before the upload counts as done.
-A repository stays private until this last step. Only the named files are uploaded.
+are repeated after growing pauses. The Hub's hashes are compared with the files on disk before the upload counts as
+done, and a repository stays private until then.
 """
 
 import glob

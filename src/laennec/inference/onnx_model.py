@@ -18,9 +18,19 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from laennec.audio.context import InContext
 from laennec.audio.recording import Waveform
-from laennec.decision_settings import NEUTRAL, DecisionSettings
 from laennec.errors import InputError
-from laennec.model_settings import FILLED, Decisions, Filtered, Kind, Line, Names, SoundSettings, checked
+from laennec.model_settings import (
+    FILLED,
+    NEUTRAL,
+    Decisions,
+    DecisionSettings,
+    Filtered,
+    Kind,
+    Line,
+    Names,
+    SoundSettings,
+    checked,
+)
 from laennec.untrusted import read_json, refuse_model_folder, refuse_settings
 
 FACTS = "onnx.json"

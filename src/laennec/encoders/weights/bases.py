@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from laennec.cache import cache_root, read_entry, write_entry
 from laennec.encoders import as_encoder, encoder_digest, fill_own, load_encoder
-from laennec.encoders.composite import GroupsConfig, LayersConfig, Wrapper, wrapper_class
+from laennec.encoders.composite import WRAPPERS, GroupsConfig, LayersConfig, Wrapper
 from laennec.encoders.own import build, contains_own, is_own
 from laennec.encoders.weights.checkpoints import out_of_reach, reason, refuse_larger, weight_files
 from laennec.errors import InputError, hub_reason
@@ -45,7 +45,7 @@ def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrained
                 f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
             ) from error
         if isinstance(outer := config.encoder_config, GroupsConfig | LayersConfig):
-            encoder = wrapper_class(outer)(copy.deepcopy(outer), encoder).eval()
+            encoder = WRAPPERS[type(outer)](copy.deepcopy(outer), encoder).eval()
     digest = encoder_digest(encoder)
     if config.encoder_digest and digest != config.encoder_digest:
         revision = config.base_model_revision

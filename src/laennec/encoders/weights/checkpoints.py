@@ -1,8 +1,8 @@
 """Files of weights, read strictly.
 
 Decisions: only tensors are read: safetensors, or a pickle that holds nothing else. Every name that is missing, left
-over or of another shape is refused: an encoder that loads partly is a random one. Errors of torch and safetensors for
-a broken file become one line that names the file. Nothing is downloaded but the configuration and the weights.
+over or of another shape is refused: an encoder that loads partly is a random one. Nothing is downloaded but the
+configuration and the weights.
 """
 
 import argparse
@@ -11,8 +11,9 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -223,6 +225,52 @@ def refuse_differences(source: str | Path, what: str, wrong: Mapping[str, Iterab
             f"{source}: the weights are not those of the {what} in its configuration: {'; '.join(said)}; give the "
             "config.json that belongs to them (its depth or width differs), or get the checkpoint again"
         )
+
+
+def renamed(
+    path: str | Path,
+    kind: type[Any],
+    config: PreTrainedConfig,
+    state: Mapping[str, Tensor],
+    released_name: Callable[[str, Container[str]], str],
+    settings: Mapping[str, Any],
+    repeats: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """An encoder with the weights of its authors' state dict, strictly.
+
+    Args:
+        path: The file, for errors.
+        kind: Class of the encoder.
+        config: Of the network that the file holds.
+        state: The authors' weights.
+        released_name: From one of our names, and all of them, to the authors'; weights that get one name lie in it one
+            after the other.
+        settings: Changes of the configuration afterwards; weights that the encoder then lacks are left out.
+        repeats: Authors' names of weights that must equal another one of theirs.
+    """
+    with torch.device("meta"):
+        expected = kind(config).state_dict()
+    names: dict[str, list[str]] = {}
+    for name in expected:
+        names.setdefault(released_name(name, expected), []).append(name)
+    wanted = {
+        theirs: expected[ours[0]] if len(ours) == 1 else torch.cat([expected[name] for name in ours])
+        for theirs, ours in names.items()
+    }
+    wanted |= {name: wanted[other] for name, other in repeats.items()}
+    refuse_differences(path, kind.__name__, differences(state, wanted))
+    for name, other in repeats.items():
+        if not torch.equal(state[name], state[other]):
+            raise released_error(path, f"{name} is not that of layer 0, which all layers share")
+    for name, value in settings.items():
+        setattr(config, name, value)
+    encoder = kind._from_config(config)
+    values = encoder.state_dict()
+    for theirs, ours in names.items():
+        parts = [state[theirs]] if len(ours) == 1 else state[theirs].chunk(len(ours))
+        values |= {name: part for name, part in zip(ours, parts, strict=True) if name in values}
+    encoder.load_state_dict(values)
+    return encoder.eval()
 
 
 def _sizes(value: Tensor) -> str:
