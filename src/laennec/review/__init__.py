@@ -1,0 +1,1 @@
+"""Review of recordings: which spans a person looks at, and in which order."""
