@@ -26,7 +26,7 @@ from laennec.cache import cache_root
 from laennec.corpora import load_corpus
 from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.metrics import auroc
-from laennec.review.queue import RULES, limited, queue_order
+from laennec.review.queue import RULES, queue_order
 from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe
@@ -76,13 +76,17 @@ def next_events(
     rule: str, limit: int | None, predicted: Array, members: Array | None, data: "Pool", left: Array
 ) -> Array:
     """The events that are not labelled yet, in the order of the next session."""
-    patients = data.patients[left]
-    if rule in ("diverse", "random"):  # orders without a model, made once
-        place = np.argsort(np.argsort(data.orders[rule]))
-        return left[limited(np.argsort(place[np.searchsorted(data.rows, left)]), list(patients), limit)]
+    patients = list(data.patients[left])
+    if rule == "diverse":  # an order without a model, made once; the limit is that of a session
+        order = data.diverse[np.isin(data.diverse, left)]
+        if limit is not None:
+            order = order[pd.Series(data.patients[order]).groupby(data.patients[order]).cumcount().to_numpy() < limit]
+        return order
     given = None if members is None else members[:, left]
-    order = queue_order(predicted[left], rule, members=given, patients=list(patients), at_most_per_patient=limit)
-    return left[order]
+    seed = data.draw * len(data.values) + len(left)
+    return left[
+        queue_order(predicted[left], rule, members=given, patients=patients, at_most_per_patient=limit, seed=seed)
+    ]
 
 
 class Pool:
@@ -91,17 +95,15 @@ class Pool:
     def __init__(self, values: Array, truth: Array, patients: Array, seed: int, draw: int) -> None:
         split = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
         self.rows, self.held_out = next(split.split(values, groups=patients))
-        self.values, self.truth, self.patients, self.seed = values, truth, patients, seed
+        self.values, self.truth, self.patients, self.seed, self.draw = values, truth, patients, seed, draw
         nothing = np.zeros((len(self.rows), 1))
-        self.orders = {
-            rule: queue_order(nothing, rule, embeddings=values[self.rows], seed=draw) for rule in ("diverse", "random")
-        }
+        self.diverse = self.rows[queue_order(nothing, "diverse", embeddings=values[self.rows], seed=draw)]
         self.first = self.rows[np.random.default_rng([seed, draw, 1]).permutation(len(self.rows))[:FIRST]]
         self.full = score(probabilities(values, truth, self.rows), truth, self.held_out)
 
     def members(self, labelled: Array) -> Array:
         """Probabilities (members, events, labels) of heads on bootstrap samples of the labelled events."""
-        draw = np.random.default_rng([self.seed, len(labelled)])
+        draw = np.random.default_rng([self.seed, self.draw, len(labelled)])
         samples = [draw.choice(labelled, len(labelled)) for _ in range(MEMBERS)]
         return np.stack([probabilities(self.values, self.truth, sample) for sample in samples])
 

@@ -41,6 +41,9 @@ from laennec.cli import (
     study,
     train,
 )
+from laennec.cli import (
+    map as map_page,
+)
 from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
 from laennec.terminal import OneLine, complain
@@ -63,6 +66,7 @@ COMMANDS = {
     predict: "predict crackles and wheezes over time in recordings",
     embed: "embed recordings, or the cycles of a corpus, into Parquet",
     search: "find the embedded spans that sound most like a recording",
+    map_page: "write a page with a map of embedded spans to hover and hear, and what can be read off them",
     app: "serve a web page that predicts uploaded recordings",
     env: "print versions for a bug report, and check decoding, the cache and a model",
 }

@@ -229,7 +229,7 @@ def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, 
         table = pq.read_table(io.BytesIO(read_bytes(file, None)))
         provenance = json.loads((table.schema.metadata or {})[b"laennec"])
         column = table["embedding"].combine_chunks()
-        values = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
+        values = np.array(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
         rows = table.drop_columns(["embedding"]).to_pandas()
         missing = {"recording", "start_s", "end_s", "patient_id", "cycle_id"} - {*rows.columns}
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:

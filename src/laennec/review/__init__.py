@@ -1,1 +1,1 @@
-"""Review of recordings: which spans a person looks at, and in which order."""
+"""People review what a model predicts, and their answers become a corpus."""
