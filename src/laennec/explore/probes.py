@@ -109,12 +109,10 @@ def _grouped(
     if truth.shape[1] < 2:
         if not len(rows):
             return Probe(name, kind, None, None, "unknown: name the corpus that was embedded")
-        have = (
-            f"{counts[0]} patients have it"
-            if kind == "label"
-            else f"{truth.shape[1]} {kind} of {_LEAST} patients or more"
-        )
-        return Probe(name, kind, None, None, f"{have}: nothing to tell apart")
+        have = f"{truth.shape[1]} of {len(counts)} {kind}s have {_LEAST} patients or more; two are needed"
+        if kind == "label":
+            have = f"{counts[0]} patients have it and {counts[1]} do not; {_LEAST} of each are needed"
+        return Probe(name, kind, None, None, have)
     rows = rows[truth[rows].any(1)]
     people = patients.iloc[rows]
     what = f"{counts[0]} have it" if kind == "label" else f"{truth.shape[1]} {kind}s"

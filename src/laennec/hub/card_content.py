@@ -278,6 +278,12 @@ def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "Encoder", Markdown(f"{code(encoder['type'])}, from {_base_name(encoder)}; trained: {trained}")
     if pretraining := run.get("pretraining"):
         yield "Pre-training", f"without labels, on {pretraining.get('corpus')}, without test patients"
+    if start := run.get("initialised_from"):
+        sets = ", ".join(f"{one.get('corpus')} ({one.get('patients')} patients)" for one in start["trained_on"])
+        yield (
+            "Started from",
+            Markdown(f"{code(start['model'])}, its head {start['head']}; trained on {sets or 'unknown'}"),
+        )
     yield "Task loss", f"{loss['task']}; class weights {loss.get('class_weights') or 'none'}"
     auxiliary = [f"{code(name)}: {code(settings)}" for name, settings in (run.get("losses") or {}).items()]
     yield "Auxiliary losses", Markdown(", ".join(auxiliary) or "none")

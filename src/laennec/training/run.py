@@ -46,6 +46,7 @@ from laennec.training.devices import (
     training_device,
 )
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
+from laennec.training.initial import InitialModel, write_trained_on
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
@@ -69,11 +70,11 @@ class FitResult:
     tasks: dict[str, Any]
 
 
-def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
-    """Encoder (loaded or random) and a new head for the given labels."""
+def make_model(recipe: Recipe, names: list[str], start: InitialModel | None = None) -> LaennecForAudioClassification:
+    """Encoder (loaded, random, or that of a trained model) and a new head for the given labels."""
     e, h = recipe.encoder, recipe.head
     model = LaennecForAudioClassification.from_encoder(
-        e.weights,
+        e.weights if start is None else start.encoder,
         names,
         recipe.target.problem_type or "multi_label",
         type=recipe.encoder_type(),
@@ -95,6 +96,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         concatenated_context=recipe.features.context_cycles > 0,
         tasks=config_of(tasks_of(recipe)),
         features=make_extractor(recipe.features),
+        base=None if start is None else start.base,
         seed=recipe.seed,
     )
     refuse_other_features(recipe, model.encoder.encoder if isinstance(model.encoder, Wrapper) else model.encoder)
@@ -129,7 +131,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
     """From corpus to record; `begin` is called before anything is written below `out`."""
     timings = Timings()
     with timings.measure("total"):
-        extractor = make_extractor(recipe.features)
+        extractor, start = make_extractor(recipe.features), InitialModel.of(recipe)
         check_mixing(recipe)
         tasks_of(recipe)
         with timings.measure("corpus"):
@@ -141,8 +143,12 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
             names = training.targets.names
             recipe = with_train_statistics(recipe, training.dataset.waveforms)
             extractor = make_extractor(recipe.features)
+            if start is not None:
+                start.refuse_other_front_end(recipe)
+                start.refuse_seen_patients(splits)
             validation = make_split("validation", splits["validation"], recipe, extractor, names, False)
-        model = make_model(recipe, names)
+        model = make_model(recipe, names, start)
+        kept = start is not None and start.keep_head(model)
         model.config.span = span_of(training.table)
         if is_main_process():
             say(target_line(recipe.target.problem_type, names, model.config.span))
@@ -169,6 +175,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
         "pretraining": pretraining,
+        "initialised_from": None if start is None else start.facts(kept),
         "timings": timings.seconds,
         "losses": result.losses,
         "history": training_history(result.history),
@@ -179,6 +186,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "tasks": fitted.tasks,
         "evaluations": [],
     }
+    write_trained_on(out, splits, training.table, start)
     write_run(out, result.model, extractor, {"predictions": fitted.predictions, "windows": windows}, record)
 
 
