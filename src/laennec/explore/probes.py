@@ -109,7 +109,7 @@ def _grouped(
     if truth.shape[1] < 2:
         if not len(rows):
             return Probe(name, kind, None, None, "unknown: name the corpus that was embedded")
-        have = f"{truth.shape[1]} of {len(counts)} {kind}s have {_LEAST} patients or more; two are needed"
+        have = f"{kind}s of {_LEAST} patients or more: {truth.shape[1]} of {len(counts)}; two are needed"
         if kind == "label":
             have = f"{counts[0]} patients have it and {counts[1]} do not; {_LEAST} of each are needed"
         return Probe(name, kind, None, None, have)

@@ -279,11 +279,9 @@ def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if pretraining := run.get("pretraining"):
         yield "Pre-training", f"without labels, on {pretraining.get('corpus')}, without test patients"
     if start := run.get("initialised_from"):
-        sets = ", ".join(f"{one.get('corpus')} ({one.get('patients')} patients)" for one in start["trained_on"])
-        yield (
-            "Started from",
-            Markdown(f"{code(start['model'])}, its head {start['head']}; trained on {sets or 'unknown'}"),
-        )
+        sets = ", ".join(f"{one['corpus']} ({one['patients']} patients)" for one in start["trained_on"])
+        text = f"{_base_name({'weights': start['model']})}; head {start['head']}; it was trained on "
+        yield "Started from", Markdown(text + (escaped(sets) if sets else "patients that are not recorded"))
     yield "Task loss", f"{loss['task']}; class weights {loss.get('class_weights') or 'none'}"
     auxiliary = [f"{code(name)}: {code(settings)}" for name, settings in (run.get("losses") or {}).items()]
     yield "Auxiliary losses", Markdown(", ".join(auxiliary) or "none")

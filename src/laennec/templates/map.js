@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById('data').textContent), at = id => document.getElementById(id);
 const canvas = at('map'), pen = canvas.getContext('2d'), n = data.x.length;
 const palette = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c6d31', '#7f3fbf', '#b8b800', '#e31a1c', '#17becf', '#636363'];
+const names = ['label', 'patient', 'device', 'place'].filter(name => name in data.columns);
 const view = {zoom: 1, x: 0.5, y: 0.5};
 let by = '', off = new Set(), chosen = -1, hovered = -1, drag = null, size = 0, colours = [], groups = [];
 
@@ -10,13 +11,13 @@ function regroup(name) {
   const values = data.columns[name];
   groups = []; colours = [];
   if (!values) { colours = (data.probabilities[name.slice(2)] || []).map(p => `hsl(${215 + 160 * p} ${60 + 30 * p}% ${62 - 10 * p}%)`); return legend(); }
-  const count = {};
+  const count = Object.create(null);
   for (const value of values) count[value] = (count[value] || 0) + 1;
-  const names = Object.keys(count).sort((a, b) => (a === 'unknown') - (b === 'unknown') || count[b] - count[a] || (a < b ? -1 : 1));
+  const order = Object.keys(count).sort((a, b) => (a === 'unknown') - (b === 'unknown') || count[b] - count[a] || (a < b ? -1 : 1));
   const colour = Object.create(null);
-  names.forEach((value, k) => { colour[value] = value === 'unknown' ? '#9aa5b0' : k < palette.length ? palette[k] : `hsl(${(k * 137.5) % 360} 55% 52%)`; });
+  order.forEach((value, k) => { colour[value] = value === 'unknown' ? '#9aa5b0' : k < palette.length ? palette[k] : `hsl(${(k * 137.5) % 360} 55% 52%)`; });
   colours = values.map(value => colour[value]);
-  groups = names.map(value => [value, count[value], colour[value]]);
+  groups = order.map(value => [value, count[value], colour[value]]);
   legend();
 }
 
@@ -67,7 +68,7 @@ function nearest(event, reach) {
 }
 
 const about = k => [['recording', data.recording[k]], ['time', `${data.span[k][0]} to ${data.span[k][1]} s`],
-  ...Object.entries(data.columns).map(([name, values]) => [name, values[k]]),
+  ...names.map(name => [name, data.columns[name][k]]),
   ...Object.entries(data.probabilities).map(([name, values]) => [`P(${name})`, values[k].toFixed(2)])];
 
 function hover(k) {
@@ -78,7 +79,8 @@ function hover(k) {
     tip.replaceChildren(...about(k).map(([name, value]) => { const line = document.createElement('div'); line.textContent = `${name}: ${value}`; return line; }));
     const [x, y] = place(k);
     tip.style.left = Math.max(4, Math.min(x + 14, size - tip.offsetWidth - 4)) + 'px';
-    tip.style.top = (y > canvas.clientHeight / 2 ? y - tip.offsetHeight - 12 : y + 12) + 'px';
+    const below = y < canvas.clientHeight / 2 ? y + 12 : y - tip.offsetHeight - 12;
+    tip.style.top = Math.max(4, Math.min(below, canvas.clientHeight - tip.offsetHeight - 4)) + 'px';
   }
   draw();
 }
@@ -129,7 +131,7 @@ canvas.onkeydown = event => {
   hover(best);
 };
 at('in').onclick = () => zoom(1.6); at('out').onclick = () => zoom(1 / 1.6); at('all').onclick = () => zoom(0);
-for (const name of [...['label', 'patient', 'device', 'place'].filter(name => name in data.columns), ...Object.keys(data.probabilities).map(label => `p:${label}`)]) {
+for (const name of [...names, ...Object.keys(data.probabilities).map(label => `p:${label}`)]) {
   const button = document.createElement('button');
   button.type = 'button'; button.dataset.by = name; button.textContent = name.startsWith('p:') ? `P(${name.slice(2)})` : name;
   button.onclick = () => regroup(name);
