@@ -18,7 +18,7 @@ from laennec.corpora.base import column_of
 from laennec.corpora.leaks import describe_audio, find_described
 from laennec.corpora.load import find_corpus
 from laennec.corpora.recordings import named
-from laennec.encoders import Wrapper
+from laennec.encoders import Wrapper, encoder_digest
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.split_data import make_extractor
@@ -124,12 +124,10 @@ class InitialModel:
 
     def facts(self, kept: bool) -> dict[str, Any]:
         """What the record of a run states of it."""
-        from laennec.inference.backends import fingerprint_of
-
         sets = [{k: v for k, v in note.items() if k != "sounds"} for note in self.trained_on]
         return {
             "model": self.source,
-            "fingerprint": fingerprint_of(self.model, self.extractor),
+            "encoder_digest": encoder_digest(self.model.encoder),
             "labels": self.model.config.label_names,
             "head": "kept" if kept else "new",
             "trained_on": [one | {"patients": len(one.get("patients") or [])} for one in sets],
