@@ -1,9 +1,9 @@
 """Search for the spans whose embeddings are most similar to that of a query.
 
 Decisions: similarity is the cosine, and the search is exact: one matrix product of the query with all normalised
-embeddings. For 100,000 spans of 384 numbers that takes 25 ms on one core, less than embedding the query, so an
-approximate index would add a dependency and lose neighbours for nothing. A query is embedded by the model and the layer
-that made the index; any other model is refused, because embeddings of two models have nothing in common.
+embeddings. For 100,000 spans of 384 numbers that takes 25 ms on one core, so an approximate index would add a
+dependency and lose neighbours for nothing. A query is embedded by the model and the layer that made the index; any
+other model is refused, because embeddings of two models have nothing in common.
 """
 
 import difflib
