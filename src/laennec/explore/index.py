@@ -217,7 +217,7 @@ class EmbeddingIndex:
         if not own.any():
             raise InputError("other patients: the query is no recording of the index, so its patient is unknown")
         patient = self.rows.loc[own, "patient_id"].iloc[0]
-        return (own if patient is None else self.rows["patient_id"] == patient).to_numpy()
+        return (own if pd.isna(patient) else self.rows["patient_id"] == patient).to_numpy()
 
 
 def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, Any]]:

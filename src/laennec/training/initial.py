@@ -78,9 +78,7 @@ class InitialModel:
         names = [name for name in sorted({*own, *given} - {*_BOOKKEEPING}) if own.get(name) != given.get(name)]
         if names:
             said = ", ".join(f"{name} {own.get(name)} (recipe: {given.get(name)})" for name in names[:4])
-            raise InputError(
-                f"{self.source}: its front end is another one: {said}; set features of the recipe to these"
-            )
+            raise InputError(f"{self.source}: has another front end: {said}; set the recipe's features to these")
 
     def refuse_seen_patients(self, splits: Mapping[str, Any]) -> None:
         """Refuse a split whose held-out patients or sounds the model was trained on."""
