@@ -425,6 +425,29 @@ def _new_site(content: Content, split: str | None) -> Table:
     return Table(["model, thresholds", "fitted for", "ICBHI Score", "any-abnormal Score"], rows, [note])
 
 
+def _active_learning(content: Content, split: str | None) -> Table:
+    def cell(found: Content, digits: int) -> str:
+        low, high = found["interval"]
+        return f"{found['mean']:.{digits}f} [{max(low, 0):.{digits}f}, {high:.{digits}f}]"
+
+    rows = []
+    for row in sorted(content["results"], key=lambda row: row["labels"]["above chance"]["mean"]):
+        limit = "no limit" if row["limit"] is None else f"at most {row['limit']}"
+        kinds = ("score", "above chance")
+        cells = [cell(row[part][kind], digits) for kind in kinds for part, digits in (("labels", 0), ("of_random", 2))]
+        rows.append([row["rule"], limit, *cells])
+    full, pool = content["full"], content["pool"]
+    note = (
+        f"Mean over {content['seeds']} splits of the {content['patients']} patients (in each {content['draws']} draws "
+        f"of the first {content['first']} events), [95 % interval over splits, Student's t]. All labels of the pool "
+        f"({min(pool)} to {max(pool)} events): mean AUROC {cell(full, 3)}. {content['date']}."
+    )
+    share = f"{100 * content['share']:g} %"
+    heads = ["rule", "events of a patient in a session", f"labels for {share} of the mean AUROC", "of those of random"]
+    heads += [f"labels for {share} of its distance from chance", "of those of random"]
+    return Table(heads, rows, [note])
+
+
 def _rows(content: Content) -> list[Row]:
     return [Row(**row) for row in content["rows"]]
 
@@ -439,6 +462,7 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "reliability": _reliability,
     "operating_point": _operating_point,
     "new_site": _new_site,
+    "active_learning": _active_learning,
     "leaderboard": _leaderboard,
     "entries": _entries,
     "published": _published,

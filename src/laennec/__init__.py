@@ -63,6 +63,7 @@ _HOMES = {
     "LaennecPipeline": "inference.pipeline",
     "Predictor": "inference.batch.run",
     "predict": "inference.batch.run",
+    "EmbeddingIndex": "explore.index",
     "serve_model": "inference.page.app",
 }
 __all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]

@@ -39,6 +39,7 @@ class Head(nn.Module):
 
     mean: Tensor
     spread: Tensor
+    kept = False  # taken from a trained model, with its scale
 
     def __init__(
         self, dim: int, labels: int, hidden_dim: int, dropout: float, norm_eps: float | None = None, relu: bool = False
@@ -53,7 +54,9 @@ class Head(nn.Module):
         self.classifier = nn.Linear(hidden_dim or dim, labels)
 
     def standardise(self, embeddings: Tensor) -> None:
-        """Take mean and spread from training embeddings (cycles, dim)."""
+        """Take mean and spread from training embeddings (cycles, dim); a head that was kept has them."""
+        if self.kept:
+            return
         with torch.no_grad():
             spread, mean = torch.std_mean(self.norm(embeddings.to(self.mean)), dim=0, correction=0)
         self.mean.copy_(mean)

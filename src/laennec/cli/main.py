@@ -37,8 +37,12 @@ from laennec.cli import (
     push,
     recipes,
     report,
+    search,
     study,
     train,
+)
+from laennec.cli import (
+    map as map_page,
 )
 from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
@@ -61,6 +65,8 @@ COMMANDS = {
     push: "upload the model of a run to the Hub (private by default)",
     predict: "predict crackles and wheezes over time in recordings",
     embed: "embed recordings, or the cycles of a corpus, into Parquet",
+    search: "find the embedded spans that sound most like a recording",
+    map_page: "write a page with a map of embedded spans to hover and hear, and what can be read off them",
     app: "serve a web page that predicts uploaded recordings",
     env: "print versions for a bug report, and check decoding, the cache and a model",
 }

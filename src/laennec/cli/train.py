@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from laennec.cli.common import overrides, refuse_missing_files
+from laennec.cli.common import overrides, refuse_missing_files, refuse_missing_model
 from laennec.terminal import say
 
 
@@ -16,6 +16,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="SPACE.yaml",
         help="search settings on validation patients with Optuna and write the best recipe",
     )
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from this model (folder of a run or an exported model, or Hub id): its encoder, and its head where "
+        "the labels agree",
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output folder")
 
 
@@ -23,7 +29,11 @@ def run(options: argparse.Namespace) -> int:
     """Train, or resume a training."""
     from laennec.training.recipe import Recipe
 
-    recipe = Recipe.from_yaml(options.recipe, **overrides(options.overrides))
+    given = overrides(options.overrides)
+    if options.init is not None:
+        refuse_missing_model(options.init)
+        given["initial_model"] = options.init
+    recipe = Recipe.from_yaml(options.recipe, **given)
     refuse_missing_files(recipe)
     if options.search is not None:
         return _search(recipe, options)

@@ -65,6 +65,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
         "command": fenced("\n".join(map(without_machine_paths, commands)), "bash") if commands else "",
         "trained": _TRAINABLE[encoder["trainable"]],
         "augmentation": _augmentation(run["config"].get("augment") or {}),
+        "started_from": _started_from(start) if (start := run.get("initialised_from")) else None,
         "best_epoch": epochs_kept(run),
         "seeds": seeds_of(run),
         "outdated": evidence.outdated,
@@ -220,6 +221,13 @@ def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "on": fitted["fitted_on"],
         "notes": fitted.get("notes") or [],
     }
+
+
+def _started_from(start: Mapping[str, Any]) -> Markdown:
+    """The model that a training started from, and the patients that model was trained on."""
+    sets = ", ".join(f"{one['corpus']} ({one['patients']} patients)" for one in start["trained_on"])
+    text = f"{_base_name({'weights': start['model']})}; head {start['head']}; it was trained on "
+    return Markdown(text + (escaped(sets) if sets else "patients that are not recorded"))
 
 
 def _augmentation(augment: Mapping[str, Any]) -> str:

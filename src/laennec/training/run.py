@@ -46,6 +46,7 @@ from laennec.training.devices import (
     training_device,
 )
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
+from laennec.training.initial import InitialModel, write_trained_on
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
@@ -59,11 +60,11 @@ _SETTINGS = "recipe.json"
 _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 
 
-def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
-    """Encoder (loaded or random) and a new head for the given labels."""
+def make_model(recipe: Recipe, names: list[str], start: InitialModel | None = None) -> LaennecForAudioClassification:
+    """Encoder (loaded, random, or that of a trained model) and a new head for the given labels."""
     e, h = recipe.encoder, recipe.head
     model = LaennecForAudioClassification.from_encoder(
-        e.weights,
+        e.weights if start is None else start.encoder,
         names,
         recipe.target.problem_type or "multi_label",
         type=recipe.encoder_type(),
@@ -85,6 +86,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         concatenated_context=recipe.features.context_cycles > 0,
         tasks=config_of(tasks_of(recipe)),
         features=make_extractor(recipe.features),
+        base=None if start is None else start.base,
         seed=recipe.seed,
     )
     refuse_other_features(recipe, model.encoder.encoder if isinstance(model.encoder, Wrapper) else model.encoder)
@@ -119,7 +121,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
     """From corpus to record; `begin` is called before anything is written below `out`."""
     timings = Timings()
     with timings.measure("total"):
-        extractor = make_extractor(recipe.features)
+        extractor, start = make_extractor(recipe.features), InitialModel.of(recipe)
         check_mixing(recipe)
         tasks_of(recipe)
         with timings.measure("corpus"):
@@ -131,8 +133,12 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
             names = training.targets.names
             recipe = with_train_statistics(recipe, training.dataset.waveforms)
             extractor = make_extractor(recipe.features)
+            if start is not None:
+                start.refuse_other_front_end(recipe)
+                start.refuse_seen_patients(splits)
             validation = make_split("validation", splits["validation"], recipe, extractor, names, False)
-        model = make_model(recipe, names)
+        model = make_model(recipe, names, start)
+        kept = start is not None and start.keep_head(model)
         model.config.span = span_of(training.table)
         if is_main_process():
             how = "each by itself" if recipe.target.problem_type == "multi_label" else "exactly one"
@@ -160,6 +166,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
         "pretraining": pretraining,
+        "initialised_from": None if start is None else start.facts(kept),
         "timings": timings.seconds,
         "losses": result.losses,
         "history": training_history(result.history),
@@ -170,6 +177,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "tasks": tasks,
         "evaluations": [],
     }
+    write_trained_on(out, splits, training.table, start)
     write_run(out, result.model, extractor, {"predictions": predictions, "windows": windows}, record)
 
 

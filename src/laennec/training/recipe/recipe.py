@@ -58,6 +58,11 @@ class Recipe(Settings):
     description: str = Field(default="", description="what it does, in one line")
     seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="seed of weights, order and draws")
     output_dir: str | None = Field(default=None, description="folder of the run")
+    initial_model: str | None = Field(
+        default=None,
+        description="a trained model to start from (--init): folder of a run or an exported model, or Hub id; its "
+        "encoder replaces encoder.weights, and its head is kept where the labels agree",
+    )
     corpus: Corpora = Field(default_factory=CorpusSettings)
     target: TargetSettings = Field(default_factory=TargetSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)
@@ -218,6 +223,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
+        if self.initial_model is not None:
+            self.encoder = self.encoder.model_copy(update={"weights": self.initial_model, "revision": None})
         for problem in (*self._problems(), *self._loss_problems()):
             raise ValueError(problem)
         return self

@@ -1,0 +1,257 @@
+"""Search for the spans whose embeddings are most similar to that of a query.
+
+Decisions: similarity is the cosine, and the search is exact: one matrix product of the query with all normalised
+embeddings. For 100,000 spans of 384 numbers that takes 25 ms on one core, so an approximate index would add a
+dependency and lose neighbours for nothing. A query is embedded by the model and the layer that made the index; any
+other model is refused, because embeddings of two models have nothing in common.
+"""
+
+import difflib
+import io
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+import laennec
+from laennec.audio.cycles import Span
+from laennec.audio.recording import read_header
+from laennec.corpora.base import class_names
+from laennec.errors import InputError
+from laennec.inference.backends import load_for_prediction
+from laennec.inference.decisions import probabilities_of
+from laennec.inference.embed import EMBEDDINGS, Embedder
+from laennec.inference.predictor import Predictor, wave_file
+from laennec.untrusted import read_bytes
+
+FILTERS = {"patient": "patient_id", "device": "device", "location": "chest_location", "label": "label"}
+_OF_RECORDINGS = ("patient_id", "device", "chest_location")
+_LONGEST = 2.0  # a query may be so many times as long as the longest span of the index
+Vectors = NDArray[np.float32]
+
+
+class EmbeddingIndex:
+    """Embedded spans of recordings, to be searched.
+
+    Attributes:
+        rows: A row for each span: recording, start_s, end_s, recording_id, patient_id, cycle_id, split; after `join`
+            also device, chest_location and label. Unknown values are None.
+        embeddings: float32 (spans, dim), as the model made them.
+        provenance: What the embeddings depend on: model, layer, spans.
+        embedder: The model, for queries.
+    """
+
+    def __init__(self, rows: pd.DataFrame, embeddings: Vectors, provenance: dict[str, Any], embedder: Embedder) -> None:
+        self.rows, self.embeddings, self.provenance, self.embedder = rows, embeddings, provenance, embedder
+
+    @classmethod
+    def open(
+        cls, path: str | Path, model: str | Path = laennec.DEFAULT_MODEL, *, base: str | None = None, **settings: Any
+    ) -> "EmbeddingIndex":
+        """Open what `laennec embed` wrote.
+
+        Args:
+            path: Its output folder, or a Parquet file of it.
+            model: The model that made it: folder of a run or an exported model, or a Hub id; the model in the package
+                where none is given.
+            base: Path of the base encoder of a head-only model.
+            **settings: backend, as for `laennec.Predictor`.
+
+        Raises:
+            InputError: The file is missing, damaged or no table of embeddings, or was made by another model.
+        """
+        rows, embeddings, provenance = read_embeddings(path)
+        layer = provenance.get("layer")
+        backend = settings.get("backend", "auto" if layer is None else "torch")
+        predictor = Predictor(*load_for_prediction(model, base, backend), backend=backend)
+        if predictor.fingerprint() != provenance.get("model"):
+            name = "the model in the package" if model == laennec.DEFAULT_MODEL else model
+            raise InputError(
+                f"{path}: made by another model ({str(provenance.get('model'))[:12]}) than {name} "
+                f"({predictor.fingerprint()[:12]}); give the model that made it (--model), or embed again"
+            )
+        return cls(rows, embeddings, provenance, Embedder(predictor, layer))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def join(self, corpus: Any) -> "EmbeddingIndex":
+        """Add patient, device, chest location and label from the cycle tables of a corpus.
+
+        Cycles are matched by id; windows of recordings by the path of the recording, and get no label.
+
+        Args:
+            corpus: The splits that `laennec.load_corpus` returns.
+
+        Raises:
+            InputError: The corpus holds none of the spans.
+        """
+        table = pd.concat([_metadata(split) for split in corpus.values()], ignore_index=True)
+        of_cycles = self.rows["cycle_id"].notna().any()
+        columns = [*_OF_RECORDINGS, *(["label"] if of_cycles else [])]
+        if of_cycles:
+            known, key = table.drop_duplicates("cycle_id").set_index("cycle_id"), self.rows["cycle_id"]
+        else:
+            table["recording_path"] = table["recording_path"].map(os.path.abspath, na_action="ignore")
+            known, key = table.drop_duplicates("recording_path").set_index("recording_path"), self._paths
+        if not key.isin(known.index).any():
+            raise InputError(f"none of the {len(self)} spans is in this corpus; name the corpus that was embedded")
+        for name in columns:
+            self.rows[name] = key.map(known[name]).astype(object).where(key.isin(known.index), None)
+        return self
+
+    def search(
+        self,
+        query: str | Path | ArrayLike,
+        top: int = 20,
+        *,
+        sampling_rate: int | None = None,
+        span: Span | None = None,
+        other_patients: bool = False,
+        **filters: Any,
+    ) -> pd.DataFrame:
+        """The most similar spans.
+
+        Args:
+            query: A recording, or a waveform (samples,) in [-1, 1].
+            top: Number of spans.
+            sampling_rate: Of a waveform, in Hz.
+            span: (start_s, end_s) of the query within the recording; all of it where it is left out.
+            other_patients: Leave out spans of the query's own patient, or of its recording where that is unknown; the
+                query must be a recording of the index.
+            **filters: patient, device, location, label: a value or a list of values.
+
+        Returns:
+            `top` rows of the index or fewer, the most similar first, with the column similarity (cosine).
+
+        Raises:
+            InputError: The query cannot be read or is too long, or a filter fits nothing.
+        """
+        if top < 1:
+            raise InputError(f"top {top}: it must be 1 or more")
+        kept = self._kept(filters)
+        if other_patients:
+            kept &= ~self._of_the_patient_of(query)
+        vector = self.embed(query, sampling_rate, span)
+        rows = np.flatnonzero(kept)
+        cosine = self._unit @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
+        best = rows[np.argsort(-cosine[rows], kind="stable")[:top]]
+        found = self.rows.iloc[best].copy()
+        found.insert(0, "similarity", cosine[best])
+        return found
+
+    def embed(self, query: Any, sampling_rate: int | None = None, span: Span | None = None) -> Vectors:
+        """The embedding (dim,) of a query, see `search`."""
+        source: Any = query if isinstance(query, str | Path) else wave_file(query, sampling_rate)
+        rate, frames = read_header(source)
+        duration_s, longest_s = frames / rate, float((self.rows["end_s"] - self.rows["start_s"]).max())
+        name = "the waveform" if isinstance(source, bytes) else str(source)
+        start_s, end_s = span or (0.0, duration_s)
+        if not 0 <= start_s < end_s <= duration_s + 1e-3:
+            raise InputError(
+                f"{name}: span {start_s:g} to {end_s:g} s is not within its {duration_s:.3g} s; correct the span"
+            )
+        if end_s - start_s > _LONGEST * longest_s:
+            raise InputError(
+                f"{name}: {end_s - start_s:.3g} s, but the spans of the index last at most {longest_s:.3g} s; name the "
+                "part to search for (--span START END)"
+            )
+        vector: Vectors = self.embedder(source, spans=[(start_s, min(end_s, duration_s))]).values[0]
+        return vector
+
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """Calibrated probabilities (spans, labels); None for an inner layer, or where the model runs in onnxruntime."""
+        predictor = self.embedder.predictor
+        if self.embedder.layer is not None or predictor.backend.name != "torch":
+            return None
+        from laennec.training.tables import head_logits
+
+        spans = "windows" if self.provenance.get("spans", {}).get("from") == "windows" else "events"
+        fitted_on = predictor.decision_for(spans == "events")["fitted_on"]
+        return probabilities_of(predictor.model.config, head_logits(predictor.model, self.embeddings), fitted_on)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Labels of the model."""
+        return list(self.embedder.predictor.model.config.label_names)
+
+    @cached_property
+    def _unit(self) -> Vectors:
+        return self.embeddings / np.maximum(np.linalg.norm(self.embeddings, axis=1, keepdims=True), 1e-12)
+
+    @cached_property
+    def _paths(self) -> pd.Series:
+        return self.rows["recording"].map(os.path.abspath)
+
+    def _kept(self, filters: Mapping[str, Any]) -> NDArray[np.bool_]:
+        kept = np.ones(len(self), dtype=bool)
+        for name, given in filters.items():
+            if name not in FILTERS:
+                raise InputError(f"filter {name!r}: it can be {', '.join(FILTERS)}")
+            wanted = [str(value) for value in ([given] if isinstance(given, str | int) else given)]
+            column = self.rows.get(FILTERS[name])
+            if column is None or column.isna().all():
+                raise InputError(
+                    f"{name}: the index does not know it; name the corpus that was embedded (--corpus, --data-dir)"
+                )
+            known = set(column.dropna().astype(str))
+            if absent := [value for value in wanted if value not in known]:
+                near = difflib.get_close_matches(absent[0], known, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known)[:8])}"
+                raise InputError(f"{name} {absent[0]!r}: no span has it; {meant}")
+            kept &= column.astype(str).isin(wanted).to_numpy()
+        if not kept.any():
+            raise InputError(f"no span has {' and '.join(filters)} together; leave one of these filters out")
+        return kept
+
+    def _of_the_patient_of(self, query: Any) -> NDArray[np.bool_]:
+        own = self._paths == os.path.abspath(query) if isinstance(query, str | Path) else pd.Series(False)
+        if not own.any():
+            raise InputError("other patients: the query is no recording of the index, so its patient is unknown")
+        patient = self.rows.loc[own, "patient_id"].iloc[0]
+        return (own if pd.isna(patient) else self.rows["patient_id"] == patient).to_numpy()
+
+
+def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, Any]]:
+    """Rows, embeddings (spans, dim) and provenance of a table of `laennec embed`."""
+    file = Path(path) / EMBEDDINGS if Path(path).is_dir() else Path(path)
+    parts = sorted(file.with_suffix("").glob("*.parquet")) or [file]  # of a Ray cluster
+    if not parts[0].is_file():
+        raise InputError(f"{file}: no such file; make it with laennec embed RECORDINGS --out {Path(path)}")
+    try:
+        table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(part, None))) for part in parts])
+        provenance = json.loads((table.schema.metadata or {})[b"laennec"])
+        column = table["embedding"].combine_chunks()
+        values = np.array(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
+        rows = table.drop_columns(["embedding"]).to_pandas()
+        missing = {"recording", "start_s", "end_s", "patient_id", "cycle_id"} - {*rows.columns}
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise InputError(f"{file}: no table of embeddings of laennec embed, or damaged; embed again") from error
+    if missing or not len(rows) or not isinstance(provenance, dict) or not np.isfinite(values).all():
+        raise InputError(f"{file}: no usable table of embeddings; embed the recordings again")
+    return rows, values, provenance
+
+
+def _metadata(table: Any) -> pd.DataFrame:
+    """What an index takes from a split: the label by name, or the names of own labels joined by " + "."""
+    names = class_names(table, "label")
+    wanted = ["cycle_id", "recording_path", *_OF_RECORDINGS, "label", "events"]
+    frame: pd.DataFrame = table.select_columns([n for n in wanted if n in table.column_names]).to_pandas()
+    events = frame.pop("events") if "events" in frame else pd.Series([None] * len(frame))
+    frame["label"] = [
+        names[int(label)]
+        if pd.notna(label) and names
+        else None
+        if own is None
+        else " + ".join(sorted({*own})) or "normal"
+        for label, own in zip(frame["label"], events, strict=True)
+    ]
+    return frame

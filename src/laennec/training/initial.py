@@ -1,0 +1,154 @@
+"""Start a training from a trained model: its encoder, and its head where the labels agree.
+
+Decisions: the front end must be that of the model, because an encoder on other features fails silently; nothing is
+changed to fit. A head that is kept keeps its scale too, so that training begins with the model's own predictions. A
+run keeps the patients and the sounds that it was trained on in a file of its own, which no export holds; a model with
+such a file is refused where validation or test has one of them that the recipe does not train on.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import provenance
+from laennec.corpora.base import column_of
+from laennec.corpora.leaks import describe_audio, find_described
+from laennec.corpora.load import find_corpus
+from laennec.corpora.recordings import named
+from laennec.encoders import Wrapper, encoder_digest
+from laennec.errors import InputError
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data.split_data import make_extractor
+from laennec.training.pretraining.dataset import pretraining_note
+from laennec.training.recipe import Recipe
+from laennec.training.record import read_record, write_record
+
+TRAINED_ON = "trained_on.json"  # in the folder of a run
+_log = logging.getLogger(__name__)
+_HEAD = ("problem_type", "pooling", "head_layer_norm", "head_relu", "concatenated_context")
+_BOOKKEEPING = ("feature_extractor_type", "processor_class", "return_attention_mask", "padding_value", "padding_side")
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """A trained model that a training starts from."""
+
+    source: str
+    model: LaennecForAudioClassification
+    extractor: LaennecFeatureExtractor
+    trained_on: list[dict[str, Any]]  # a note of each training set, the last one first; none where they are unknown
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "InitialModel | None":
+        """The model that a recipe names in `initial_model`, if any."""
+        if recipe.initial_model is None:
+            return None
+        from laennec.evaluation.evaluate import load_model
+
+        source = recipe.initial_model
+        model, extractor = load_model(source)
+        if model.config.lora:
+            model.merge_adapters()
+        note = Path(source) / TRAINED_ON
+        start = cls(source, model, extractor, list(read_record(note).get("sets") or []) if note.is_file() else [])
+        kind = getattr(start.encoder, "kind", None)
+        if recipe.encoder.class_ is None and kind not in (None, recipe.encoder.type):
+            raise InputError(
+                f"{source}: has a {kind} encoder, encoder.type is {recipe.encoder.type}; set encoder.type: {kind}"
+            )
+        return start
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder, without groups or layers around it: the recipe adds its own."""
+        encoder: Any = self.model.encoder
+        return encoder.encoder if isinstance(encoder, Wrapper) else encoder
+
+    @property
+    def base(self) -> str | None:
+        """Where the encoder came from, if it was never trained since."""
+        return self.model.config.base_model_name_or_path if self.model.config.frozen_encoder else None
+
+    def refuse_other_front_end(self, recipe: Recipe) -> None:
+        """Refuse a recipe whose features are not those of the model."""
+        own, given = self.extractor.to_dict(), make_extractor(recipe.features).to_dict()
+        names = [name for name in sorted({*own, *given} - {*_BOOKKEEPING}) if own.get(name) != given.get(name)]
+        if names:
+            said = ", ".join(f"{name} {own.get(name)} (recipe: {given.get(name)})" for name in names[:4])
+            raise InputError(f"{self.source}: has another front end: {said}; set the recipe's features to these")
+
+    def refuse_seen_patients(self, splits: Mapping[str, Any]) -> None:
+        """Refuse a split whose held-out patients or sounds the model was trained on."""
+        if not self.trained_on:
+            _log.warning(
+                "%s: the patients it was trained on are unknown (no %s); make sure that validation and test have none",
+                self.source,
+                TRAINED_ON,
+            )
+            return
+        patients, heard = _patients(splits["train"]), describe_audio([splits["train"]])
+        for name in (name for name in splits if name != "train"):
+            own = set(find_described(heard, splits[name]))
+            for note in self.trained_on:
+                both = sorted((_seen(note, splits) & _patients(splits[name])) - patients)
+                sounds = sorted({*find_described(note.get("sounds") or {}, splits[name])} - own)
+                if both or sounds:
+                    what = (
+                        f"patients of {name} ({', '.join(both[:3])})" if both else f"sounds of {name} ({named(sounds)})"
+                    )
+                    raise InputError(
+                        f"{self.source}: was trained on {what}; split the corpus as for that model (corpus.protocol, "
+                        "corpus.split_seed), or start from another one"
+                    )
+
+    def keep_head(self, model: LaennecForAudioClassification) -> bool:
+        """Give a new model this one's head, if it has the same form and knows all labels; whether it was given."""
+        known, names = self.model.config.label_names, model.config.label_names
+        state, wanted = self.model.head.state_dict(), model.head.state_dict()
+        if not set(names) <= set(known) or any(
+            getattr(model.config, name) != getattr(self.model.config, name) for name in _HEAD
+        ):
+            return False
+        rows = [known.index(name) for name in names]
+        state |= {name: state[name][rows] for name in ("classifier.weight", "classifier.bias")}
+        if {name: value.shape for name, value in state.items()} != {n: value.shape for n, value in wanted.items()}:
+            return False
+        model.head.load_state_dict(state)
+        model.head.kept = True
+        return True
+
+    def facts(self, kept: bool) -> dict[str, Any]:
+        """What the record of a run states of it."""
+        sets = [{k: v for k, v in note.items() if k != "sounds"} for note in self.trained_on]
+        return {
+            "model": self.source,
+            "encoder_digest": encoder_digest(self.model.encoder),
+            "labels": self.model.config.label_names,
+            "head": "kept" if kept else "new",
+            "trained_on": [one | {"patients": len(one.get("patients") or [])} for one in sets],
+        }
+
+
+def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, start: InitialModel | None) -> None:
+    """Keep the patients and sounds of a run, and of the model that it started from."""
+    notes = [pretraining_note(splits, sorted(_patients(table)), table), *(start.trained_on if start else [])]
+    write_record(out / TRAINED_ON, {"sets": notes})
+
+
+def _seen(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
+    """The patients of a note by the ids of these splits; none where they are of another corpus."""
+    source: dict[str, Any] = provenance(splits)  # type: ignore[arg-type]
+    before = f"{note.get('corpus')}:" if "corpora" in source else ""
+    source = source.get("corpora", {}).get(note.get("corpus")) or source
+    corpus = find_corpus(str(source.get("corpus")))
+    same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
+        corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
+    )
+    return {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+
+
+def _patients(table: Any) -> set[str]:
+    return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
