@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import refuse_missing_model
-from laennec.cli.prepare import option_flag, options_of
+from laennec.cli.common import add_options, refuse_missing_model
+from laennec.cli.prepare import options_of
 from laennec.terminal import say
 
 if TYPE_CHECKING:
@@ -31,12 +31,9 @@ def index_flags(parser: argparse.ArgumentParser) -> None:
     """Add the index, its model and its corpus."""
     parser.add_argument("index", metavar="INDEX", help="output folder of laennec embed, or a Parquet file of it")
     parser.add_argument("--model", help="the model that made it (default: the model in the package)")
-    parser.add_argument("--base", help="path of the base encoder of a head-only model")
     parser.add_argument("--corpus", help="the corpus that was embedded, for device, chest location and label")
-    parser.add_argument("--data-dir", help="folder or zip file of the corpus")
-    parser.add_argument("--tables-dir", help="folder with its tables (default: beside the recordings)")
-    parser.add_argument("--level", help="what a row of the corpus is, as for laennec embed")
-    option_flag(parser)
+    add_options(parser, "--data-dir", help="folder or zip file of the corpus")
+    add_options(parser, "--base", "--tables-dir", "--level", "--option")
 
 
 def opened(options: argparse.Namespace, **settings: Any) -> "EmbeddingIndex":
@@ -51,7 +48,7 @@ def opened(options: argparse.Namespace, **settings: Any) -> "EmbeddingIndex":
         raise InputError("--data-dir is for a corpus; name it too, e.g. --corpus folder")
     index = EmbeddingIndex.open(options.index, options.model or DEFAULT_MODEL, base=options.base, **settings)
     if options.corpus:
-        from laennec.corpora import load_corpus
+        from laennec.corpora.load import load_corpus
 
         given = {name: getattr(options, name) for name in ("tables_dir", "level") if getattr(options, name)}
         given |= {"allow_missing": True} if options.corpus == "icbhi2017" else {}  # no score is made here

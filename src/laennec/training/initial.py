@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import provenance
 from laennec.corpora.base import column_of
-from laennec.corpora.leaks import describe_audio, find_described
-from laennec.corpora.load import find_corpus
+from laennec.corpora.copies import describe_audio, find_described
+from laennec.corpora.load import find_corpus, provenance
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
 from laennec.errors import InputError
