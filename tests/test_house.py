@@ -15,7 +15,7 @@ FOUNDATION = (
 )  # fmt: skip
 FLOORS = dict.fromkeys(FOUNDATION, 0) | {
     "audio": 1, "corpora": 2, "encoders": 2, "losses": 2, "head": 2, "configuration": 3, "modeling": 4,
-    "ensemble": 5, "packed_model": 5, "training": 6, "evaluation": 6, "hub": 7, "inference": 7, "study": 8,
+    "ensemble": 5, "packed_model": 5, "training": 6, "evaluation": 6, "hub": 7, "inference": 7, "review": 8, "study": 8,
     "benchmark": 8, "cli": 9,
 }  # fmt: skip
 # imports within functions that go up: (who, whom) -> why

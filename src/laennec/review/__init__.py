@@ -1,0 +1,1 @@
+"""People review what a model predicts, and their answers become a corpus."""
