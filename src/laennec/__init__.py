@@ -64,6 +64,7 @@ _HOMES = {
     "Predictor": "inference.batch.run",
     "predict": "inference.batch.run",
     "serve_model": "inference.page.app",
+    "Review": "review.session",
 }
 __all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]
 

@@ -37,6 +37,7 @@ from laennec.cli import (
     push,
     recipes,
     report,
+    review,
     study,
     train,
 )
@@ -61,6 +62,7 @@ COMMANDS = {
     push: "upload the model of a run to the Hub (private by default)",
     predict: "predict crackles and wheezes over time in recordings",
     embed: "embed recordings, or the cycles of a corpus, into Parquet",
+    review: "review what a model predicts, span by span; the answers become a corpus",
     app: "serve a web page that predicts uploaded recordings",
     env: "print versions for a bug report, and check decoding, the cache and a model",
 }

@@ -7,16 +7,27 @@ of one patient resemble each other. A reviewer who gave one answer throughout ha
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from laennec.errors import InputError
 from laennec.evaluation.bootstrap import bootstrap_values, interval, interval_note, patient_codes
 from laennec.evaluation.metrics import FloatArray, IntArray
-from laennec.review.answers import Answer
+from laennec.review.answers import JOURNAL, Answer, Answers
 
 AGREEMENT_COLUMNS = ("reviewers", "label", "n", "patients", "agreement", "kappa", "kappa_low", "kappa_high")
 CLASSES = ("crackle", "wheeze")
+
+
+def agreement_of(folder: str | Path) -> pd.DataFrame:
+    """The agreement of the reviewers of a review folder; see `agreement_table`."""
+    if not (Path(folder) / JOURNAL).exists():
+        raise InputError(f"{folder}: no review in this folder (no {JOURNAL}); give what was --out of laennec review")
+    answers = Answers(folder).active()
+    labels = {label for answer in answers for label in answer.labels or ()}
+    return agreement_table(answers, sorted(labels | (set(CLASSES) if labels & set(CLASSES) else set())))
 
 
 def agreement_table(answers: Iterable[Answer], labels: Sequence[str], draws: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -135,6 +135,10 @@ class Answers:
         """The active answers to each span, without skips."""
         return _by_span(self.active())
 
+    def agreed(self) -> list[Answer]:
+        """The rows of annotations.csv; each names all reviewers who gave this answer."""
+        return _agreed(self.by_span())
+
     def _lines(self, until: int | None = None) -> Iterator[tuple[int, Answer]]:
         """The answers that are not taken back, with their lines."""
         entries = self._entries[:until]
@@ -193,7 +197,7 @@ class Answers:
 
     def _texts(self, lines: int, names: Collection[str]) -> dict[Path, bytes]:
         """The files that are made from so many lines, with the label tracks of these recordings."""
-        rows = agreed_answers(_by_span(answer for _, answer in self._lines(lines)))
+        rows = _agreed(_by_span(answer for _, answer in self._lines(lines)))
         texts = {TABLE: _table(rows)}
         texts |= {f"{TRACKS}/{Path(name).with_suffix('.txt')}": _track(rows, name) for name in names}
         return {self.folder / name: text.encode(errors="backslashreplace") for name, text in texts.items()}
@@ -206,8 +210,8 @@ def check_reviewer(name: str) -> str:
     return name.strip()
 
 
-def agreed_answers(by_span: Mapping[Span, list[Answer]]) -> list[Answer]:
-    """One answer for each span on which most reviewers agree, by recording and time; all of them are its reviewers."""
+def _agreed(by_span: Mapping[Span, list[Answer]]) -> list[Answer]:
+    """One answer for each span on which most reviewers agree, by recording and time."""
     rows = []
     for _, given in sorted(by_span.items()):
         votes = Counter(frozenset(answer.labels or ()) for answer in given)

@@ -26,7 +26,7 @@ from laennec.rendering import render_template
 from laennec.review.answers import check_reviewer
 from laennec.review.session import Item, Review
 
-_CONTEXT_S, _PLAYBACK_HZ = 1.5, 16_000
+_CONTEXT_S, _PLAYBACK_HZ, _WAITING = 1.5, 16_000, 16
 _KEYS = {"crackle": "c", "wheeze": "w", "both": "b", "normal": "n", "skip": "s", "undo": "u"}
 
 
@@ -64,6 +64,19 @@ def review_blocks(review: Review) -> Any:
             change(partial(shown_html, review), who, shown, **events)
         page.load(None, js=f"() => {{ {script} }}")
     return page
+
+
+def with_review(page: Any, review: Review) -> Any:
+    """The page of a review and another one as tabs."""
+    import gradio as gr
+
+    with gr.Blocks(title=f"Review: {review.folder.name}", analytics_enabled=False) as tabs:
+        with gr.Tab("Review"):
+            review_blocks(review)
+        with gr.Tab("Predict a recording"):
+            page.render()
+    tabs.queue(default_concurrency_limit=1, max_size=_WAITING, api_open=False)
+    return tabs
 
 
 def pressed(

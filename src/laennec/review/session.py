@@ -31,7 +31,7 @@ from laennec.inference.batch.run import predict
 from laennec.inference.embed import EMBEDDINGS, Embedder, embed
 from laennec.inference.predictor import Predictor
 from laennec.review.agreement import CLASSES, agreement_table
-from laennec.review.answers import Answer, Answers, Span, agreed_answers, check_reviewer
+from laennec.review.answers import Answer, Answers, Span, check_reviewer
 from laennec.review.queue import queue_order
 from laennec.terminal import complain
 
@@ -143,13 +143,18 @@ class Review:
         )
         self.current: dict[str, Item] = {}
 
+    def __repr__(self) -> str:
+        patients = len({item.patient_id or item.recording for item in self.items})
+        queue = f"{len(self.queue)} of {len(self.items)} spans, {patients} patients, rule {self.rule}"
+        return f"{queue}; {self.done()} answered by {self.reviewer}"
+
     def next(self, reviewer: str | None = None) -> Item | None:
         """The first span in the queue that the reviewer has not answered; None at the end."""
         who = self._who(reviewer)
         self.answers.refresh()
         active, by_span = self.answers.active(), self.answers.by_span()
         done = {answer.span for answer in active if answer.reviewer == who or self.share}
-        disputed = by_span.keys() - {row.span for row in agreed_answers(by_span)} if self.disputed else None
+        disputed = by_span.keys() - {row.span for row in self.answers.agreed()} if self.disputed else None
         taken: dict[str, list[Span]] = {}
         for span in by_span:
             taken.setdefault(span[0], []).append(span)

@@ -80,6 +80,7 @@ def serve_model(
     open_browser: bool = False,
     ready: Callable[[str], None] = lambda address: None,
     stop: threading.Event | None = None,
+    wrap: Callable[[Any], Any] = lambda page: page,
 ) -> None:
     """Serve the page for a model until the process is interrupted.
 
@@ -97,6 +98,7 @@ def serve_model(
         open_browser: Whether to open the page in the browser of this machine.
         ready: Called with the address of the page once it can be opened.
         stop: Ends the server when it is set; None to serve until Ctrl+C.
+        wrap: Makes the page that is served out of the page that predicts, such as one with a further tab.
 
     Raises:
         InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
@@ -106,6 +108,7 @@ def serve_model(
     stop = stop or threading.Event()
     with _gradio_settings() as folder:
         page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits)
+        page = wrap(page)
         from laennec.inference.page import server  # needs Gradio's requirements
 
         try:
