@@ -91,7 +91,8 @@ class Answers:
         """Keep an answer: when this returns, it is on the disk."""
         kept = replace(answer, answered_at=_now())
         check_reviewer(kept.reviewer)
-        self._keep_recording(sound, self.folder / RECORDINGS / kept.recording)
+        if kept.labels is not None:
+            self._keep_recording(sound, self.folder / RECORDINGS / kept.recording)
         with self._locked():
             self.refresh()
             self._write(asdict(kept))
