@@ -130,6 +130,7 @@ class Answers:
     def active(self) -> list[Answer]:
         """The last answer of each reviewer to each span, without those taken back."""
         with self._thread:
+            self.refresh()
             return list({(answer.reviewer, answer.span): answer for _, answer in self._lines()}.values())
 
     def by_span(self) -> dict[Span, list[Answer]]:

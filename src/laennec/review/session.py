@@ -1,6 +1,7 @@
 """A review: the spans of a folder of recordings in the order of a rule, and what reviewers answer.
 
-Decisions: windows do not overlap, because cycles of a corpus do not. Predictions and embeddings are kept in the folder
+Decisions: windows do not overlap, because cycles of a corpus do not; the rest of a recording that is shorter than a
+window is left out. Predictions and embeddings are kept in the folder
 of the review, by the model and the choice of spans, so a second start computes nothing, and a later model takes up the
 answers to an earlier one. Every reviewer goes through the same queue and does not see the others' answers; `share`
 divides it among them. A span that overlaps one with an answer, such as a window of another model, is left out.
@@ -138,7 +139,7 @@ class Review:
             members=np.stack(probabilities) if len(probabilities) > 1 else None,
             embeddings=self._embedded(table) if rule == "diverse" else None,
             patients=[item.patient_id or item.recording for item in self.items],
-            at_most_per_patient=per_patient,
+            at_most_per_patient=None if disputed else per_patient,
             seed=seed,
         )
         self.current: dict[str, Item] = {}
@@ -151,7 +152,6 @@ class Review:
     def next(self, reviewer: str | None = None) -> Item | None:
         """The first span in the queue that the reviewer has not answered; None at the end."""
         who = self._who(reviewer)
-        self.answers.refresh()
         active, by_span = self.answers.active(), self.answers.by_span()
         done = {answer.span for answer in active if answer.reviewer == who or self.share}
         disputed = by_span.keys() - {row.span for row in self.answers.agreed()} if self.disputed else None
@@ -183,7 +183,6 @@ class Review:
         if item is None:
             raise InputError("there is no span to answer; call next() first")
         given = None if labels == ("skip",) else self._labels(labels)
-        self.answers.refresh()
         if any((answer.reviewer, answer.span) == (who, item.span) for answer in self.answers.active()):
             return None
         said = Answer(*item.span, given, who, self.model, self.rule, item.probabilities, item.patient_id)
@@ -195,7 +194,6 @@ class Review:
 
     def agreement(self) -> pd.DataFrame:
         """How far reviewers agree; see `laennec.review.agreement.agreement_table`."""
-        self.answers.refresh()
         return agreement_table(self.answers.active(), self.labels)
 
     def done(self, reviewer: str | None = None) -> int:
@@ -261,7 +259,11 @@ class Review:
             raise InputError(f"{self.folder}: no recording could be read; the lines above say why")
         names = {os.fsencode(path).decode(errors="replace"): name for name, path in self.recordings.items()}
         table = pq.read_table(out / name).to_pandas()
-        return table.assign(recording=table["recording"].map(names))
+        table = table.assign(recording=table["recording"].map(names))
+        if predictor.identity(self.annotation is not None)["spans"]["from"] == "windows":
+            place = table["start_s"] / predictor.window_s
+            table = table[(place - place.round()).abs() < 1e-3]  # the last window of a recording may overlap another
+        return table
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
