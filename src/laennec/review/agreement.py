@@ -47,35 +47,27 @@ def agreement_table(answers: Iterable[Answer], labels: Sequence[str], draws: int
     for answer in answers:
         if answer.labels is not None:
             given.setdefault(answer.reviewer, {})[answer.span] = answer
+    classes = {"class": CLASSES} if set(CLASSES) <= set(labels) else {}
     rows = []
     for first, second in combinations(sorted(given), 2):
         spans = sorted(given[first].keys() & given[second].keys(), key=str)
         pairs = [(given[first][span], given[second][span]) for span in spans]
         patients = [one.patient_id or one.recording for one, _ in pairs]
-        said = {label: [[label in (a.labels or ()) for a in pair] for pair in pairs] for label in labels}
-        if set(CLASSES) <= set(labels):
-            said["class"] = [["+".join(sorted({*CLASSES} & {*(a.labels or ())})) for a in pair] for pair in pairs]
-        for label, both in said.items():
+        for label, parts in {**{label: (label,) for label in labels}, **classes}.items():
+            # what is compared of each answer: one label, or crackle and wheeze together
+            both = [["+".join(part for part in parts if part in (a.labels or ())) for a in pair] for pair in pairs]
             codes = np.unique(np.array(both, str).reshape(-1, 2), return_inverse=True)[1].reshape(-1, 2)
             rows.append((f"{first}, {second}", label, *_row(codes, patients, draws, seed)))
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
 def agreement_text(table: pd.DataFrame) -> list[str]:
-    """The table as lines for a terminal."""
+    """The table as lines for a terminal, with a caution where there are few patients."""
     if not len(table):
         return ["no two reviewers have answered; each starts laennec review with a name of their own (--reviewer)"]
-    lines = []
-    for reviewers, rows in table.groupby("reviewers", sort=False):
-        n, patients = int(rows["n"].iloc[0]), int(rows["patients"].iloc[0])
-        lines += [f"{reviewers}: {n} spans answered by both, patients: {patients}"]
-        lines += [f"{'label':<16} {'agreement':>9}  Cohen's kappa [95 % interval over patients]"]
-        for row in rows.itertuples():
-            bounds = "" if np.isnan(row.kappa_low) else f" [{row.kappa_low:.2f}, {row.kappa_high:.2f}]"
-            kappa = "not defined" if np.isnan(row.kappa) else f"{row.kappa:.2f}{bounds}"
-            lines += [f"{row.label:<16} {row.agreement:>9.2f}  {kappa}"]
-        lines += [f"note: {note}"] if (note := interval_note(patients)) else []
-    return lines
+    note = interval_note(int(table["patients"].min()))
+    lines = table.round(2).to_string(index=False, na_rep="not defined").splitlines()
+    return [*lines, *([f"note: {note}"] if note else [])]
 
 
 def _row(codes: IntArray, patients: Sequence[str], draws: int, seed: int) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError, one_line
-from laennec.files import appending, atomic_write, json_text, refuse_other_files, wait_for_lock
+from laennec.files import appending, atomic_write, explain_write_errors, json_text, refuse_other_files, wait_for_lock
 from laennec.terminal import complain
 from laennec.untrusted import open_regular, parse_json
 
@@ -82,10 +82,10 @@ class Answers:
         if not self.journal.exists():
             refuse_other_files(self.folder, [JOURNAL], "give --out a new folder, or one of an earlier review")
         with self._locked():
-            if not self.journal.exists():
+            if self._entries:
+                self._make_tables({answer.recording for _, answer in self._lines()})
+            else:
                 self._write({"review": 1})
-            self.refresh()
-            self._make_tables(None)
 
     def add(self, answer: Answer, sound: Path) -> Answer:
         """Keep an answer: when this returns, it is on the disk."""
@@ -94,29 +94,22 @@ class Answers:
         if kept.labels is not None:
             self._keep_recording(sound, self.folder / RECORDINGS / kept.recording)
         with self._locked():
-            self.refresh()
-            self._write(asdict(kept))
-            self.refresh()
-            self._make_tables(kept.recording)
+            self._write(asdict(kept), kept.recording)
         return kept
 
     def undo(self, reviewer: str) -> Answer | None:
         """Take back the reviewer's last answer; returns it, or None where there is none."""
         with self._locked():
-            self.refresh()
-            last, answer = max(
-                ((line, answer) for line, answer in self._lines() if answer.reviewer == reviewer),
-                default=(0, None),
-                key=lambda item: item[0],
-            )
-            if answer is not None:
-                self._write({"undo": last, "reviewer": reviewer, "answered_at": _now()})
-                self.refresh()
-                self._make_tables(answer.recording)
-        return answer
+            own = [(line, answer) for line, answer in self._lines() if answer.reviewer == reviewer]
+            if not own:
+                return None
+            self._write({"undo": own[-1][0], "reviewer": reviewer, "answered_at": _now()}, own[-1][1].recording)
+            return own[-1][1]
 
     def refresh(self) -> None:
         """Read what others have added."""
+        if not self.journal.exists() and not self._entries:
+            return
         with self._thread, open_regular(self.journal) as file:
             if os.fstat(file.fileno()).st_size < self._size:
                 raise InputError(f"{self.journal}: shorter than before; restore it from a backup and start again")
@@ -154,7 +147,10 @@ class Answers:
                 return int(said["undo"]) if "undo" in said else None
             labels = said["labels"]
             answer = Answer(**said | {"labels": None if labels is None else tuple(map(str, labels))})
-            return answer if answer.text and float(answer.start_s) < float(answer.end_s) else None
+            path = Path(answer.recording)
+            if path.is_absolute() or ".." in path.parts or not float(answer.start_s) < float(answer.end_s):
+                raise ValueError("no span of a recording of this review")
+            return answer
         except (ValueError, TypeError, KeyError, AttributeError):
             complain(f"{self.journal}, line {len(self._entries) + 1}: damaged and left out; restore it from a backup")
             return None
@@ -162,28 +158,30 @@ class Answers:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._thread, wait_for_lock(self.journal, _PATIENCE_S):
+            self.refresh()
             yield
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
+    def _write(self, entry: Mapping[str, Any], *recordings: str) -> None:
+        """Append a line; annotations.csv and the label tracks of these recordings follow."""
         with appending(self.journal, self._size) as add:
             add(json_text(entry).encode() + b"\n")
+        self.refresh()
+        self._make_tables(recordings)
 
     def _keep_recording(self, sound: Path, place: Path) -> None:
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with explain_write_errors(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # another file system, or another reviewer was first
                 os.link(sound.resolve(), place)
-            except FileExistsError:  # by another reviewer
-                pass
-            except OSError:
-                with atomic_write(place, "wb") as file, open_regular(sound) as content:
-                    shutil.copyfileobj(content, file)
+        if not place.exists():
+            with atomic_write(place, "wb") as file, open_regular(sound) as content:
+                shutil.copyfileobj(content, file)
         elif not os.path.samefile(sound, place) and not filecmp.cmp(sound, place, shallow=False):
             raise InputError(f"{place}: another recording of this name was reviewed before; choose another --out")
 
-    def _make_tables(self, recording: str | None) -> None:
-        """Write annotations.csv, and the label track of a recording, or of all where it is None."""
-        names = {answer.recording for _, answer in self._lines()} if recording is None else {recording}
+    def _make_tables(self, names: Collection[str]) -> None:
+        """Write annotations.csv, and the label tracks of these recordings."""
         # as the files should be, as they were before this line, and before one that a kill left
         now, *earlier = (self._texts(len(self._entries) - k, names) for k in range(3))
         for path, text in now.items():
@@ -252,8 +250,9 @@ def _track(rows: list[Answer], recording: str) -> str:
 
 def _cell(value: Any) -> Any:
     """A cell that no terminal obeys and no spreadsheet runs as a formula."""
-    text = one_line(value) if isinstance(value, str) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
+    if not isinstance(value, str):
+        return value
+    return f"'{one_line(value)}" if value.startswith(("=", "+", "-", "@")) else one_line(value)
 
 
 def _now() -> str:

@@ -51,7 +51,7 @@ def review_blocks(review: Review) -> Any:
             with gr.Row(elem_classes="review-buttons"):
                 for answer in answers[first : first + 3]:
                     key = _KEYS.get(answer) or str(own.index(answer) + 1)
-                    variant = "secondary" if answer in ("skip", "undo") else "primary"
+                    variant: Any = "secondary" if answer in ("skip", "undo") else "primary"
                     text = f"{answer[:1].upper()}{answer[1:]} ({key})"
                     buttons.append((gr.Button(text, variant=variant, elem_id=f"review-{key}", min_width=100), answer))
         who = gr.Textbox(review.reviewer, label="Reviewer", elem_id="review-who", max_lines=1)

@@ -8,11 +8,11 @@ divides it among them. A span that overlaps one with an answer, such as a window
 """
 
 import getpass
-import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from laennec.corpora.labels import names_of
 from laennec.errors import InputError
 from laennec.files import json_text, wait_for_lock
 from laennec.inference.backends import load_for_prediction
-from laennec.inference.batch.recordings import find_recordings
+from laennec.inference.batch.recordings import Progress, find_recordings
 from laennec.inference.batch.run import predict
 from laennec.inference.embed import EMBEDDINGS, Embedder, embed
 from laennec.inference.predictor import Predictor
@@ -37,7 +37,6 @@ from laennec.review.queue import queue_order
 from laennec.terminal import complain
 
 PREDICTIONS = "laennec.predictions.parquet"
-Progress = Callable[[float, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ class Item:
     """A span to be reviewed."""
 
     recording: str  # path below the folder of recordings
-    path: Path
     start_s: float
     end_s: float
+    path: Path
     probabilities: dict[str, float]  # of the model, by label
     patient_id: str | None
 
@@ -122,22 +121,20 @@ class Review:
         self.labels = _answer_labels(labels or model_labels)
         patient_of = _patients(patients, self.recordings)
         self.answers = Answers(out)
-        tables = [self._predicted(one) for one in predictors]
-        table = tables[0]
-        probabilities = [one[[f"{label}_probability" for label in model_labels]].to_numpy() for one in tables]
+        tables = [self._table(one) for one in predictors]
+        probabilities = np.stack([one[[f"{label}_probability" for label in model_labels]] for one in tables])
+        embeddings = self._table(self.predictor, embeddings=True)["embedding"] if rule == "diverse" else None
         self.model = self.predictor.fingerprint()
-        values = probabilities[0].round(6).tolist()
+        spans = tables[0][["recording", "start_s", "end_s"]].itertuples(index=False, name=None)
         self.items = [
-            Item(
-                name, self.recordings[name], start, end, dict(zip(model_labels, row, strict=True)), patient_of.get(name)
-            )
-            for name, start, end, row in zip(table["recording"], table["start_s"], table["end_s"], values, strict=True)
+            Item(*span, self.recordings[span[0]], dict(zip(model_labels, row, strict=True)), patient_of.get(span[0]))
+            for span, row in zip(spans, probabilities[0].tolist(), strict=True)
         ]
         self.queue = queue_order(
             probabilities[0],
             rule,
-            members=np.stack(probabilities) if len(probabilities) > 1 else None,
-            embeddings=self._embedded(table) if rule == "diverse" else None,
+            members=probabilities if members else None,
+            embeddings=None if embeddings is None else np.stack(embeddings.tolist()),
             patients=[item.patient_id or item.recording for item in self.items],
             at_most_per_patient=None if disputed else per_patient,
             seed=seed,
@@ -153,16 +150,14 @@ class Review:
         """The first span in the queue that the reviewer has not answered; None at the end."""
         who = self._who(reviewer)
         active, by_span = self.answers.active(), self.answers.by_span()
-        done = {answer.span for answer in active if answer.reviewer == who or self.share}
-        disputed = by_span.keys() - {row.span for row in self.answers.agreed()} if self.disputed else None
-        taken: dict[str, list[Span]] = {}
-        for span in by_span:
-            taken.setdefault(span[0], []).append(span)
+        left_out = {answer.span for answer in active if answer.reviewer == who or self.share}
+        if self.disputed:
+            left_out |= {row.span for row in self.answers.agreed()} | {
+                item.span for item in self.items
+            } - by_span.keys()
         self.current.pop(who, None)
         for item in map(self.items.__getitem__, self.queue):
-            if item.span in done or (disputed is not None and item.span not in disputed):
-                continue
-            if item.span in by_span or not any(_overlap(item, span) for span in taken.get(item.recording, ())):
+            if item.span not in left_out and (item.span in by_span or not _overlaps(item, by_span)):
                 return self.current.setdefault(who, item)
         return None
 
@@ -226,44 +221,26 @@ class Review:
         predictor = Predictor(*loaded, window_s, segmentation=BreathSegmentation() if segment else None)
         return predictor if segment or predictor.whole else Predictor(*loaded, predictor.window_s, predictor.window_s)
 
-    def _predicted(self, predictor: Predictor) -> pd.DataFrame:
-        """The predictions, one row for each span, with the names of the recordings."""
-
-        def make(out: Path) -> Any:
-            return predict(
-                predictor, [self.folder], out, formats=["parquet"], annotation=self.annotation, progress=self.progress
-            )
-
-        return self._kept(predictor, "predictions", PREDICTIONS, make)
-
-    def _embedded(self, table: pd.DataFrame) -> Any:
-        """The embeddings of the spans of a table."""
-
-        def make(out: Path) -> Any:
-            embedder = Embedder(self.predictor)
-            return embed(embedder, [self.folder], out, annotation=self.annotation, progress=self.progress)
-
-        found = self._kept(self.predictor, "embeddings", EMBEDDINGS, make)
-        if found["recording"].tolist() != table["recording"].tolist():
-            raise InputError(f"{self.folder}: changed while it was embedded; run the same command again")
-        return np.stack(found["embedding"].tolist())
-
-    def _kept(self, predictor: Predictor, what: str, name: str, make: Callable[[Path], Any]) -> pd.DataFrame:
-        """A table that is made once for a model and its spans."""
-        identity = [__version__, predictor.fingerprint(), predictor.identity(self.annotation is not None)]
-        out = self.answers.folder / what / hashlib.sha256(json_text(identity, sort_keys=True).encode()).hexdigest()[:12]
+    def _table(self, predictor: Predictor, embeddings: bool = False) -> pd.DataFrame:
+        """The predictions or embeddings of a model, one row for each span; computed once for a model and its spans."""
+        predicted = predictor.identity(self.annotation is not None)
+        identity = json_text([__version__, predictor.fingerprint(), predicted], sort_keys=True).encode()
+        out = self.answers.folder / ("embeddings" if embeddings else "predictions") / sha256(identity).hexdigest()[:12]
+        more: dict[str, Any] = {"annotation": self.annotation, "progress": self.progress}
         with wait_for_lock(out):
-            done = make(out)
+            if embeddings:
+                done = embed(Embedder(predictor), [self.folder], out, **more)
+            else:
+                done = predict(predictor, [self.folder], out, formats=["parquet"], **more)
         complain(*(reason for _, reason in done.failed))
         if not done.predicted:
             raise InputError(f"{self.folder}: no recording could be read; the lines above say why")
         names = {os.fsencode(path).decode(errors="replace"): name for name, path in self.recordings.items()}
-        table = pq.read_table(out / name).to_pandas()
-        table = table.assign(recording=table["recording"].map(names))
-        if predictor.identity(self.annotation is not None)["spans"]["from"] == "windows":
-            place = table["start_s"] / predictor.window_s
-            table = table[(place - place.round()).abs() < 1e-3]  # the last window of a recording may overlap another
-        return table
+        table = pq.read_table(out / (EMBEDDINGS if embeddings else PREDICTIONS)).to_pandas()
+        table["recording"] = table["recording"].map(names)
+        place = table["start_s"] / predictor.window_s
+        # the last window of a recording may overlap another
+        return table[(place - place.round()).abs() < 1e-3] if predicted["spans"]["from"] == "windows" else table
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
@@ -282,21 +259,21 @@ def _patients(given: str | Path | None, recordings: Mapping[str, Path]) -> dict[
     """The patient of each recording that has one."""
     if given is None:
         return {}
+    named: dict[str, str] = {}
     if Path(given).is_file():
         table = read_table(Path(given), unlabelled=True)
         rows = {row.get("recording", ""): row.get("patient_id", "") for _, row in table.rows}
-        named = {name: rows.get(name) or rows.get(Path(name).name) or rows.get(Path(name).stem) for name in recordings}
+        for name in recordings:
+            named[name] = next((rows[key] for key in (name, Path(name).name, Path(name).stem) if rows.get(key)), "")
     else:
         try:
             matches = {name: re.search(str(given), Path(name).name) for name in recordings}
         except re.error as error:
             raise InputError(f"--patients {given}: no such file, and no regular expression ({error})") from error
-        named = {name: match[match.re.groups and 1] if match else None for name, match in matches.items()}
-    if lost := [name for name, patient in named.items() if not patient]:
-        raise InputError(
-            f"--patients {given}: says no patient for {len(lost)} recordings, such as {lost[0]}; correct it"
-        )
-    return {name: patient for name, patient in named.items() if patient}
+        named = {name: match[match.re.groups and 1] for name, match in matches.items() if match}
+    if lost := [name for name in recordings if not named.get(name)]:
+        raise InputError(f"--patients {given}: no patient for {len(lost)} recordings, such as {lost[0]}; correct it")
+    return named
 
 
 def _answer_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -308,5 +285,8 @@ def _answer_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for label in wanted for name in names[label] or ()))
 
 
-def _overlap(item: Item, span: Span) -> bool:
-    return min(item.end_s, span[2]) - max(item.start_s, span[1]) > 0.002
+def _overlaps(item: Item, spans: Iterable[Span]) -> bool:
+    return any(
+        name == item.recording and min(item.end_s, end_s) - max(item.start_s, start_s) > 0.002
+        for name, start_s, end_s in spans
+    )
