@@ -78,6 +78,7 @@ class Answers:
         self.journal = self.folder / JOURNAL
         self._entries: list[Answer | int | None] = []  # by line: an answer, the line that is undone, or neither
         self._size = 0
+        self._made: dict[Path, bytes] = {}  # what this process wrote last
         self._thread = threading.RLock()
         if not self.journal.exists():
             refuse_other_files(self.folder, [JOURNAL], "give --out a new folder, or one of an earlier review")
@@ -182,24 +183,30 @@ class Answers:
 
     def _make_tables(self, names: Collection[str]) -> None:
         """Write annotations.csv, and the label tracks of these recordings."""
-        # as the files should be, as they were before this line, and before one that a kill left
-        now, *earlier = (self._texts(len(self._entries) - k, names) for k in range(3))
-        for path, text in now.items():
+        earlier: list[dict[Path, bytes]] = []
+        for path, text in self._texts(len(self._entries), names).items():
             before = path.read_bytes() if path.exists() else b""
             if before == text:
                 continue
-            if before and before not in [texts[path] for texts in earlier]:
-                edited = path.with_name(f"laennec.edited.{_now().replace(':', '')}.{path.name}")
-                os.replace(path, edited)
-                complain(f"{path}: was edited; the edited file is {edited.name} now, and the answers are here")
+            if before not in (b"", self._made.get(path)):
+                # as the files were before this line of another process, and before one that a kill left
+                earlier = earlier or [self._texts(len(self._entries) - k, names) for k in (1, 2)]
+                if before not in [texts[path] for texts in earlier]:
+                    edited = path.with_name(f"laennec.edited.{_now().replace(':', '')}.{path.name}")
+                    os.replace(path, edited)
+                    complain(f"{path}: was edited; the edited file is {edited.name} now, and the answers are here")
             with atomic_write(path, "wb") as file:
                 file.write(text)
+            self._made[path] = text
 
     def _texts(self, lines: int, names: Collection[str]) -> dict[Path, bytes]:
         """The files that are made from so many lines, with the label tracks of these recordings."""
         rows = _agreed(_by_span(answer for _, answer in self._lines(lines)))
-        texts = {TABLE: _table(rows)}
-        texts |= {f"{TRACKS}/{Path(name).with_suffix('.txt')}": _track(rows, name) for name in names}
+        tracks = {f"{TRACKS}/{Path(name).with_suffix('.txt')}": "" for name in names}
+        for row in (row for row in rows if row.recording in names):
+            line = f"{row.start_s:.3f}\t{row.end_s:.3f}\t{one_line(row.text)}\n"
+            tracks[f"{TRACKS}/{Path(row.recording).with_suffix('.txt')}"] += line  # a label track of Audacity
+        texts = {TABLE: _table(rows)} | tracks
         return {self.folder / name: text.encode(errors="backslashreplace") for name, text in texts.items()}
 
 
@@ -240,12 +247,6 @@ def _table(rows: list[Answer]) -> str:
         values = vars(row) | {"recording": f"{RECORDINGS}/{row.recording}", "label": row.text}
         writer.writerow([_cell(values[name]) for name in _COLUMNS] + [row.probabilities.get(name) for name in labels])
     return file.getvalue()
-
-
-def _track(rows: list[Answer], recording: str) -> str:
-    """A label track of Audacity."""
-    own = (row for row in rows if row.recording == recording)
-    return "".join(f"{row.start_s:.3f}\t{row.end_s:.3f}\t{one_line(row.text)}\n" for row in own)
 
 
 def _cell(value: Any) -> Any:
