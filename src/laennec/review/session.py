@@ -126,9 +126,13 @@ class Review:
         embeddings = self._table(self.predictor, embeddings=True)["embedding"] if rule == "diverse" else None
         self.model = self.predictor.fingerprint()
         spans = tables[0][["recording", "start_s", "end_s"]].itertuples(index=False, name=None)
+
+        def named(row: list[float]) -> dict[str, float]:
+            return dict(zip(model_labels, row, strict=True))
+
         self.items = [
-            Item(*span, self.recordings[span[0]], dict(zip(model_labels, row, strict=True)), patient_of.get(span[0]))
-            for span, row in zip(spans, probabilities[0].tolist(), strict=True)
+            Item(name, start_s, end_s, self.recordings[name], named(row), patient_of.get(name))
+            for (name, start_s, end_s), row in zip(spans, probabilities[0].tolist(), strict=True)
         ]
         self.queue = queue_order(
             probabilities[0],
