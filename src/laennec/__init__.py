@@ -65,6 +65,7 @@ _HOMES = {
     "predict": "inference.batch.run",
     "EmbeddingIndex": "explore.index",
     "serve_model": "inference.page.app",
+    "Review": "review.session",
 }
 __all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]
 

@@ -78,6 +78,7 @@ def serve_model(
     open_browser: bool = False,
     ready: Callable[[str], None] = lambda address: None,
     stop: threading.Event | None = None,
+    wrap: Callable[[Any], Any] = lambda page: page,
 ) -> None:
     """Serve the page for a model until the process is interrupted.
 
@@ -95,6 +96,7 @@ def serve_model(
         open_browser: Whether to open the page in the browser of this machine.
         ready: Called with the address of the page once it can be opened.
         stop: Ends the server when it is set; None to serve until Ctrl+C.
+        wrap: Makes the page that is served out of the page that predicts, such as one with a further tab.
 
     Raises:
         InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
@@ -103,6 +105,7 @@ def serve_model(
     name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
     with _folder_of_uploads() as folder:
         page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits)
+        page = wrap(page)
         from laennec.inference.page import server  # needs Gradio's requirements
 
         try:

@@ -1,0 +1,260 @@
+"""The answers of reviewers, in a folder that is a `folder` corpus at any moment.
+
+Decisions: the journal (laennec.answers.jsonl) is the record. An answer is a line that is appended and synced under a
+lock before it counts; an undo is a line too, and no line is ever removed. annotations.csv and the label tracks are made
+from the journal after every line; a kill in between leaves those of the line before, and the next opening makes them
+again. The folder holds the answered recordings as hard links, or as copies where links cannot be made. A span is a row
+of annotations.csv if one set of labels has most of its answers; a tie is left out, because a corpus has one truth for a
+span. A table that somebody edited is kept under another name before it is replaced.
+"""
+
+import contextlib
+import csv
+import filecmp
+import io
+import os
+import re
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from laennec.errors import InputError, one_line
+from laennec.files import appending, atomic_write, explain_write_errors, json_text, refuse_other_files, wait_for_lock
+from laennec.terminal import complain
+from laennec.untrusted import open_regular, parse_json
+
+JOURNAL, TABLE, RECORDINGS, TRACKS = "laennec.answers.jsonl", "annotations.csv", "recordings", "labels"
+_COLUMNS = ("recording", "start_s", "end_s", "label", "patient_id", "reviewer", "answered_at", "model", "rule")
+_PATIENCE_S = 60.0
+_REVIEWER = re.compile(r"\w[\w .@'-]{0,59}")
+Span = tuple[str, float, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reviewer said of a span."""
+
+    recording: str  # path below the folder of recordings
+    start_s: float
+    end_s: float
+    labels: tuple[str, ...] | None  # () for normal, None for skipped
+    reviewer: str
+    model: str  # fingerprint
+    rule: str  # of the queue
+    probabilities: dict[str, float]  # of the model, by label
+    patient_id: str | None = None
+    answered_at: str = ""  # UTC, ISO 8601
+
+    @property
+    def span(self) -> Span:
+        """Recording, start and end."""
+        return self.recording, self.start_s, self.end_s
+
+    @property
+    def text(self) -> str:
+        """The labels as a cell of annotations.csv."""
+        if self.labels is None:
+            return "skipped"
+        return "both" if set(self.labels) == {"crackle", "wheeze"} else "+".join(self.labels) or "normal"
+
+
+class Answers:
+    """The answers in a folder; several processes and threads may use it at the same time.
+
+    Args:
+        folder: A new or empty folder, or one of an earlier review.
+
+    Raises:
+        InputError: The folder holds other files or cannot be written to, or its journal cannot be read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.journal = self.folder / JOURNAL
+        self._entries: list[Answer | int | None] = []  # by line: an answer, the line that is undone, or neither
+        self._size = 0
+        self._made: dict[Path, bytes] = {}  # what this process wrote last
+        self._thread = threading.RLock()
+        if not self.journal.exists():
+            refuse_other_files(self.folder, [JOURNAL], "give --out a new folder, or one of an earlier review")
+        with self._locked():
+            if self._entries:
+                self._make_tables({answer.recording for _, answer in self._lines()})
+            else:
+                self._write({"review": 1})
+
+    def add(self, answer: Answer, sound: Path) -> Answer:
+        """Keep an answer: when this returns, it is on the disk."""
+        kept = replace(answer, answered_at=_now())
+        check_reviewer(kept.reviewer)
+        if kept.labels is not None:
+            self._keep_recording(sound, self.folder / RECORDINGS / kept.recording)
+        with self._locked():
+            self._write(asdict(kept), kept.recording)
+        return kept
+
+    def undo(self, reviewer: str) -> Answer | None:
+        """Take back the reviewer's last answer; returns it, or None where there is none."""
+        with self._locked():
+            own = [(line, answer) for line, answer in self._lines() if answer.reviewer == reviewer]
+            if not own:
+                return None
+            self._write({"undo": own[-1][0], "reviewer": reviewer, "answered_at": _now()}, own[-1][1].recording)
+            return own[-1][1]
+
+    def refresh(self) -> None:
+        """Read what others have added."""
+        if not self.journal.exists() and not self._entries:
+            return
+        with self._thread, open_regular(self.journal) as file:
+            if os.fstat(file.fileno()).st_size < self._size:
+                raise InputError(f"{self.journal}: shorter than before; restore it from a backup and start again")
+            file.seek(self._size)
+            for line in file:
+                if not line.endswith(b"\n"):  # cut off by a kill; the next line replaces it
+                    break
+                self._size += len(line)
+                self._entries.append(self._read(line))
+
+    def active(self) -> list[Answer]:
+        """The last answer of each reviewer to each span, without those taken back."""
+        with self._thread:
+            self.refresh()
+            return list({(answer.reviewer, answer.span): answer for _, answer in self._lines()}.values())
+
+    def by_span(self) -> dict[Span, list[Answer]]:
+        """The active answers to each span, without skips."""
+        return _by_span(self.active())
+
+    def agreed(self) -> list[Answer]:
+        """The rows of annotations.csv; each names all reviewers who gave this answer."""
+        return _agreed(self.by_span())
+
+    def _lines(self, until: int | None = None) -> Iterator[tuple[int, Answer]]:
+        """The answers that are not taken back, with their lines."""
+        entries = self._entries[:until]
+        undone = {entry for entry in entries if isinstance(entry, int)}
+        return ((n, e) for n, e in enumerate(entries) if isinstance(e, Answer) and n not in undone)
+
+    def _read(self, line: bytes) -> Answer | int | None:
+        try:
+            said = parse_json(line)
+            if "undo" in said or "review" in said:
+                return int(said["undo"]) if "undo" in said else None
+            labels = said["labels"]
+            answer = Answer(**said | {"labels": None if labels is None else tuple(map(str, labels))})
+            path = Path(answer.recording)
+            if path.is_absolute() or ".." in path.parts or not float(answer.start_s) < float(answer.end_s):
+                raise ValueError("no span of a recording of this review")
+            return answer
+        except (ValueError, TypeError, KeyError, AttributeError):
+            complain(f"{self.journal}, line {len(self._entries) + 1}: damaged and left out; restore it from a backup")
+            return None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._thread, wait_for_lock(self.journal, _PATIENCE_S):
+            self.refresh()
+            yield
+
+    def _write(self, entry: Mapping[str, Any], *recordings: str) -> None:
+        """Append a line; annotations.csv and the label tracks of these recordings follow."""
+        with appending(self.journal, self._size) as add:
+            add(json_text(entry).encode() + b"\n")
+        self.refresh()
+        self._make_tables(recordings)
+
+    def _keep_recording(self, sound: Path, place: Path) -> None:
+        if not place.exists():
+            with explain_write_errors(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # another file system, or another reviewer was first
+                os.link(sound.resolve(), place)
+        if not place.exists():
+            with atomic_write(place, "wb") as file, open_regular(sound) as content:
+                shutil.copyfileobj(content, file)
+        elif not os.path.samefile(sound, place) and not filecmp.cmp(sound, place, shallow=False):
+            raise InputError(f"{place}: another recording of this name was reviewed before; choose another --out")
+
+    def _make_tables(self, names: Collection[str]) -> None:
+        """Write annotations.csv, and the label tracks of these recordings."""
+        earlier: list[dict[Path, bytes]] = []
+        for path, text in self._texts(len(self._entries), names).items():
+            before = path.read_bytes() if path.exists() else b""
+            if before == text:
+                continue
+            if before not in (b"", self._made.get(path)):
+                # as the files were before this line of another process, and before one that a kill left
+                earlier = earlier or [self._texts(len(self._entries) - k, names) for k in (1, 2)]
+                if before not in [texts[path] for texts in earlier]:
+                    edited = path.with_name(f"laennec.edited.{_now().replace(':', '')}.{path.name}")
+                    os.replace(path, edited)
+                    complain(f"{path}: was edited; the edited file is {edited.name} now, and the answers are here")
+            with atomic_write(path, "wb") as file:
+                file.write(text)
+            self._made[path] = text
+
+    def _texts(self, lines: int, names: Collection[str]) -> dict[Path, bytes]:
+        """The files that are made from so many lines, with the label tracks of these recordings."""
+        rows = _agreed(_by_span(answer for _, answer in self._lines(lines)))
+        tracks = {f"{TRACKS}/{Path(name).with_suffix('.txt')}": "" for name in names}
+        for row in (row for row in rows if row.recording in names):
+            line = f"{row.start_s:.3f}\t{row.end_s:.3f}\t{one_line(row.text)}\n"
+            tracks[f"{TRACKS}/{Path(row.recording).with_suffix('.txt')}"] += line  # a label track of Audacity
+        texts = {TABLE: _table(rows)} | tracks
+        return {self.folder / name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+
+
+def check_reviewer(name: str) -> str:
+    """The name of a reviewer, or one line on what is wrong with it."""
+    if not _REVIEWER.fullmatch(name.strip()):
+        raise InputError(f"reviewer {name[:80]!r}: give 1 to 60 letters, digits, blanks or . @ ' -, a letter first")
+    return name.strip()
+
+
+def _agreed(by_span: Mapping[Span, list[Answer]]) -> list[Answer]:
+    """One answer for each span on which most reviewers agree, by recording and time."""
+    rows = []
+    for _, given in sorted(by_span.items()):
+        votes = Counter(frozenset(answer.labels or ()) for answer in given)
+        labels, most = votes.most_common(1)[0]
+        if 2 * most > len(given):
+            same = [answer for answer in given if frozenset(answer.labels or ()) == labels]
+            rows.append(replace(same[-1], reviewer=", ".join(sorted(answer.reviewer for answer in same))))
+    return rows
+
+
+def _by_span(answers: Iterable[Answer]) -> dict[Span, list[Answer]]:
+    found: dict[Span, dict[str, Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.span, {})[answer.reviewer] = answer
+    kept = {span: [a for a in given.values() if a.labels is not None] for span, given in found.items()}
+    return {span: given for span, given in kept.items() if given}
+
+
+def _table(rows: list[Answer]) -> str:
+    """The text of annotations.csv."""
+    labels = list(dict.fromkeys(label for row in rows for label in row.probabilities))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *(_cell(f"{label}_probability") for label in labels)])
+    for row in rows:
+        values = vars(row) | {"recording": f"{RECORDINGS}/{row.recording}", "label": row.text}
+        writer.writerow([_cell(values[name]) for name in _COLUMNS] + [row.probabilities.get(name) for name in labels])
+    return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no terminal obeys and no spreadsheet runs as a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{one_line(value)}" if value.startswith(("=", "+", "-", "@")) else one_line(value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
