@@ -19,7 +19,7 @@ from laennec.encoders.ast import AstEncoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub import onnx
-from laennec.inference.onnx_model import OnnxSession
+from laennec.inference.onnx_model import OnnxSession, padded
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
@@ -94,7 +94,7 @@ def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_pat
         with torch.no_grad():
             model.head.classifier.bias += 0.01
         with pytest.raises(InputError, match="differs from the run"):
-            onnx._compare(tmp_path / "model.onnx", model, extractor)
+            onnx._compare(tmp_path / "model.onnx", OnnxSession(tmp_path / "model.onnx"), model, extractor)
 
 
 def compare(path, model, extractor, sounds):
@@ -108,6 +108,25 @@ def compare(path, model, extractor, sounds):
         np.testing.assert_allclose(probabilities, model.probabilities(wanted).numpy(), atol=1e-5)
         for row, sound in zip(logits, batch, strict=True):
             np.testing.assert_allclose(runs([sound])[0][0], row, atol=1e-4)
+
+
+def test_openvino_runs_the_same_model(tiny_run, sounds, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    out = tmp_path / "out"
+    assert main(["export", str(tiny_run), "--format", "openvino", "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} - {"README.md"} == {"model.xml", "model.bin", "openvino.json"}
+    model, extractor = load_model(tiny_run)
+    facts = json.loads((out / "openvino.json").read_text())
+    assert facts["thresholds"] == model.config.thresholds and facts["largest_difference_of_logits"] < 1e-4
+    runs = openvino.Core().compile_model(out / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch in sounds(extractor.sampling_rate):
+        if min(map(len, batch)) < extractor.front.min_samples:
+            continue
+        with torch.inference_mode():
+            wanted = model(**extractor(batch, sampling_rate=extractor.sampling_rate, filtered=True)).logits
+        found = runs(padded(batch))
+        np.testing.assert_allclose(found["logits"], wanted.numpy(), atol=1e-4)
+        np.testing.assert_allclose(found["probabilities"], model.probabilities(wanted).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["tiny_run", pytest.param("frozen_run", marks=pytest.mark.soak)])

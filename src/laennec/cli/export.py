@@ -18,7 +18,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         default="full",
         help="full (default), head (a few kB; the base encoder is loaded by name), lora (head and adapters), stock "
         "(ASTForAudioClassification of transformers), onnx or onnx-int8 (onnxruntime, input is the waveform), "
-        "full-onnx (full and onnx in one folder), space (a web page that serves the model)",
+        "openvino (likewise, for OpenVINO), full-onnx (full and onnx in one folder), space (a web page that serves the "
+        "model)",
     )
     parser.add_argument("--out", help="output folder (default: export-FORMAT in the folder of the run)")
     add_options(parser, "--base", "--base-name", "--base-revision")

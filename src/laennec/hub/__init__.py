@@ -2,8 +2,7 @@
 
 from laennec.errors import InputError
 
-FORMATS = ("head", "full", "full-onnx", "lora", "stock", "onnx", "onnx-int8", "space")
-
+FORMATS = ("head", "full", "full-onnx", "lora", "stock", "onnx", "onnx-int8", "openvino", "space")
 
 # the files of a model: only these are uploaded, and only these are deleted by a later push
 MODEL_FILES = (
@@ -17,6 +16,9 @@ MODEL_FILES = (
     "*.onnx",
     "*.onnx.data",
     "onnx.json",
+    "model.xml",
+    "model.bin",
+    "openvino.json",
     ".eval_results/*.yaml",
 )
 

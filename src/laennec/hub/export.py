@@ -53,7 +53,8 @@ def export_run(
         format: "head" (a few kB; the base is loaded by name), "lora" or "adapter" (head and adapters, likewise),
             "full", "full-onnx" (the ONNX file beside the weights, with which prediction starts in a second), "stock"
             (transformers' own AST classes, for users without laennec), "onnx" or "onnx-int8" (for onnxruntime, from the
-            waveform on), or "space" (a folder that serves the page, also as a Space on the Hub).
+            waveform on), "openvino" (likewise, for OpenVINO), or "space" (a folder that serves the page, also as a
+            Space on the Hub).
         base: Path of the base model of a head-only or LoRA run.
         base_name: Name of the base model in a head-only or LoRA export, e.g. its Hub id if training used a local file.
         base_revision: Commit, tag or branch of the base model; None keeps the one used in training.
@@ -88,6 +89,8 @@ def export_run(
         if format.startswith("onnx"):
             onnx.write_onnx(folder, model, extractor, run, int8=format == "onnx-int8")
             extractor.save_pretrained(folder)
+        elif format == "openvino":
+            onnx.write_openvino(folder, model, extractor, run)
         elif format == "stock":
             for part in stock.to_stock(model, extractor):
                 part.save_pretrained(folder)

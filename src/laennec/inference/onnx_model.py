@@ -107,12 +107,7 @@ class OnnxSession:
 
     def __call__(self, waveforms: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits and probabilities, (sounds, labels) each, of waveforms (samples,) run as one batch."""
-        sounds = [np.asarray(w.own if isinstance(w, InContext) else w, np.float32) for w in waveforms]
-        lengths = np.array([len(sound) for sound in sounds], np.int64)
-        batch = np.zeros((len(sounds), int(lengths.max())), np.float32)
-        for row, sound in zip(batch, sounds, strict=True):
-            row[: len(sound)] = sound
-        logits, probabilities = self._run(["logits", "probabilities"], batch, lengths)
+        logits, probabilities = self._run(["logits", "probabilities"], *padded(waveforms))
         return logits, probabilities
 
     def _run(self, outputs: list[str], waveforms: NDArray[np.float32], lengths: NDArray[np.int64]) -> Any:
@@ -144,6 +139,16 @@ class OnnxSession:
             sound = np.asarray(item.own if isinstance(item, InContext) else item, np.float32)
             rows.append(self._run([name], sound[None], np.array([len(sound)], np.int64))[0])
         return np.concatenate(rows)
+
+
+def padded(waveforms: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Waveforms (samples,) as one batch (sounds, samples), and their lengths (sounds,)."""
+    sounds = [np.asarray(w.own if isinstance(w, InContext) else w, np.float32) for w in waveforms]
+    lengths = np.array([len(sound) for sound in sounds], np.int64)
+    batch = np.zeros((len(sounds), int(lengths.max())), np.float32)
+    for row, sound in zip(batch, sounds, strict=True):
+        row[: len(sound)] = sound
+    return batch, lengths
 
 
 class OnnxModel(OnnxSession):
