@@ -26,7 +26,8 @@ from laennec.cache import cache_root
 from laennec.corpora import load_corpus
 from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.metrics import auroc
-from laennec.review.queue import RULES, queue_order
+from laennec.review import RULES
+from laennec.review.queue import queue_order
 from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe

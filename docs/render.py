@@ -448,6 +448,31 @@ def _active_learning(content: Content, split: str | None) -> Table:
     return Table(heads, rows, [note])
 
 
+def _head_losses(content: Content, split: str | None) -> Table:
+    rows = []
+    for row in content["methods"]:
+        aurocs = [f"{row[label]:.3f}" for label in ("crackle", "wheeze")]
+        if "difference" not in row:
+            rows.append([row["method"], *aurocs, "", "", "", f"{row['cpu_seconds']:.0f}"])
+            continue
+        low, high = row["interval"]
+        gain, same = (
+            f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
+            "yes" if row["within margin"] else "not shown",
+        )
+        ahead = f"{row['folds ahead']} of {content['folds']}, p {row['p']:.2f}"
+        rows.append([row["method"], *aurocs, gain, same, ahead, f"{row['cpu_seconds']:.0f}"])
+    smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
+    note = (
+        f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
+        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval: jackknife "
+        f"over patients]; p is of the signs of the folds' differences, at the least {smallest:.2f}. {content['date']}."
+    )
+    heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]
+    heads += [f"within {content['margin']:g} of BCE", "folds ahead", "search and training, s of CPU"]
+    return Table(heads, rows, [note])
+
+
 def _rows(content: Content) -> list[Row]:
     return [Row(**row) for row in content["rows"]]
 
@@ -462,6 +487,7 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "reliability": _reliability,
     "operating_point": _operating_point,
     "new_site": _new_site,
+    "head_losses": _head_losses,
     "active_learning": _active_learning,
     "leaderboard": _leaderboard,
     "entries": _entries,

@@ -31,7 +31,10 @@ def main() -> None:
     """Train a small network on the synthetic corpus until its loss is below 0.6."""
     corpus = laennec.load_corpus("synthetic", patients=10)
     features = laennec.LaennecFeatureExtractor("efficientat")
-    model = laennec.LaennecForAudioClassification.from_encoder(None, type="cnn", features=features)
+    sizes = {"channels": [8, 16, 32]}
+    model = laennec.LaennecForAudioClassification.from_encoder(
+        None, type="cnn", encoder_config=sizes, features=features
+    )
     args = laennec.LaennecTrainingArguments("runs/own_callback", max_steps=50, logging_steps=1)
     train = corpus["train"]
     laennec.LaennecTrainer(

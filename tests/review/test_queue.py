@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from laennec.errors import InputError
-from laennec.review.queue import RULES, queue_order
+from laennec.review import RULES
+from laennec.review.queue import queue_order
 
 DRAW = np.random.default_rng(3)
 P = DRAW.uniform(size=(60, 2))

@@ -5,7 +5,7 @@ import importlib.util
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.review.queue import RULES
+from laennec.review import RULES
 from laennec.terminal import say
 
 

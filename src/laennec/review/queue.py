@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
-
-RULES = ("uncertain", "confident", "disagreement", "diverse", "random")
+from laennec.review import RULES
 
 
 def queue_order(
