@@ -66,6 +66,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
         "trained": _TRAINABLE[encoder["trainable"]],
         "augmentation": _augmentation(run["config"].get("augment") or {}),
         "started_from": _started_from(start) if (start := run.get("initialised_from")) else None,
+        "teacher": _base_name({"weights": teacher["model"]}) if (teacher := run.get("teacher")) else None,
         "best_epoch": epochs_kept(run),
         "seeds": seeds_of(run),
         "outdated": evidence.outdated,

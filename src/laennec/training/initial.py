@@ -45,20 +45,24 @@ class InitialModel:
         """The model that a recipe names in `initial_model`, if any."""
         if recipe.initial_model is None:
             return None
-        from laennec.evaluation.evaluate import load_model
-
         source = recipe.initial_model
-        model, extractor = load_model(source)
-        if model.config.lora:
-            model.merge_adapters()
-        note = Path(source) / TRAINED_ON
-        start = cls(source, model, extractor, list(read_record(note).get("sets") or []) if note.is_file() else [])
+        start = cls.load(source)
+        if start.model.config.lora:
+            start.model.merge_adapters()
         kind = getattr(start.encoder, "kind", None)
         if recipe.encoder.class_ is None and kind not in (None, recipe.encoder.type):
             raise InputError(
                 f"{source}: has a {kind} encoder, encoder.type is {recipe.encoder.type}; set encoder.type: {kind}"
             )
         return start
+
+    @classmethod
+    def load(cls, source: str) -> "InitialModel":
+        """A model, and what is known of the patients it was trained on."""
+        from laennec.evaluation.evaluate import load_model
+
+        note = Path(source) / TRAINED_ON
+        return cls(source, *load_model(source), list(read_record(note).get("sets") or []) if note.is_file() else [])
 
     @property
     def encoder(self) -> Any:

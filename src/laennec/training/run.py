@@ -45,6 +45,7 @@ from laennec.training.devices import (
     process_count_of_launch,
     training_device,
 )
+from laennec.training.distillation import soften_labels
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
 from laennec.training.initial import InitialModel, write_trained_on
 from laennec.training.pretraining.dataset import refuse_seen_patients
@@ -137,6 +138,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
                 start.refuse_other_front_end(recipe)
                 start.refuse_seen_patients(splits)
             validation = make_split("validation", splits["validation"], recipe, extractor, names, False)
+            teacher = soften_labels(recipe, training, splits)
         model = make_model(recipe, names, start)
         kept = start is not None and start.keep_head(model)
         model.config.span = span_of(training.table)
@@ -167,6 +169,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
         "pretraining": pretraining,
         "initialised_from": None if start is None else start.facts(kept),
+        "teacher": teacher,
         "timings": timings.seconds,
         "losses": result.losses,
         "history": training_history(result.history),

@@ -253,6 +253,9 @@ class Recipe(Settings):
         if k and (level := self.corpus.each[0].level) in ("record", "recording"):
             yield f"{key} is {k}, but with corpus.level: {level} a recording is one row; leave one of them out"
         concatenates = augment.concatenate_probability > 0
+        if self.loss.teacher is not None and (single or concatenates):
+            other = "target.problem_type: single_label" if single else "augment.concatenate_probability"
+            yield f"loss.teacher gives a probability to each label of a single cycle; leave it or {other} out"
         if k and (mix is not None or concatenates):
             name = "augment.concatenate_probability" if mix is None else "augment.mix"
             yield (

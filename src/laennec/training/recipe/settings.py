@@ -260,6 +260,12 @@ class LossSettings(Settings):
     task_views: Literal["first", "all"] = Field(
         default="first", description="views (or clean and mixed copies) of a cycle that the task loss takes"
     )
+    teacher: str | None = Field(
+        default=None,
+        description="a trained model whose probabilities are mixed into the training labels (distillation): folder of "
+        "a run, an ensemble or an exported model, or Hub id",
+    )
+    teacher_weight: float = Field(default=0.5, gt=0, le=1, description="share of the teacher in the training labels")
     auxiliary: dict[str, Any] = Field(
         default_factory=dict,
         description="name: {loss (or class: package.module:Name), weight, start, warm_up, on, projection_dim, labels, "

@@ -1,0 +1,57 @@
+"""Distillation: the labels of training cycles are mixed with the probabilities of a teacher.
+
+Decisions: the teacher predicts each training cycle once, without augmentation, and its calibrated probabilities are a
+part of the labels, so every task loss, every augmentation and a frozen encoder work as without it. Validation and test
+keep their labels, and so do the groups of auxiliary losses and samplers. A teacher that was trained on held-out
+patients is refused, because these choose the epoch and the thresholds.
+
+Reference: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from laennec.cache import cache_root
+from laennec.errors import InputError
+from laennec.training.data.split_data import SplitData
+from laennec.training.devices import training_device
+from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.initial import InitialModel
+from laennec.training.recipe import Recipe
+from laennec.training.tables import head_logits
+
+
+def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Mix the probabilities of the recipe's teacher into the training labels, in place.
+
+    Returns:
+        What the record of the run states of the teacher; None without one.
+
+    Raises:
+        InputError: The teacher lacks a label, takes other sounds, or was trained on held-out patients.
+    """
+    if recipe.loss.teacher is None:
+        return None
+    source, weight, targets = recipe.loss.teacher, recipe.loss.teacher_weight, training.targets
+    teacher = InitialModel.load(source)
+    model, extractor, known = teacher.model, teacher.extractor, teacher.model.config.label_names
+    if not model.config.is_multi_label or not set(targets.names) <= set(known):
+        raise InputError(
+            f"loss.teacher {source}: predicts {', '.join(known)}, not each of {', '.join(targets.names)} by itself; "
+            "choose another teacher"
+        )
+    rate = training.dataset.waveforms.sampling_rate
+    if extractor.sampling_rate != rate or extractor.context_cycles:
+        takes = "concatenated context" if extractor.context_cycles else f"{extractor.sampling_rate} Hz"
+        raise InputError(f"loss.teacher {source}: takes {takes}, the recipe has {rate} Hz and single cycles")
+    teacher.refuse_seen_patients(splits)
+    model.to(training_device())  # type: ignore[arg-type]
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    logits = head_logits(model, embed_cycles(model, extractor, training.dataset, training.keys(), cache))
+    probabilities = model.probabilities(torch.from_numpy(logits).to(training_device())).cpu().numpy()
+    soft = probabilities[:, [known.index(name) for name in targets.names]]  # (cycles, labels)
+    targets.labels = ((1 - weight) * targets.labels + weight * soft).astype(np.float32)
+    return teacher.facts(False) | {"weight": weight}
