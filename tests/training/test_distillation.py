@@ -41,6 +41,22 @@ def test_labels_are_mixed_with_what_the_teacher_predicts(recipe, tiny_run):
     assert facts["weight"] == 0.25 and set(training.targets.class_ids) <= {0, 1, 2, 3}
 
 
+def test_a_teacher_may_have_another_front_end(recipe, tmp_path):
+    teacher = laennec.LaennecForAudioClassification.from_encoder(
+        None, labels=["wheeze", "crackle"], type="cnn", encoder_config={"channels": [4, 8]}
+    ).eval()
+    teacher.save_pretrained(tmp_path / "teacher")
+    features = laennec.LaennecFeatureExtractor("efficientat", length="natural")
+    features.save_pretrained(tmp_path / "teacher")
+    recipe.loss.teacher, recipe.loss.teacher_weight = str(tmp_path / "teacher"), 1.0
+    training, _, _ = softened(recipe)
+    sound = make_split("train", training.table, recipe, features, ["crackle", "wheeze"], False).dataset.sound(3)
+    with torch.inference_mode():
+        logits = teacher(**features([sound], sampling_rate=features.sampling_rate, filtered=True)).logits
+    wanted = teacher.probabilities(logits)[0].numpy()[::-1]
+    np.testing.assert_allclose(training.targets.labels[3], wanted, atol=1e-5)
+
+
 def test_record_and_card_name_the_teacher(recipe, tiny_run, tmp_path):
     run = train(recipe)
     assert json.loads((run / "run.json").read_text())["teacher"]["model"] == str(tiny_run)

@@ -16,7 +16,7 @@ import torch
 
 from laennec.cache import cache_root
 from laennec.errors import InputError
-from laennec.training.data.split_data import SplitData
+from laennec.training.data.split_data import SplitData, make_extractor, make_split
 from laennec.training.devices import training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.initial import InitialModel
@@ -31,7 +31,7 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
         What the record of the run states of the teacher; None without one.
 
     Raises:
-        InputError: The teacher lacks a label, takes other sounds, or was trained on held-out patients.
+        InputError: The teacher lacks a label, takes other input, or was trained on held-out patients.
     """
     if recipe.loss.teacher is None:
         return None
@@ -43,14 +43,14 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
             f"loss.teacher {source}: predicts {', '.join(known)}, not each of {', '.join(targets.names)} by itself; "
             "choose another teacher"
         )
-    rate = training.dataset.waveforms.sampling_rate
-    if extractor.sampling_rate != rate or extractor.context_cycles:
-        takes = "concatenated context" if extractor.context_cycles else f"{extractor.sampling_rate} Hz"
-        raise InputError(f"loss.teacher {source}: takes {takes}, the recipe has {rate} Hz and single cycles")
+    if extractor.context_cycles or extractor.recording_filter != make_extractor(recipe.features).recording_filter:
+        takes = "concatenated context" if extractor.context_cycles else "recordings filtered in another way"
+        raise InputError(f"loss.teacher {source}: takes {takes}; choose another teacher")
     teacher.refuse_seen_patients(splits)
+    data = make_split("train", training.table, recipe, extractor, targets.names, train=False)  # at the teacher's rate
     model.to(training_device())  # type: ignore[arg-type]
     cache = EmbeddingCache(cache_root(), model, extractor)
-    logits = head_logits(model, embed_cycles(model, extractor, training.dataset, training.keys(), cache))
+    logits = head_logits(model, embed_cycles(model, extractor, data.dataset, data.keys(), cache))
     probabilities = model.probabilities(torch.from_numpy(logits).to(training_device())).cpu().numpy()
     soft = probabilities[:, [known.index(name) for name in targets.names]]  # (cycles, labels)
     targets.labels = ((1 - weight) * targets.labels + weight * soft).astype(np.float32)
