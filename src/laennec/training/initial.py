@@ -92,9 +92,9 @@ class InitialModel:
                 TRAINED_ON,
             )
             return
-        patients, heard = _patients(splits["train"]), describe_audio([splits["train"]])
+        patients, described = _patients(splits["train"]), describe_audio([splits["train"]])
         for name in (name for name in splits if name != "train"):
-            own = set(find_described(heard, splits[name]))
+            own = set(find_described(described, splits[name]))
             for note in self.trained_on:
                 both = sorted((_seen(note, splits) & _patients(splits[name])) - patients)
                 sounds = sorted({*find_described(note.get("sounds") or {}, splits[name])} - own)
