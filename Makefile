@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # what `make soak` runs beside the tests that are marked soak; each puts its row into docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,attacks.py interval_coverage.py kills.py decoders.py fuzz.py long.py ray_files.py truths.py mutants.py lines.py))
 
-.PHONY: install lock demo docs test tests quick coverage soak check fix bench clean best-sprsound default-model
+.PHONY: install lock demo docs test tests quick coverage soak check fix bench clean best-sprsound box-model
 
 install: $(VENV)/.installed
 
@@ -110,16 +110,19 @@ $(BEST)-seeds/%/run.json:
 $(BEST)/run.json: | $(MEMBERS:%=%/run.json)
 	$(BIN)/laennec ensemble $(MEMBERS) --out $(BEST)
 
-# The model in the package: one training of best-sprsound (SEEDS=0), with thresholds for windows and recordings, scored on
-# SPRSound's intra split and on adults (ICBHI's recordings, or what is there of them)
+# The model in the package: the ensemble of best-sprsound distilled into one encoder, with thresholds for windows and
+# recordings, scored on SPRSound's intra split and on adults (ICBHI's recordings, or what is there of them)
 ICBHI ?= data/icbhi2017_subset
-DEFAULT := $(BEST)-seeds/0
-default-model: install
-	@$(MAKE) --no-print-directory $(DEFAULT)/run.json
-	$(BIN)/laennec calibrate $(DEFAULT) --spans windows --data-dir $(DATA)
-	$(BIN)/laennec evaluate $(DEFAULT) --split test_intra --data-dir $(DATA) --spans windows
-	$(BIN)/laennec evaluate $(DEFAULT) --corpus icbhi2017 --data-dir $(ICBHI) --protocol none --split all --allow-missing \
-		--spans windows --out $(DEFAULT)/evaluation-icbhi2017-all
-	$(BIN)/laennec card $(DEFAULT) --answers model_cards/answers.yaml
-	$(BIN)/laennec export $(DEFAULT) --format full-onnx --base-name mn04_as_mAP_432.pt --out src/laennec/default_model
-	$(BIN)/python tests/test_default_model.py $(DEFAULT)
+BOX := runs/box-model
+box-model: best-sprsound
+	@$(MAKE) --no-print-directory $(BOX)/run.json
+	$(BIN)/laennec evaluate $(BOX) --split test_intra --data-dir $(DATA) --spans windows
+	$(BIN)/laennec evaluate $(BOX) --corpus icbhi2017 --data-dir $(ICBHI) --protocol none --split all --allow-missing \
+		--spans windows --out $(BOX)/evaluation-icbhi2017-all
+	$(BIN)/laennec card $(BOX) --answers model_cards/answers.yaml
+	$(BIN)/laennec export $(BOX) --format full-onnx --base-name mn04_as_mAP_432.pt --out src/laennec/default_model
+	$(BIN)/python tests/test_default_model.py $(BOX)
+
+$(BOX)/run.json:
+	$(BIN)/laennec train recipes/sprsound/distilled_mobilenet.yaml --loss.teacher $(BEST_RUN) \
+		--corpus.data_dir $(DATA) --encoder.weights $(WEIGHTS) --output_dir $(@D)

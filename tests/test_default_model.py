@@ -1,4 +1,4 @@
-"""The model in the package: weights, card and predictions belong together. `make default-model` makes all of them.
+"""The model in the package: weights, card and predictions belong together. `make box-model` makes all of them.
 
 Run as a script, this file records the digest of the weights and the predictions for a computed sound.
 """

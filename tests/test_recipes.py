@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import audio_twins
+import laennec
 from laennec.audio.cycles import read_annotation
 from laennec.encoders import load_encoder
 from laennec.study import load_study
@@ -45,6 +46,8 @@ def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
         flags |= {"corpus.name": "synthetic", "corpus.data_dir": str(small_corpus)}
     elif recipe.corpus.corpora:
         flags["corpus.icbhi2017.data_dir"] = str(small_corpus)
+    if recipe.loss.teacher:
+        flags["loss.teacher"] = laennec.DEFAULT_MODEL
     if recipe.encoder.type == "ast":
         flags["encoder.weights"] = str(tiny_ast)
     elif recipe.encoder.type == "whisper":

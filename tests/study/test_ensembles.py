@@ -65,6 +65,7 @@ def test_the_record_names_its_members(seeds, ensemble):
     assert record["seeds"] == {"recipe": [0, 1, 2]} and record["evaluations"] == record["history"] == []
     trained = sum(read(run / "run.json")["timings"]["training"] for run in seeds)
     assert record["timings"]["training"] == pytest.approx(trained, abs=0.01)
+    assert read(ensemble / "trained_on.json") == read(seeds[0] / "trained_on.json")  # all three share their patients
 
 
 def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, capsys, monkeypatch):
@@ -196,6 +197,8 @@ def test_an_ensemble_of_folds_is_fitted_on_patients_that_members_had_not_seen(fo
     assert config["thresholds"] == record["operating_points"]["threshold_probabilities"]
     assert record["window_points"]["windows"]["fitted_on"]["patients"] == own["patient_id"].nunique()
     assert [one["validation_fold"] for one in record["members"]] == [0, 1, 2, 2]
+    seen = [set(one["patients"]) for one in read(out / "trained_on.json")["sets"]]
+    assert len(seen) == 3 and set.union(*seen) == set(own["patient_id"])
     assert main(["evaluate", str(out), "--split", "test", "--draws", "20"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(out), "--split", "validation", "--draws", "20"]) == 2

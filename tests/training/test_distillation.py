@@ -30,7 +30,7 @@ def softened(recipe):
 
 
 def test_labels_are_mixed_with_what_the_teacher_predicts(recipe, tiny_run):
-    training, before, facts = softened(recipe)
+    training, before, teacher = softened(recipe)
     model, extractor = load_model(tiny_run)
     for row in range(0, len(before), 7):
         sound = training.dataset.sound(row)
@@ -38,7 +38,7 @@ def test_labels_are_mixed_with_what_the_teacher_predicts(recipe, tiny_run):
             logits = model(**extractor([sound], sampling_rate=extractor.sampling_rate, filtered=True)).logits
         wanted = 0.75 * before[row] + 0.25 * model.probabilities(logits)[0].numpy()
         np.testing.assert_allclose(training.dataset[(row, 0)]["label"], wanted, atol=1e-5)
-    assert facts["weight"] == 0.25 and set(training.targets.class_ids) <= {0, 1, 2, 3}
+    assert teacher.source == str(tiny_run) and set(training.targets.class_ids) <= {0, 1, 2, 3}
 
 
 def test_a_teacher_may_have_another_front_end(recipe, tmp_path):
@@ -60,6 +60,12 @@ def test_a_teacher_may_have_another_front_end(recipe, tmp_path):
 def test_record_and_card_name_the_teacher(recipe, tiny_run, tmp_path):
     run = train(recipe)
     assert json.loads((run / "run.json").read_text())["teacher"]["model"] == str(tiny_run)
+    own, before = json.loads((run / "trained_on.json").read_text())["sets"]
+    assert (
+        own["patients"]
+        == before["patients"]
+        == json.loads((tiny_run / "trained_on.json").read_text())["sets"][0]["patients"]
+    )
     assert "its probabilities are 0.25 of the training labels" in write_card(run, tmp_path).read_text()
 
 

@@ -28,6 +28,7 @@ from laennec.training.auxiliary_tasks import TaskPredictions, fit_logit_adjustme
 from laennec.training.data.split_data import load_splits, make_split
 from laennec.training.data.windows import fit_window_points
 from laennec.training.devices import configure_process
+from laennec.training.initial import unite_trained_on
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
 from laennec.training.run import claimed, predict_validation, write_run
@@ -114,6 +115,7 @@ def ensemble_runs(
             "evaluations": [],
             "calibrations": [],
         }
+        unite_trained_on(folders, out)
         write_run(out, model, extractor, {"predictions": predictions, "windows": windows}, record)
     return out
 

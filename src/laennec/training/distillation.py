@@ -24,11 +24,11 @@ from laennec.training.recipe import Recipe
 from laennec.training.tables import head_logits
 
 
-def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]) -> dict[str, Any] | None:
+def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]) -> InitialModel | None:
     """Mix the probabilities of the recipe's teacher into the training labels, in place.
 
     Returns:
-        What the record of the run states of the teacher; None without one.
+        The teacher, None without one.
 
     Raises:
         InputError: The teacher lacks a label, takes other input, or was trained on held-out patients.
@@ -54,4 +54,4 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
     probabilities = model.probabilities(torch.from_numpy(logits).to(training_device())).cpu().numpy()
     soft = probabilities[:, [known.index(name) for name in targets.names]]  # (cycles, labels)
     targets.labels = ((1 - weight) * targets.labels + weight * soft).astype(np.float32)
-    return teacher.facts(False) | {"weight": weight}
+    return teacher

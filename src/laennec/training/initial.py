@@ -6,8 +6,9 @@ run keeps the patients and the sounds that it was trained on in a file of its ow
 such a file is refused where validation or test has one of them that the recipe does not train on.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from typing import Any
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of
 from laennec.corpora.copies import describe_audio, find_described
-from laennec.corpora.load import find_corpus, provenance
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.split_data import make_extractor
-from laennec.training.pretraining.dataset import pretraining_note
+from laennec.training.pretraining.dataset import pretraining_note, seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -61,8 +61,7 @@ class InitialModel:
         """A model, and what is known of the patients it was trained on."""
         from laennec.evaluation.evaluate import load_model
 
-        note = Path(source) / TRAINED_ON
-        return cls(source, *load_model(source), list(read_record(note).get("sets") or []) if note.is_file() else [])
+        return cls(source, *load_model(source), read_trained_on(source))
 
     @property
     def encoder(self) -> Any:
@@ -96,7 +95,7 @@ class InitialModel:
         for name in (name for name in splits if name != "train"):
             own = set(find_described(described, splits[name]))
             for note in self.trained_on:
-                both = sorted((_seen(note, splits) & _patients(splits[name])) - patients)
+                both = sorted((seen_patients(note, splits) & _patients(splits[name])) - patients)
                 sounds = sorted({*find_described(note.get("sounds") or {}, splits[name])} - own)
                 if both or sounds:
                     what = (
@@ -135,22 +134,24 @@ class InitialModel:
         }
 
 
-def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, start: InitialModel | None) -> None:
-    """Keep the patients and sounds of a run, and of the model that it started from."""
-    notes = [pretraining_note(splits, sorted(_patients(table)), table), *(start.trained_on if start else [])]
-    write_record(out / TRAINED_ON, {"sets": notes})
+def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:
+    """The notes of a run's training sets, the last one first; none where they are unknown."""
+    note = Path(folder) / TRAINED_ON
+    return list(read_record(note).get("sets") or []) if note.is_file() else []
 
 
-def _seen(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
-    """The patients of a note by the ids of these splits; none where they are of another corpus."""
-    source: dict[str, Any] = provenance(splits)  # type: ignore[arg-type]
-    before = f"{note.get('corpus')}:" if "corpora" in source else ""
-    source = source.get("corpora", {}).get(note.get("corpus")) or source
-    corpus = find_corpus(str(source.get("corpus")))
-    same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
-        corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
-    )
-    return {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, *models: InitialModel | None) -> None:
+    """Keep the patients and sounds of a run, and of the models that it started from or was taught by."""
+    before = [note for model in models if model is not None for note in model.trained_on]
+    write_record(out / TRAINED_ON, {"sets": [pretraining_note(splits, sorted(_patients(table)), table), *before]})
+
+
+def unite_trained_on(folders: Sequence[Path], out: Path) -> None:
+    """Keep the patients and sounds of the members of an ensemble; nothing where those of one are unknown."""
+    of_members = [read_trained_on(folder) for folder in folders]
+    if all(of_members):
+        notes = {json.dumps(note, sort_keys=True): note for notes in of_members for note in notes}
+        write_record(out / TRAINED_ON, {"sets": list(notes.values())})
 
 
 def _patients(table: Any) -> set[str]:

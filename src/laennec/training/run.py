@@ -169,7 +169,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
         "pretraining": pretraining,
         "initialised_from": None if start is None else start.facts(kept),
-        "teacher": teacher,
+        "teacher": None if teacher is None else teacher.facts(False) | {"weight": recipe.loss.teacher_weight},
         "timings": timings.seconds,
         "losses": result.losses,
         "history": training_history(result.history),
@@ -180,7 +180,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "tasks": tasks,
         "evaluations": [],
     }
-    write_trained_on(out, splits, training.table, start)
+    write_trained_on(out, splits, training.table, start, teacher)
     write_run(out, result.model, extractor, {"predictions": predictions, "windows": windows}, record)
 
 

@@ -134,21 +134,26 @@ def pretraining_note(splits: Any, patients: Sequence[str], table: Any = None) ->
     return {key: source.get(key) for key in keys} | {"patients": list(patients)} | sounds
 
 
-def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split."""
-    if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
-        return None
-    note = read_record(path)
-    source = provenance(splits)  # type: ignore[arg-type]
-    # of several corpora, the one of the pre-training; ids of patients begin with its name
+def seen_patients(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
+    """The patients of a note by the ids of these splits; none where they are of another corpus."""
+    source: dict[str, Any] = provenance(splits)  # type: ignore[arg-type]
+    # of several corpora, the one of the note; ids of patients begin with its name
     before = f"{note.get('corpus')}:" if "corpora" in source else ""
     source = source.get("corpora", {}).get(note.get("corpus")) or source
     corpus = find_corpus(str(source.get("corpus")))
     same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
         corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
     )
+    return {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+
+
+def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split."""
+    if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
+        return None
+    note = read_record(path)
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
-    seen = {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+    seen = seen_patients(note, splits)
     for name in splits:
         both = sorted(seen & _known(splits[name])) if name not in _NOT_TEST else []
         if both:
