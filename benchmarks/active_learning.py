@@ -22,38 +22,19 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from laennec.cache import cache_root
-from laennec.corpora import load_corpus
+from benchmarks.sprsound import LABELS, embedded_train_split
 from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.metrics import auroc
 from laennec.review import RULES
 from laennec.review.queue import queue_order
-from laennec.training.data.split_data import make_extractor, make_split
-from laennec.training.embeddings import EmbeddingCache, embed_cycles
-from laennec.training.recipe import Recipe
 from laennec.training.record import hardware, versions, write_record
-from laennec.training.run import make_model
 
-LABELS = ("crackle", "wheeze")
 SEEDS = range(5)
 DRAWS = 5  # of the first events and of random orders, in each seed
 FIRST, MEMBERS, HELD_OUT, SHARE = 20, 5, 0.3, 0.95
 LIMITS = (None, 2)  # most events of a patient in a session
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/active_learning.json"
 Array = np.ndarray[Any, Any]
-
-
-def embedded(data_dir: str, weights: str) -> tuple[Array, pd.DataFrame]:
-    """Embeddings (events, dim) and rows of SPRSound's train split."""
-    recipe = Recipe(name="active_learning")
-    recipe.encoder.weights, recipe.encoder.trainable = weights, "frozen"
-    table = load_corpus("sprsound", data_dir, protocol="none")["all"]
-    table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
-    extractor = make_extractor(recipe.features)
-    split = make_split("train", table, recipe, extractor, None, False)
-    model = make_model(recipe, split.targets.names)
-    values = embed_cycles(model, extractor, split.dataset, split.keys(), EmbeddingCache(cache_root(), model, extractor))
-    return values, table.select_columns(["patient_id", *LABELS]).to_pandas()
 
 
 def probabilities(values: Array, truth: Array, labelled: Array) -> Array:
@@ -166,7 +147,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    values, rows = embedded(options.data_dir, options.weights)
+    values, rows = embedded_train_split(options.data_dir, options.weights)
     truth, patients = rows[[*LABELS]].to_numpy(int), rows["patient_id"].to_numpy(str)
     pools = [[Pool(values, truth, patients, seed, draw) for draw in range(DRAWS)] for seed in SEEDS]
     counts = {(rule, limit): count(pools, rule, limit) for rule in RULES for limit in LIMITS}

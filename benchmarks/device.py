@@ -82,7 +82,7 @@ def mixed_precision(device: torch.device) -> Any:
 
 
 def peak_flops(name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by its name; None where the table does not know it."""
+    """Dense bfloat16 FLOP/s of a device by its name; None where the table lacks it."""
     return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 

@@ -24,7 +24,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
-from benchmarks.operating_point import LABELS, Array, embedded
+from benchmarks.operating_point import Array
+from benchmarks.sprsound import LABELS, embedded_train_split
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     FocalLoss,
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    values, rows = embedded(options.data_dir, options.weights, [], context_cycles=0)
+    values, rows = embedded_train_split(options.data_dir, options.weights)
     found = list(outer_folds(values, rows, options.trials, options.seeds))
     truth = rows[list(LABELS)].to_numpy(dtype=int)
     held = {one["fold"]: one["held"] for one in found}

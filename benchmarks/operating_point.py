@@ -20,36 +20,16 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from laennec.cache import cache_root
-from laennec.corpora import load_corpus
+from benchmarks.sprsound import LABELS, embedded_train_split
 from laennec.evaluation.calibration.operating_point import fit_thresholds_on_validation
 from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.metrics import confusion_matrix, exact_sensitivity, four_class, specificity
-from laennec.training.data.split_data import make_extractor, make_split
-from laennec.training.embeddings import EmbeddingCache, embed_cycles
-from laennec.training.recipe import Recipe
 from laennec.training.record import hardware, versions, write_record
-from laennec.training.run import make_model
 
-LABELS = ("crackle", "wheeze")
 LAYERS = [7, 11, 13, "embedding"]
 DRAWS = 25
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/operating_point.json"
 Array = np.ndarray[Any, Any]
-
-
-def embedded(data_dir: str, weights: str, layers: Any = LAYERS, context_cycles: int = 1) -> tuple[Array, pd.DataFrame]:
-    """Embeddings (events, dim) and rows of SPRSound's train split."""
-    recipe = Recipe(name="operating_point")
-    recipe.encoder.weights, recipe.encoder.trainable, recipe.encoder.layers = weights, "frozen", layers
-    recipe.features.context_cycles = context_cycles
-    table = load_corpus("sprsound", data_dir, protocol="none")["all"]
-    table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
-    extractor = make_extractor(recipe.features)
-    split = make_split("train", table, recipe, extractor, None, False)
-    model = make_model(recipe, split.targets.names)
-    values = embed_cycles(model, extractor, split.dataset, split.keys(), EmbeddingCache(cache_root(), model, extractor))
-    return values, table.select_columns(["patient_id", *LABELS]).to_pandas()
 
 
 def logits_of(values: Array, truth: Array, fitted: Array, wanted: Array) -> Array:
@@ -162,7 +142,7 @@ def main() -> None:
     parser.add_argument("--weights", default="weights/mn04_as_mAP_432.pt")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    values, rows = embedded(options.data_dir, options.weights)
+    values, rows = embedded_train_split(options.data_dir, options.weights, LAYERS, context_cycles=1)
     scores = pd.DataFrame(outer_folds(values, rows, options.seeds))
     results = []
     for rule, words in RULES.items():

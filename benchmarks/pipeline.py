@@ -36,7 +36,7 @@ _NAME, _BOUND = "waiting for data", "< 0.05"
 
 
 class TimedTrainer(LaennecTrainer):
-    """A Trainer that knows how long the device waited for batches in the last epoch.
+    """A Trainer that measures how long the device waited for batches in the last epoch.
 
     Attributes:
         waited_s: Seconds.

@@ -131,7 +131,7 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
                 make(content)
                 files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
                 for path in files.values():
-                    sync_file(path)  # `hash_files` may remember it, and believes the times of a file
+                    sync_file(path)  # `hash_files` may have stored it, and compares a file's times only
                 hashes = {name: sha256_of(path) for name, path in files.items()}
                 (made / _LISTING).write_text(json_text({"of": target.name, "files": hashes}), encoding="utf-8")
                 made.chmod(content.stat().st_mode)

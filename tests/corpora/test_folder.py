@@ -58,7 +58,7 @@ def test_labels_synonyms_and_delimiters(folder: Path, tmp_path: Path, delimiter:
     [
         ("c.wav,0,1,normal,P1,", "line 3: recording 'c.wav' is not in the folder"),
         ("a,0,1,crackel,P1,", "line 3: label 'crackel': did you mean 'crackle'"),
-        ("a,0,1,normal+cough,P1,", r"line 3: label 'normal\+cough' says normal and another"),
+        ("a,0,1,normal+cough,P1,", r"line 3: label 'normal\+cough' contains normal and another"),
         ("a,0,1,,P1,", "line 3: no label"),
         ("a,0,1,normal,P2,", "line 3: patient_id 'P2' differs"),
         ("a,0,1,normal,P1,-1", "line 3: age_years '-1'"),

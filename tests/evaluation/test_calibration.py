@@ -239,7 +239,7 @@ def test_few_positives_are_not_calibrated_and_some_only_a_little(calibration):
     _, few = fitted(9, 26)
     assert (few["temperatures"], few["intercepts"]) == ({"w": 1.0}, {"w": 0.0})
     assert few["notes"] == [
-        "w: 9 of 26 validation rows have it, fewer than 10 with or without, so it was left uncalibrated"
+        "w: 9 of 26 validation rows have the label, and calibration needs 10 with and 10 without it; left uncalibrated"
     ]
     if calibration == "temperature":
         _, some = fitted(12, 26)
@@ -251,7 +251,7 @@ def test_platt_leaves_logits_that_fall_with_the_label():
     table["logit_wheeze"] *= -1
     fitted = fit_on_validation(table, LABELS, calibration="platt")
     assert (fitted["temperatures"]["wheeze"], fitted["intercepts"]["wheeze"]) == (1.0, 0.0)
-    assert ["wheeze: its logits do not rise" in note for note in fitted["notes"]] == [True]
+    assert ["wheeze: its logits on validation do not increase" in note for note in fitted["notes"]] == [True]
     with pytest.raises(ValueError, match="none, temperature, platt"):
         fit_on_validation(table, LABELS, calibration="isotonic")
 

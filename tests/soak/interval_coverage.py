@@ -13,21 +13,16 @@ from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import pandas as pd
+from benchmarks.sprsound import LABELS, embedded_train_split
 from rows import keep, parser_of
 
-from laennec.cache import cache_root
-from laennec.corpora import load_corpus
 from laennec.evaluation.intervals import bootstrap_values, interval, patient_intervals
 from laennec.evaluation.predictions import effective_numbers, point_values, read_predictions, statistics_of
-from laennec.training.data.split_data import make_extractor, make_split
-from laennec.training.embeddings import EmbeddingCache, embed_cycles
-from laennec.training.recipe import Recipe
-from laennec.training.run import make_model
 
-LABELS = ("crackle", "wheeze")
 PATIENTS = (20, 41, 51, 100, 160)
 FIGURES = ("crackle.roc_auc", "wheeze.roc_auc", "icbhi.Score", "crackle.average_precision", "wheeze.recall")
 
@@ -39,16 +34,7 @@ def predicted_out_of_fold(data_dir: str, weights: str) -> pd.DataFrame:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    recipe = Recipe(name="coverage")
-    recipe.encoder.weights, recipe.encoder.trainable = weights, "frozen"
-    table = load_corpus("sprsound", data_dir, protocol="none")["all"]
-    table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
-    extractor = make_extractor(recipe.features)
-    split = make_split("train", table, recipe, extractor, None, False)
-    model = make_model(recipe, split.targets.names)
-    cache = EmbeddingCache(cache_root(), model, extractor)
-    values = embed_cycles(model, extractor, split.dataset, split.keys(), cache)
-    rows = table.select_columns(["cycle_id", "recording_id", "patient_id", *LABELS]).to_pandas()
+    values, rows = embedded_train_split(data_dir, weights)
     for label in LABELS:
         logits = np.zeros(len(rows))
         for fitted, left in GroupKFold(5, shuffle=True, random_state=0).split(values, groups=rows.patient_id):

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from objectives import make_objective
+from torch import nn
 from torch.nn import functional
 
 from laennec.errors import InputError
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
 from laennec.training.data.mixing import Mixture
-from laennec.training.objectives.objective import Stage, task_weights
+from laennec.training.objectives.loss_specs import specs_of
+from laennec.training.objectives.objective import Objective, Stage, TaskLoss, task_weights
 from laennec.training.recipe import LossSettings
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)
@@ -164,6 +166,23 @@ def test_patients_and_simclr_take_their_own_labels():
     both = torch.stack(out.embeddings.split(6), dim=1)
     assert torch.allclose(terms["cycle/supcon"], SupConLoss()(both)["supcon"])
     assert float(terms["ntxent"]) > 0
+
+
+class ViewsOfACycle(nn.Module):
+    """An own loss with the signature that all own losses have."""
+
+    labels, views = "cycle", 2
+
+    def forward(self, embeddings, labels):
+        assert embeddings.shape[:2] == (6, 2) and labels.tolist() == [0, 1, 2, 3, 4, 5]
+        return (embeddings[:, 0] - embeddings[:, 1]).norm(dim=-1).mean()
+
+
+def test_an_own_loss_over_the_views_of_a_cycle_takes_one_label_a_cycle():
+    out, given = views()
+    task = TaskLoss("bce", True, given["labels"].numpy(), 2)
+    terms = Objective(task, specs_of({"own": ViewsOfACycle()}))(out, given, Stage(), 0)
+    assert float(terms["own"]) > 0
 
 
 def mixture(labels, lam=0.7):

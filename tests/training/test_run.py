@@ -89,6 +89,13 @@ def test_early_stopping_ends_before_the_last_epoch(tiny_recipe, tmp_path):
     assert len(record["history"]) < 30
 
 
+def test_what_tensorboard_logged_is_kept_when_the_checkpoints_go(tiny_recipe, tmp_path):
+    settings = {"epochs": 1, "batch_size": 8, "selection_metric": "loss", "arguments": {"report_to": "tensorboard"}}
+    folder = run(tiny_recipe, tmp_path / "run", train=settings)
+    (events,) = (folder / "logs" / "train").glob("*/events.*")
+    assert b"train/term_bce" in events.read_bytes() and not (folder / "checkpoints").exists()
+
+
 class StoppedError(Exception):
     pass
 

@@ -96,7 +96,7 @@ def test_what_a_stream_cannot_give_is_said(model, parquet, tmp_path):
         trainer_of(model, tmp_path, streamed(parquet).remove_columns("audio"))
     by_patient = SupConLoss()
     by_patient.labels = "patient_id"
-    with pytest.raises(InputError, match="a streamed table has not"):
+    with pytest.raises(InputError, match="a streamed table does not have"):
         trainer_of(model, tmp_path, streamed(parquet), losses={"patients": by_patient})
 
 

@@ -10,6 +10,7 @@ from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
+from laennec.errors import InputError
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
@@ -48,6 +49,13 @@ def test_accumulating_four_batches_of_two_is_one_batch_of_eight(tmp_path):
     parts.train()
     one, two = whole.model.head.state_dict(), parts.model.head.state_dict()
     assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
+
+
+def test_a_loss_of_a_projection_that_the_model_does_not_have_is_refused_before_training(tmp_path):
+    loss = AngularDistanceDistributionLoss()
+    loss.on = "projection"
+    with pytest.raises(InputError, match=r"losses\['add'\].on is projection, but .* set its projection_dim"):
+        make_trainer(tmp_path, 8, 1, losses={"add": loss})
 
 
 def test_encoder_and_head_learn_at_their_own_rates(tmp_path):

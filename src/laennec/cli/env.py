@@ -40,7 +40,7 @@ def run(_: argparse.Namespace) -> int:
     for name, check, remedy in _CHECKS:
         try:
             say(f"ok      {name}: {check()}")
-        except Exception as error:  # whatever breaks is what the user wants to know
+        except Exception as error:  # any failure is what this check reports
             failed += 1
             said = " ".join(str(error).split())[:200]
             say(f"FAILED  {name}: {type(error).__name__}: {said}", f"        what to do: {remedy}")

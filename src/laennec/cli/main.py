@@ -67,7 +67,7 @@ COMMANDS = {
     predict: "predict crackles and wheezes over time in recordings",
     embed: "embed recordings, or the cycles of a corpus, into Parquet",
     search: "find the embedded spans that sound most like a recording",
-    map_page: "write a page with a map of embedded spans to hover and hear, and what can be read off them",
+    map_page: "write a page with a map of embedded spans, their sounds, and linear probes of the embedding",
     review: "review what a model predicts, span by span; the answers become a corpus",
     app: "serve a web page that predicts uploaded recordings",
     env: "print versions for a bug report, and check decoding, the cache and a model",

@@ -1,4 +1,4 @@
-"""`laennec map`: a page with the map of an index, and what can be read off its embeddings."""
+"""`laennec map`: a page with the map of an index, and linear probes of its embeddings."""
 
 import argparse
 
@@ -24,5 +24,5 @@ def run(options: argparse.Namespace) -> int:
 
     index = opened(options, backend="torch")
     found = write_map(index, options.out, points=options.points, sound_mb=options.sound_mb, seed=options.seed)
-    say("read off the embedding (AUROC; 0.5 is chance):", *lines(found), verdict(found), f"map: {options.out}")
+    say("linear probes of the embedding (AUROC; 0.5 is chance):", *lines(found), verdict(found), f"map: {options.out}")
     return 0

@@ -66,21 +66,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict and write the results; exit code 2 if some recordings failed."""
-    from laennec.errors import InputError
-
-    if options.annotation and options.segment:
-        raise InputError("--annotation and --segment cannot be combined; give one of them")
-    on_ray = options.engine == "ray"
-    if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
-        raise InputError("--format, --overwrite, --jobs and --engine are about files; give --out, or leave them out")
-    refuse_addresses(options)
-    if on_ray and (options.format or options.segment or options.parameters):
-        raise InputError("--format, --segment and --parameters are not for --engine ray; leave them out")
+    _check(options)
     source, inputs = model_and_inputs(options.paths)
-    from laennec.evaluation.calibration.smoothing import parse_smoothing
-    from laennec.inference.backends import load_for_prediction
     from laennec.inference.batch.parameters import read_parameters
-    from laennec.inference.batch.run import Predictor, predict
+    from laennec.inference.batch.run import predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
@@ -90,31 +79,8 @@ def run(options: argparse.Namespace) -> int:
     if options.parameters:
         earlier, fingerprint = read_parameters(options.parameters)
         settings = settings.over(earlier)
-    formats = list(DEFAULT_FORMATS) if settings.format is None else settings.format
-    parse_smoothing(settings.smoothing)
-    neighbours = settings.smoothing_neighbours or 0
-    if neighbours < 0:
-        raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
-    model, extractor = load_for_prediction(source, options.base, options.backend)
-    spans = "events" if settings.annotation or settings.segment is not None else "windows"
-    strength = 0.0
-    if settings.smoothing not in (None, "none"):
-        from laennec.evaluation.calibration.recalibrate import smooth_model
-
-        strength, smoothing = smooth_model(settings.smoothing, source, model, neighbours, spans)
-        if smoothing:
-            say(smoothing)
-    predictor = Predictor(
-        model,
-        extractor,
-        settings.window_s,
-        settings.hop_s,
-        strength,
-        neighbours=neighbours,
-        thresholds=settings.thresholds,
-        segmentation=None if settings.annotation else settings.segmentation(),
-        backend=options.backend,
-    )
+    settings.smoothing_neighbours = settings.smoothing_neighbours or 0
+    predictor = _make_predictor(options, settings, source)
     if fingerprint not in (None, predictor.fingerprint()):
         _note(f"{options.parameters} was written for another model")
     if settings.annotation is None and (note := input_note(predictor)):
@@ -124,19 +90,19 @@ def run(options: argparse.Namespace) -> int:
         _say_decision(predictor, source, settings.annotation is not None)
         say("Research use only: not a medical device.")
         return 2 if failed else 0
-    if on_ray:
+    if options.engine == "ray":
         from laennec.inference.batch.ray_engine import RayWork
 
         identity = {**predictor.identity(settings.annotation is not None), "model": predictor.fingerprint()}
         return run_ray(options, RayWork(predictor, {"laennec": __version__, **identity}, settings.annotation), inputs)
     if not predictor.whole:
         settings.window_s, settings.hop_s = predictor.window_s, predictor.hop_s
-    settings.smoothing, settings.smoothing_neighbours = settings.smoothing or "none", neighbours
+    settings.smoothing = settings.smoothing or "none"
     done = predict(
         predictor,
         inputs,
         options.out,
-        formats=formats,
+        formats=list(DEFAULT_FORMATS) if settings.format is None else settings.format,
         annotation=settings.annotation,
         progress=Progress("predicting"),
         settings=settings,
@@ -147,6 +113,53 @@ def run(options: argparse.Namespace) -> int:
     say(f"predictions: {options.out} ({outcome(done)})")
     _say_decision(predictor, source, settings.annotation is not None)
     return 2 if done.failed else 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    from laennec.errors import InputError
+
+    if options.annotation and options.segment:
+        raise InputError("--annotation and --segment cannot be combined; give one of them")
+    on_ray = options.engine == "ray"
+    if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
+        raise InputError("--format, --overwrite, --jobs and --engine need --out; add it, or leave them out")
+    refuse_addresses(options)
+    if on_ray and (options.format or options.segment or options.parameters):
+        raise InputError("--format, --segment and --parameters cannot be combined with --engine ray; leave them out")
+
+
+def _make_predictor(options: argparse.Namespace, settings: "Settings", source: str) -> "Predictor":
+    """Load the model, and set its smoothing, windows and thresholds."""
+    from laennec.errors import InputError
+    from laennec.evaluation.calibration.smoothing import parse_smoothing
+    from laennec.inference.backends import load_for_prediction
+    from laennec.inference.predictor import Predictor
+
+    parse_smoothing(settings.smoothing)
+    neighbours = settings.smoothing_neighbours or 0
+    if neighbours < 0:
+        raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
+    model, extractor = load_for_prediction(source, options.base, options.backend)
+    strength = 0.0
+    if settings.smoothing not in (None, "none"):
+        from laennec.evaluation.calibration.recalibrate import smooth_model
+
+        spans = "events" if settings.annotation or settings.segment is not None else "windows"
+        strength, smoothing = smooth_model(settings.smoothing, source, model, neighbours, spans)
+        if smoothing:
+            say(smoothing)
+    return Predictor(
+        model,
+        extractor,
+        settings.window_s,
+        settings.hop_s,
+        strength,
+        neighbours=neighbours,
+        thresholds=settings.thresholds,
+        segmentation=None if settings.annotation else settings.segmentation(),
+        backend=options.backend,
+    )
 
 
 def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str]) -> int:
@@ -200,8 +213,8 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)
     name = "the model in the package" if source == DEFAULT_MODEL else source
-    trained = (config.summary or "").partition(". ")[0].rpartition("; ")[2]  # the rest are scores: for the card
-    say(f"model: {name}{f'; {trained}' if trained else ''}", f"backend: {predictor.backend.name}")
+    trained = (config.summary or "").partition("; trained on ")[2].partition(". ")[0]  # scores follow: for the card
+    say(f"model: {name}{f'; trained on {trained}' if trained else ''}", f"backend: {predictor.backend.name}")
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:
         bounds = f": {_above(decision['thresholds'])}"

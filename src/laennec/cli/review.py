@@ -16,7 +16,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     people = "the patient of each recording: a CSV with recording and patient_id, or a regular expression that finds it"
     add("paths", nargs="*", metavar="PATH", help=f"{models}, then the folder of recordings")
     add("--out", help="folder of the review, new or of an earlier one; not in the folder of recordings")
-    add("--agreement", metavar="REVIEW", help="print how far the reviewers of a review agree, and end")
+    add("--agreement", metavar="REVIEW", help="print the agreement of the reviewers, and exit")
     add("--rule", default="uncertain", help=f"order of the spans: {', '.join(RULES)} (default: uncertain)")
     add("--per-patient", type=int, default=5, help="most spans of a patient in the queue; 0 for all (default: 5)")
     add("--patients", help=f"{people} in the file's name, e.g. '^[^_]+' (default: each recording is a patient)")

@@ -41,7 +41,7 @@ class AuditReport:
     # `acquisition_mode`, `part` and `sampling_rate` count recordings
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # one line each, naming the file
-    notes: list[str] = field(default_factory=list)  # what to know although it is no problem
+    notes: list[str] = field(default_factory=list)  # remarks that are no problems
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -145,7 +145,7 @@ def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_
     """The events that a front end which keeps the length of a cycle makes no frame of."""
     from laennec.audio.features import PRESETS, preset_length  # transformers is slow to import
 
-    # one that stacks frames wants more than all others, and says so itself where it is used
+    # one that stacks frames needs more, and raises its own error where it is used
     fronts = [f for name, f in PRESETS.items() if preset_length(name) == "natural" and f.stack_frames == 1]
     problems = []
     for event in events:

@@ -49,7 +49,7 @@ def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
     words = [" ".join(word.split()) for word in _SEPARATORS.split(text) if word.strip()]
     names = tuple(dict.fromkeys(name for word in words for name in _WORDS.get(word.casefold(), (word,))))
     if names and any(_WORDS.get(word.casefold()) == () for word in words):
-        raise AnnotationError(path, line, f"label {text!r} says normal and another label; keep one of them")
+        raise AnnotationError(path, line, f"label {text!r} contains normal and another label; keep one of them")
     for word in words:
         near = difflib.get_close_matches(word.casefold(), [w for w in _WORDS if w.startswith(FLAGS)], 1, cutoff=0.8)
         if near and word.casefold() not in _WORDS:

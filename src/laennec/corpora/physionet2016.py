@@ -166,7 +166,7 @@ class PhysioNet2016(Corpus):
         wanted = self.options.quality == "good" and (letter is not None or self.options.validation_folder)
         if wanted and all(row[1] is None for row in quality.values()):
             names = " or ".join(_QUALITY_TABLES)
-            self.problems.append(f"{folder}: no signal quality ({names}); add it, or ask for quality all")
+            self.problems.append(f"{folder}: no signal quality ({names}); add it, or set quality: all")
         other = [name for name in classes if name in quality and quality[name][0] != classes[name][0]]
         if other:
             self.notes.append(f"{table}: another label than REFERENCE.csv, which counts, for {named(other)}")

@@ -267,7 +267,7 @@ def _official(frame: pd.DataFrame, official_split: Mapping[str, str] | None, pro
         )
     split_of = frame["recording_id"].map(dict(official_split)).to_numpy(dtype=object).copy()
     if wrong := sorted({str(value) for value in split_of} - {"train", "test"}):
-        raise InputError(f"the published split says {some(wrong)}, but a recording is in train or in test; correct it")
+        raise InputError(f"the published split has {some(wrong)}; a recording is in train or in test; correct it")
     return split_of
 
 

@@ -96,7 +96,7 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 _NOT_IN_DIGEST = ("audioset_head.",)
 for _kind in (*_CLASSES, *WRAPPERS.values()):
-    if _kind.config_class.model_type.startswith("laennec-"):  # transformers knows its own
+    if _kind.config_class.model_type.startswith("laennec-"):  # transformers registers its own
         AutoConfig.register(_kind.config_class.model_type, _kind.config_class)
         AutoModel.register(_kind.config_class, _kind)
 

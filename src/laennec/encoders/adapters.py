@@ -73,7 +73,7 @@ def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
 def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:
     """Put the trained layers into training mode, or all into evaluation mode; `config` is a `LaennecConfig`."""
     if config.frozen_encoder and not encoder.training:
-        return  # the Trainer asks at each step, and an encoder has many modules
+        return  # called at each step, and an encoder has many modules
     encoder.train(mode and not config.frozen_encoder and not config.trained_layers)
     if mode and config.trained_layers and not config.frozen_encoder:
         stack, after = stack_of(encoder)

@@ -54,7 +54,7 @@ class AudioEncoder(PreTrainedModel):
         homepage: Where these weights are released.
         citation: BibTeX of the publication.
         preset: The front end that these weights were trained with; None for any.
-        other_presets: Front ends that some checkpoints want instead.
+        other_presets: Front ends that some checkpoints need instead.
         num_special_tokens: Tokens at the start that stand for no frames.
         released_settings: Settings that a released checkpoint file leaves open.
         batched_frames: On a CPU, cycles that are padded to the same multiple of so many frames share a batch, because

@@ -132,7 +132,7 @@ class StatisticsEncoder(AudioEncoder):
 
     def __init__(self, config: StatisticsConfig) -> None:
         super().__init__(config)
-        # transformers asks a model for its device and dtype by its parameters
+        # transformers reads device and dtype from a model's parameters
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.post_init()
 

@@ -134,8 +134,8 @@ AutoModel.register(ModuleConfig, ModuleEncoder)
 def unknown_encoder(name: str) -> InputError:
     """The error for a model whose encoder class was not imported."""
     return InputError(
-        f"the model's encoder is a {name!r}, which is not known here; import it first: the module that defines the "
-        "class with @laennec.register_encoder (on the command line: --import my_code:MyEncoder)"
+        f"the encoder class {name!r} of the model was not imported; import the module that defines it with "
+        f"@laennec.register_encoder (on the command line: --import my_code:{name})"
     )
 
 

@@ -1,7 +1,7 @@
 """ResNet on spectrograms, with the layers and checkpoints of transformers.
 
 Decisions: features are an image of one channel, frequency by time; a checkpoint for photographs gets that channel three
-times. Batch normalisation and convolutions of transformers know no mask, so padding would change the embedding of a
+times. Batch normalisation and convolutions of transformers take no mask, so padding would change the embedding of a
 cycle: batches with padding are refused. With several processes, each keeps its own batch statistics
 (train.sync_batch_norm has no effect here).
 

@@ -32,7 +32,7 @@ _FIXED: dict[str, Any] = {
     "mask_feature_prob": 0.0,
     "add_adapter": False,
 }
-# dropping layers leaves weights without gradient, which training on several devices does not forgive; can be asked for
+# dropping layers leaves weights without gradient, which training on several devices does not allow; off by default
 _DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0}
 # parts of published speech models that are no encoder
 _SPEECH_HEADS = (
@@ -45,7 +45,7 @@ _CLAP_FRAMES = 1001
 
 
 class TransformersEncoder(AudioEncoder):
-    """What transformers' audio encoders have in common here; a subclass knows how one family treats time.
+    """What transformers' audio encoders have in common here; a subclass states how one family treats time.
 
     `input_values` and the attention mask are those of `LaennecFeatureExtractor` with one of `presets`. The mask is a
     prefix of ones. Tokens are 0 beyond a cycle's end; the embedding is their mean.

@@ -185,17 +185,10 @@ def score(
             refuse_absent_split(run, split)
         run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
     recipe = recipe_of(source, run, corpus)
-    if run is None and out is None:
-        raise InputError("an exported model has no run folder for the results; give one (out, or --out DIR)")
-    several = run is not None and run["config"]["corpus"].get("corpora") and not recipe.corpus.corpora
-    name = f"{recipe.corpus.name}-{split}" if several else split
-    folder = Path(out) if out is not None else Path(source) / f"evaluation-{name}"
+    folder = Path(out) if out is not None else _own_folder(source, run, recipe, split)
     refuse_other_files(folder, _WRITTEN, "choose another --out")
     parse_smoothing(smoothing)
-    if spans not in SPANS:
-        raise InputError(f"spans {spans!r}: it can be {' or '.join(SPANS)}")
-    if spans == "events" and (window_s, hop_s) != (None, None):
-        raise InputError("window_s and hop_s are for spans windows (--spans windows); give it too")
+    _check_spans(spans, window_s, hop_s)
     own = [*load_metrics(recipe.evaluation.metrics, "evaluation.metrics"), *load_metrics(metrics)]
     timings = Timings()
     with timings.measure("evaluation"):
@@ -223,9 +216,8 @@ def score(
             predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
             if smooth is not None:
                 evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
-                after = smooth_predictions(predictions, model.config.label_names, smooth.strength)
-                columns = {f"smoothed_logit_{n}": after[f"logit_{n}"] for n in model.config.label_names}
-                predictions = predictions.assign(**columns)
+                after = smooth_predictions(predictions, names := model.config.label_names, smooth.strength)
+                predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
             windows = None
             if spans == "windows":
                 windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
@@ -237,16 +229,22 @@ def score(
     _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
     if submission is not None:
         write_submission(official, submission)
-    lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
-    if bounds := thresholds_in_use(evaluation):
-        shown = ", ".join(f"{name} above {p:.3f}" for name, p in bounds.items())
-        lines.append(f"a label is predicted: {shown} (calibrated probability)")
-    lines += [f"note: {note}" for note in fitting_notes(model.config, "events")]
-    if smooth is not None:
-        lines += ["", format_smoothing(evaluation["smoothing"])]
-    if windows is not None:
-        lines += ["", format_windows(evaluation["windows"])]
-    return Scored(folder, "\n".join(lines), evaluation)
+    return Scored(folder, _printed(record, split, evaluation, model.config), evaluation)
+
+
+def _own_folder(source: str | Path, run: dict[str, Any] | None, recipe: Recipe, split: str) -> Path:
+    """The folder of the results inside that of the run."""
+    if run is None:
+        raise InputError("an exported model has no run folder for the results; give one (out, or --out DIR)")
+    one_of_several = run["config"]["corpus"].get("corpora") and not recipe.corpus.corpora
+    return Path(source) / f"evaluation-{f'{recipe.corpus.name}-{split}' if one_of_several else split}"
+
+
+def _check_spans(spans: str, window_s: float | None, hop_s: float | None) -> None:
+    if spans not in SPANS:
+        raise InputError(f"spans {spans!r}: it can be {' or '.join(SPANS)}")
+    if spans == "events" and (window_s, hop_s) != (None, None):
+        raise InputError("window_s and hop_s are for spans windows (--spans windows); give it too")
 
 
 def _embed(
@@ -346,6 +344,20 @@ def _heading(record: dict[str, Any], split: str) -> str:
         lines.append(f"note: split {split} {use}; its scores are no estimate for new patients")
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
+    return "\n".join(lines)
+
+
+def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], config: LaennecConfig) -> str:
+    """What the command prints: data, scores, the thresholds in use, notes, smoothing and windows."""
+    lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
+    if bounds := thresholds_in_use(evaluation):
+        shown = ", ".join(f"{name} above {p:.3f}" for name, p in bounds.items())
+        lines.append(f"a label is predicted: {shown} (calibrated probability)")
+    lines += [f"note: {note}" for note in fitting_notes(config, "events")]
+    if "smoothing" in evaluation:
+        lines += ["", format_smoothing(evaluation["smoothing"])]
+    if "windows" in evaluation:
+        lines += ["", format_windows(evaluation["windows"])]
     return "\n".join(lines)
 
 

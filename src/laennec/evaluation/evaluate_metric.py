@@ -1,7 +1,7 @@
 """The ICBHI Score as an `evaluate.Metric`.
 
 Decisions: this module is the only one that imports `evaluate` (4 s); the numbers are those of `metrics`. It needs no
-`evaluate.load`, which asks the Hub; data stay in memory, so nothing is written to a cache either.
+`evaluate.load`, which calls the Hub; data stay in memory, so nothing is written to a cache either.
 """
 
 from typing import Any

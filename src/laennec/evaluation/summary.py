@@ -133,25 +133,7 @@ def evaluate_predictions(
     raw = calibration_of(read_predictions(table, **how))
     evaluation["calibration"] |= {"ece_before": raw["ece"], "brier_before": raw["brier"]}
     evaluation["failures"] = named_errors(predictions)
-    codes, n_patients = patient_codes(predictions.table)
-    statistics, effective = statistics_of(predictions), effective_numbers(predictions)
-    evaluation["intervals"] = patient_intervals(predictions.table, statistics, effective)
-    evaluation["effective_patients"] = {
-        name: effective_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)
-    }
-    evaluation["bootstrap"] = {
-        "interval": METHOD,
-        "n_draws": n_draws,
-        "seed": seed,
-        "level": LEVEL,
-        "unit": "patient",
-        "patients": n_patients,
-        "note": interval_note(n_patients),
-    }
-    if predictions.own is not None:
-        drawn = bootstrap_values(predictions.table, predictions.own.statistic, n_draws, seed)
-        kept = {n: [none_if_nan(v) for v in drawn[n]] for n in predictions.own.names if n in drawn}
-        evaluation["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
+    evaluation |= _uncertainty(predictions, n_draws, seed)
     if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(
             "some patients are unknown; their recordings are resampled instead, so the intervals may be too narrow"
@@ -166,6 +148,31 @@ def evaluate_predictions(
         )
     evaluation["warnings"] = _warnings(evaluation)
     return evaluation
+
+
+def _uncertainty(predictions: Predictions, n_draws: int, seed: int) -> dict[str, Any]:
+    """Intervals over patients and how they were made, effective numbers of patients, and draws of own metrics."""
+    codes, n_patients = patient_codes(predictions.table)
+    found: dict[str, Any] = {
+        "intervals": patient_intervals(predictions.table, statistics_of(predictions), effective_numbers(predictions)),
+        "effective_patients": {
+            name: effective_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)
+        },
+        "bootstrap": {
+            "interval": METHOD,
+            "n_draws": n_draws,
+            "seed": seed,
+            "level": LEVEL,
+            "unit": "patient",
+            "patients": n_patients,
+            "note": interval_note(n_patients),
+        },
+    }
+    if predictions.own is not None:
+        drawn = bootstrap_values(predictions.table, predictions.own.statistic, n_draws, seed)
+        kept = {n: [none_if_nan(v) for v in drawn[n]] for n in predictions.own.names if n in drawn}
+        found["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
+    return found
 
 
 def _output_names(table: Any) -> list[str]:

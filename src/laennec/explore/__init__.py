@@ -1,1 +1,1 @@
-"""Embeddings made visible: search for similar spans, a map of them, and what can be read off them."""
+"""Embeddings made visible: search for similar spans, a map of them, and linear probes."""

@@ -200,7 +200,7 @@ class EmbeddingIndex:
             column = self.rows.get(FILTERS[name])
             if column is None or column.isna().all():
                 raise InputError(
-                    f"{name}: the index does not know it; name the corpus that was embedded (--corpus, --data-dir)"
+                    f"{name}: unknown for every span; name the corpus that was embedded (--corpus, --data-dir)"
                 )
             known = set(column.dropna().astype(str))
             if absent := [value for value in wanted if value not in known]:

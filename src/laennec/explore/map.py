@@ -1,9 +1,9 @@
 """A page that shows an index as a map: one HTML file that needs nothing else.
 
 Decisions: positions are t-SNE of the normalised embeddings with a fixed seed, at most some thousand spans. Beside the
-map stands what can be read off the embedding, because a picture of clusters misleads. The page contacts no machine:
+map stand linear probes of the embedding, because a picture of clusters misleads. The page contacts no machine:
 the sound of as many spans as a stated size allows is in it as MP3, drawn evenly over the map; the others
-refer to their recordings on this machine. Sounds are raised to one level, so that quiet ones are heard.
+refer to their recordings on this machine. Sounds are raised to one level, so that quiet ones are audible.
 """
 
 import base64
@@ -81,13 +81,13 @@ def write_map(
         if predicted is None
         else {name: np.round(predicted[rows, k], 3).tolist() for k, name in enumerate(index.label_names)},
     }
-    heard = sum(sound.startswith("data:") for sound in data["sound"])
+    held = sum(sound.startswith("data:") for sound in data["sound"])
     page = render_template(
         "map.html",
         data=data,
         probes=[(probe, _bar(probe)) for probe in found],
         verdict=verdict(found),
-        facts={"points": len(rows), "spans": len(index), "heard": heard, "seconds": _MOST_S, "version": __version__}
+        facts={"points": len(rows), "spans": len(index), "sounds": held, "seconds": _MOST_S, "version": __version__}
         | {"recordings": index.rows["recording"].nunique(), "patients": index.rows["patient_id"].nunique()}
         | {"model": str(index.provenance.get("model"))[:12], "layer": index.provenance.get("layer"), "seed": seed},
     )

@@ -1,9 +1,9 @@
-"""How well labels, patients, devices and chest locations can be read off embeddings.
+"""Linear probes: how well embeddings predict labels, patients, devices and chest locations.
 
 Decisions: a probe is a ridge regression on the standardised embedding, which has a closed form and nothing to tune on
 the scored rows. Labels, devices and locations are probed on patients that the probe was not fitted on; patients on
 recordings that it was not fitted on, so that it cannot use the noise of one recording. A class of fewer than five
-patients says nothing and is left out. Scores are AUROC, the mean of each class against the others; chance is 0.5
+patients is left out. Scores are AUROC, the mean of each class against the others; chance is 0.5
 whatever the shares. Intervals leave out one patient at a time.
 """
 
@@ -67,21 +67,20 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
 
 
 def verdict(found: Sequence[Probe]) -> str:
-    """One sentence that says what the probes mean."""
+    """What the probes mean, in one sentence."""
     measured = [probe for probe in found if probe.auroc is not None]
     labels = [f"{probe.name} ({probe.auroc:.2f})" for probe in measured if probe.kind == "label"]
     others = [probe for probe in measured if probe.kind != "label"]
     confounds = [f"the {p.name} ({p.auroc:.2f})" for p in others if p.auroc is not None and p.auroc >= READABLE]
-    reads = f"{_listed(labels)} can be read off the embedding of unseen patients" if labels else "No label was probed"
-    reads = reads[0].upper() + reads[1:]
+    reads = f"Linear probes predict {_listed(labels)} of unseen patients" if labels else "No label was probed"
     if confounds:
         return (
-            f"{reads}, and so can {_listed(confounds)}: a model on it can use who or what was recorded in place of the "
-            "sound, so split by patient, and compare labels within one device and one place."
+            f"{reads}, and also {_listed(confounds)}: a classifier can use these in place of the sound, so split by "
+            "patient, and compare labels within one device and one place."
         )
     if not others:
-        return f"{reads}; patient, device and place are unknown here, so nothing can be said about confounds."
-    return f"{reads}; {_listed([f'the {p.name}' for p in others])} hardly (AUROC below {READABLE:g})."
+        return f"{reads}; patient, device and place are unknown, so confounds cannot be probed."
+    return f"{reads}, but hardly {_listed([f'the {p.name}' for p in others])} (AUROC below {READABLE:g})."
 
 
 def _of_patients(values: NDArray[np.float32], rows: pd.DataFrame, patients: pd.Series, seed: int) -> Probe:

@@ -113,7 +113,7 @@ def write_openvino(
     try:
         openvino.save_model(core.read_model(folder / FLOAT_FILE), path, compress_to_fp16=False)
         compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    except RuntimeError as error:  # an operation that OpenVINO does not know
+    except RuntimeError as error:  # an operation that OpenVINO does not support
         reason = " ".join(str(error).split())[-160:]
         raise InputError(f"{run}: no OpenVINO export: {reason}; use --format onnx") from error
     apart = _compare(path, lambda sounds: list(compiled(padded(sounds)).values()), model, extractor)

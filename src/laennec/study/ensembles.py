@@ -7,7 +7,7 @@ members that had not seen them.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,22 +78,18 @@ def ensemble_runs(
         loaded = [load_model(folder) for folder in folders]
         model, extractor = ensemble_models([model for model, _ in loaded]), loaded[0][1]
         with timings.measure("validation predictions"):
-            if _fold(first) is not None:
+            if _fold(first) is None:
+                splits = load_splits(recipe)
+                check_split(first, recipe, provenance(splits))
+                tables, facts = _fit_on_validation(model, extractor, recipe, splits, first["labels"], begin)
+            else:
                 found = _out_of_fold(folders, records, loaded, recipe)
                 for one in recipe.corpus.each:
                     one.validation_fold = "all"
                 splits = load_splits(recipe)
                 begin()
                 facts = _fit_out_of_fold(model, found, recipe) | _facts_of_folds(first, splits, found)
-                predictions, windows = found.tables["predictions"], found.tables.get("windows")
-            else:
-                splits = load_splits(recipe)
-                check_split(first, recipe, provenance(splits))
-                validation = make_split("validation", splits["validation"], recipe, extractor, first["labels"], False)
-                begin()
-                predictions, points, tasks = predict_validation(model, extractor, recipe, validation)
-                windows, window_points = fit_window_points(model, extractor, recipe, splits, recipe.head)
-                facts = {"operating_points": points, "window_points": window_points, "tasks": tasks}
+                tables = found.tables
         spent: Counter[str] = Counter()
         for one in (*(record["timings"] for record in records), timings.seconds):
             spent.update(one)
@@ -116,8 +112,20 @@ def ensemble_runs(
             "calibrations": [],
         }
         unite_trained_on(folders, out)
-        write_run(out, model, extractor, {"predictions": predictions, "windows": windows}, record)
+        write_run(out, model, extractor, tables, record)
     return out
+
+
+def _fit_on_validation(
+    model: Any, extractor: Any, recipe: Recipe, splits: Any, labels: list[str], begin: Callable[[], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Predict the validation patients that the members share, and fit on them; the tables and the facts."""
+    validation = make_split("validation", splits["validation"], recipe, extractor, labels, False)
+    begin()
+    predictions, points, tasks = predict_validation(model, extractor, recipe, validation)
+    windows, window_points = fit_window_points(model, extractor, recipe, splits, recipe.head)
+    facts = {"operating_points": points, "window_points": window_points, "tasks": tasks}
+    return {"predictions": predictions, "windows": windows}, facts
 
 
 @dataclass

@@ -184,7 +184,7 @@ def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
                 part = _embed_batch(model, extractor, [waveforms[row] for row in some])
                 if isinstance(part, str):
                     failed = part
-                    raise RuntimeError("CUDA out of memory.")  # accelerate knows no MemoryError
+                    raise RuntimeError("CUDA out of memory.")  # accelerate does not catch MemoryError
                 values.append(part)
             return np.concatenate(values)
 

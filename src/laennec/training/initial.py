@@ -107,7 +107,7 @@ class InitialModel:
                     )
 
     def keep_head(self, model: LaennecForAudioClassification) -> bool:
-        """Give a new model this one's head, if it has the same form and knows all labels; whether it was given."""
+        """Give a new model this one's head, if it has the same form and all labels; whether it was given."""
         known, names = self.model.config.label_names, model.config.label_names
         state, wanted = self.model.head.state_dict(), model.head.state_dict()
         if not set(names) <= set(known) or any(

@@ -273,7 +273,7 @@ def _embedded(
     validation: SplitData,
     cache: EmbeddingCache,
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
-    """Embed both splits once (training as often as the recipe asks for augmented copies)."""
+    """Embed both splits once (training once for each augmented copy of the recipe)."""
     dataset = training.dataset
     if dataset.augmentation is None and dataset.concatenation is None:
         copies = [embed_cycles(model, extractor, dataset, training.keys(), cache)]
@@ -312,6 +312,10 @@ def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any],
         if table is not None:
             with atomic_write(out / f"{name}-validation.parquet", "wb") as file:
                 table.to_parquet(file)
+    for logged in sorted((out / "checkpoints").glob("*/runs/*")):  # TensorBoard writes beside the checkpoints
+        folder = out / "logs" / logged.parents[1].name
+        folder.mkdir(parents=True, exist_ok=True)
+        logged.rename(folder / logged.name)
     write_record(out / "run.json", record)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 

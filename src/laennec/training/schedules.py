@@ -344,7 +344,7 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
 
 
 def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:
-    """Early stopping where the recipe wants it, the epochs to evaluate, and the recipe's own callbacks."""
+    """Early stopping where the recipe sets it, the epochs to evaluate, and the recipe's own callbacks."""
     own: list[TrainerCallback] = [
         one.make(f"train.callbacks[{n}]", recipe.folders) for n, one in enumerate(recipe.train.callbacks)
     ]

@@ -55,7 +55,7 @@ from laennec.training.objectives.auxiliary_layers import (
     enter_stage,
 )
 from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
-from laennec.training.objectives.loss_specs import LossSpec, groups_of_data, specs_of
+from laennec.training.objectives.loss_specs import LossSpec, check_projection, groups_of_data, specs_of
 from laennec.training.objectives.objective import Objective, Stage, TaskLoss, TermSums
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
@@ -129,6 +129,7 @@ class LaennecTrainer(Trainer):
         self.draw_seed = args.seed if args.data_seed is None else args.data_seed
         config: Any = self.model.config
         check_balance(argument(args, "balance"), self.specs, argument(args, "task_weight"), config.frozen_encoder)
+        check_projection(self.specs, config.projection_dim)
         if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
             config.sampling_rate = processing_class.sampling_rate
             config.features_fingerprint = processing_class.fingerprint()

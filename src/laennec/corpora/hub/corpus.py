@@ -265,7 +265,8 @@ def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptio
 def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:
     """A data set that `datasets` can read, its sounds written to the cache under their own hash.
 
-    What `datasets` makes of local files is for this call alone: it knows them by name and time, and believes its copy.
+    What `datasets` makes of local files is for this call alone: it identifies them by name and time, and could reuse
+    an old copy.
     """
     cache = cache_root(cache_dir) / "hub" / "datasets"
     if not Path(origin).exists():

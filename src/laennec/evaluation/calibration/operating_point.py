@@ -264,19 +264,20 @@ def refuse_test_split(table: Any, action: str) -> str | None:
 def _fit_label(name: str, logits: FloatArray, truth: Any, calibration: Calibration) -> tuple[float, float, str]:
     """Temperature and intercept of one label, and a note where it was left unfitted."""
     if int(truth.sum()) in (0, len(truth)):
-        found = "all rows have it" if len(truth) and truth[0] else "no row has it"
+        found = "all rows have the label" if len(truth) and truth[0] else "no row has the label"
         return 1.0, 0.0, f"{name}: in validation {found}, so nothing was fitted: temperature 1, threshold at logit 0"
     if calibration == "none":
         return 1.0, 0.0, ""
     positives = int(truth.sum())
     if min(positives, len(truth) - positives) < MIN_EXAMPLES:
-        counted = f"{positives} of {len(truth)} validation rows have it"
-        return 1.0, 0.0, f"{name}: {counted}, fewer than {MIN_EXAMPLES} with or without, so it was left uncalibrated"
+        counted = f"{positives} of {len(truth)} validation rows have the label"
+        least = f"calibration needs {MIN_EXAMPLES} with and {MIN_EXAMPLES} without it"
+        return 1.0, 0.0, f"{name}: {counted}, and {least}; left uncalibrated"
     if calibration == "temperature":
         return fit_temperature_on_validation(logits, truth), 0.0, ""
     slope, intercept = fit_platt_on_validation(logits, truth)
     if slope <= 1e-6:
-        return 1.0, 0.0, f"{name}: its logits do not rise with the label on validation, so they were left uncalibrated"
+        return 1.0, 0.0, f"{name}: its logits on validation do not increase with the label; left uncalibrated"
     return 1 / slope, intercept, ""
 
 

@@ -135,7 +135,7 @@ def _new_rule(
     rule: str | None,
     sensitivity: float | None,
 ) -> FittingRule:
-    """The given settings, and for the rest those of before, checked against the labels."""
+    """The given settings, with the earlier ones where none is given, checked against the labels."""
     if calibration is not None and calibration not in get_args(Calibration):
         raise InputError(f"calibration {calibration}: it can be none, temperature or platt")
     if calibration == "platt" and not multi_label:

@@ -337,7 +337,7 @@ def metric_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         groups.setdefault(group, []).append(_figure(evaluation, name))
     if macro := evaluation.get("scores", {}).get("macro_one_vs_rest"):
         of_lungs = {"icbhi.Score", "sprsound.Score"} & set(evaluation["values"])
-        title = "Mean over classes, each against the rest" + (" (often misnamed ICBHI Score)" if of_lungs else "")
+        title = "Mean over classes, one-vs-rest" + (" (often misnamed ICBHI Score)" if of_lungs else "")
         groups[title] = [
             {"name": f"mean {key}", "value": figure_text("uar", value), "interval": None, "unit": "%" if value else ""}
             for key, value in macro.items()
@@ -393,7 +393,7 @@ def _shaded(values: Sequence[Sequence[float | None]]) -> list[list[dict[str, Any
 
 
 def records(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rest of the run record, flattened to lines."""
+    """The remaining keys of the run record, flattened to lines."""
     titles = {"config": "Configuration", "versions": "Versions", "hardware": "Hardware", "timings": "Timings"}
     found = [{"title": title, "rows": _flat(run[key])} for key, title in titles.items() if run.get(key)]
     if provenance := _provenance(run):

@@ -298,7 +298,7 @@ def _blocks(
 
 
 def _actor_settings(gpus: float) -> dict[str, Any]:
-    """Ray's own default is to retry without end; as an argument, `num_gpus` wants batches that cross blocks."""
+    """Ray's own default is to retry without end; as an argument, `num_gpus` requires batches that cross blocks."""
     return {"max_restarts": -1, "max_task_retries": _TRIES, "num_gpus": gpus}
 
 

@@ -115,7 +115,7 @@ class Connection(H11Protocol):
 
 
 class Guard:
-    """Middleware that refuses what the page never asks for, and limits how much uploads leave on the disk.
+    """Middleware that refuses what the page never requests, and limits how much uploads leave on the disk.
 
     Args:
         app: The application.

@@ -250,7 +250,7 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return item | {"cycle_numbers": torch.tensor(row)} if self.cycle_ids else item
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """A whole batch at once, which a DataLoader asks for: row by row takes longer than a training step."""
+        """A whole batch at once, for the DataLoader: row by row takes longer than a training step."""
         pairs = np.array([key if isinstance(key, tuple) else (key, 0) for key in keys])
         rows = torch.from_numpy(pairs[:, 0])
         places = rows + len(self) * torch.from_numpy(pairs[:, 1] % len(self.embeddings))

@@ -207,8 +207,8 @@ def _weight(value: Any) -> float:
     weight = float(value)
     if not 0 <= weight < math.inf:
         raise InputError(
-            f"weight is {weight:g}; it must be finite and 0 or more (training would raise a loss with a negative "
-            "weight without end)"
+            f"weight is {weight:g}; it must be finite and 0 or more (with a negative weight, training "
+            "would increase the loss without bound)"
         )
     return weight
 
@@ -256,6 +256,16 @@ def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
         raise InputError(f"{where}: detach_other_views needs views: 2")
 
 
+def check_projection(specs: Sequence[LossSpec], projection_dim: int) -> None:
+    """Refuse losses of a projection that the model does not have."""
+    for spec in specs:
+        if spec.on == "projection" and not projection_dim:
+            raise InputError(
+                f"{spec.where}.on is projection, but the model has no projection; set its projection_dim, in a recipe "
+                "head.projection_dim"
+            )
+
+
 def _checked_together(specs: list[LossSpec]) -> list[LossSpec]:
     """Refuse losses over clusters without the loss that makes them, or two that make them."""
     clustering = [s for s in specs if s.is_a(DeepClusteringLoss)]
@@ -276,7 +286,8 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     if isinstance(data, torch.utils.data.IterableDataset):
         if named := [spec for spec in specs if spec.group_key is not None]:
             raise InputError(
-                f"{named[0].where}.labels is {named[0].labels!r}, which a streamed table has not; load all of it"
+                f"{named[0].where}.labels is {named[0].labels!r}, which a streamed table does not have; "
+                "load the table as a whole"
             )
         data.views = max([spec.views for spec in specs], default=1)  # type: ignore[attr-defined]
     if not isinstance(data, CycleDataset):

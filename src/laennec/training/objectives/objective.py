@@ -214,8 +214,6 @@ class Objective(nn.Module):
             return self._groups(spec, vectors, batch)
         if vectors is None:
             vectors = outputs.projections if spec.on == "projection" else outputs.embeddings
-        if vectors is None:
-            raise InputError(f"{spec.where}.on is projection, but head.projection_dim is 0")
         if spec.is_a(TupletContrastiveLoss):
             return self._tuplets(spec, vectors[:rows], batch)
         if spec.is_a(PatchMixContrastiveLoss):
@@ -226,7 +224,7 @@ class Objective(nn.Module):
         if spec.negative_groups:
             return vectors, None, None, gather_with_gradient(batch["group_ids"][spec.negative_groups])
         if spec.labels == CYCLE:
-            return (vectors,)
+            return vectors, torch.arange(len(vectors), device=vectors.device)
         if spec.labels == CLASS:
             soft = spec.is_a(AngularDistanceDistributionLoss) and "mixture" in batch and not self.contrasts_mixtures
             labels = with_none_class(batch["mixture"].labels) if soft else batch["class_ids"]

@@ -49,7 +49,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
         wanted = "waveform" if standardised else "waveform-raw"
         if given != wanted:
             raise InputError(
-                f"{weights}: the checkpoint says do_normalize: {str(bool(standardised)).lower()}; set "
+                f"{weights}: the checkpoint has do_normalize: {str(bool(standardised)).lower()}; set "
                 f"features.preset: {wanted}"
             )
 
