@@ -82,9 +82,7 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
 
 
 def member_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of each member of an ensemble: (spans, dim) -> (members, spans, labels); none for another model."""
-    if not model.config.head_members:
-        return np.empty((0, len(embeddings), model.config.num_labels), np.float32)
+    """Logits of each member of an ensemble: (spans, dim) -> (members, spans, labels)."""
     with torch.inference_mode():
         given = torch.from_numpy(embeddings).to(model.head.mean.device)
         logits: NDArray[np.float32] = model.head.by_member(given).float().cpu().numpy()
