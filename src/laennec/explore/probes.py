@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from laennec.evaluation.intervals import Interval, effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, RankedLabel
+from laennec.explore.index import findings
 
 MOST_PATIENTS = 100  # of the probe of patients, drawn at random
 READABLE = 0.7
@@ -50,7 +51,7 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
     """
     patients = pd.Series([f"p:{one}" if known else None for one, known in _known(rows, "patient_id")], rows.index)
     found = []
-    labels = [_parts(text) for text, _ in _known(rows, "label")]
+    labels = [findings(text if known else None) for text, known in _known(rows, "label")]
     for name in sorted({part for parts in labels for part in parts or ()}):
         has = np.array([name in (parts or ()) for parts in labels])
         known = np.array([parts is not None for parts in labels])
@@ -143,14 +144,6 @@ def _mean_auroc(ranked: list[RankedLabel]) -> Callable[[FloatArray], dict[str, F
 def _known(rows: pd.DataFrame, column: str) -> list[tuple[str, bool]]:
     values = rows[column] if column in rows else [None] * len(rows)
     return [(str(value), not pd.isna(value)) for value in values]
-
-
-def _parts(label: str) -> frozenset[str] | None:
-    """The findings of a label: none of "normal", two of "both"."""
-    if label in ("None", "nan"):
-        return None
-    named = {"normal": [], "both": ["crackle", "wheeze"]}
-    return frozenset(named.get(label, label.split(" + ")))
 
 
 def _listed(names: Sequence[str]) -> str:
