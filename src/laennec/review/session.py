@@ -119,8 +119,8 @@ class Review:
         self.predictor = self._predictor(model, segment, None, "torch" if alone else "auto")
         if alone and not getattr(getattr(self.predictor.model, "head", None), "members", 0):
             raise InputError(
-                f"rule disagreement: {model} is no ensemble in torch; name one that laennec ensemble made, give further "
-                "models (--members), or choose another rule"
+                f"rule disagreement: {model} is no ensemble in torch; name one (laennec ensemble), give further models "
+                "(--members), or choose another rule"
             )
         window_s = None if self.predictor.whole else self.predictor.window_s
         predictors = [self.predictor, *(self._predictor(member, segment, window_s) for member in members)]
