@@ -11,7 +11,7 @@ import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.explore.map import write_map
-from laennec.explore.probes import probes, verdict
+from laennec.explore.probes import Probe, probes, verdict
 
 
 def table(patients=20, recordings=3, spans=6):
@@ -41,6 +41,10 @@ def test_a_probe_finds_what_is_in_the_embedding_and_nothing_else():
     assert abs(found["chest location"].auroc - 0.5) < 0.12
     sentence = verdict(list(found.values()))
     assert sentence.startswith("Wheeze (") and "the device (" in sentence and "chest location" not in sentence
+    chance = verdict([Probe("crackle", "label", 0.52, None, ""), Probe("patient", "patient", 0.83, None, "")])
+    assert chance.startswith("Crackle (0.52) can hardly be read off") and "the patient (0.83) can be read" in chance
+    both = verdict([Probe("crackle", "label", 0.52, None, ""), Probe("wheeze", "label", 0.79, None, "")])
+    assert both.startswith("Wheeze (0.79) can be read off the embedding of unseen patients, crackle (0.52) hardly")
 
 
 def test_patients_are_found_in_other_recordings_but_their_label_is_not_learnt_by_heart():

@@ -68,21 +68,33 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
 
 
 def verdict(found: Sequence[Probe]) -> str:
-    """One sentence that says what the probes mean."""
-    measured = [probe for probe in found if probe.auroc is not None]
-    labels = [f"{probe.name} ({probe.auroc:.2f})" for probe in measured if probe.kind == "label"]
-    others = [probe for probe in measured if probe.kind != "label"]
-    confounds = [f"the {p.name} ({p.auroc:.2f})" for p in others if p.auroc is not None and p.auroc >= READABLE]
-    reads = f"{_listed(labels)} can be read off the embedding of unseen patients" if labels else "No label was probed"
+    """What the probes mean, in one or two sentences."""
+    clear, weak, confounds, harmless = (
+        _listed(
+            [
+                f"{'' if of_label else 'the '}{probe.name} ({probe.auroc:.2f})"
+                for probe in found
+                if probe.auroc is not None and (probe.kind == "label") == of_label
+                if (probe.auroc >= READABLE) == readable
+            ]
+        )
+        for of_label in (True, False)
+        for readable in (True, False)
+    )
+    reads = f"{clear} can be read off the embedding of unseen patients" if clear else "no label was probed"
+    if weak:
+        reads = (
+            f"{reads}, {weak} hardly" if clear else f"{weak} can hardly be read off the embedding of unseen patients"
+        )
     reads = reads[0].upper() + reads[1:]
     if confounds:
         return (
-            f"{reads}, and so can {_listed(confounds)}: a model on it can use who or what was recorded in place of the "
-            "sound, so split by patient, and compare labels within one device and one place."
+            f"{reads}; {confounds} can be read off: a model on it can use who or what was recorded in place of the "
+            "sound. Split by patient, and compare labels within one device and one place."
         )
-    if not others:
+    if not harmless:
         return f"{reads}; patient, device and place are unknown here, so nothing can be said about confounds."
-    return f"{reads}; {_listed([f'the {p.name}' for p in others])} hardly (AUROC below {READABLE:g})."
+    return f"{reads}; {harmless} hardly (AUROC below {READABLE:g})."
 
 
 def _of_patients(values: NDArray[np.float32], rows: pd.DataFrame, patients: pd.Series, seed: int) -> Probe:

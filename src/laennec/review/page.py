@@ -97,7 +97,7 @@ def pressed(
 
 def shown_html(review: Review, who: str, note: str = "", problem: str = "") -> str:
     """The HTML of the reviewer's next span."""
-    values: dict[str, Any] = {"item": None, "note": note, "total": len(review.queue), "who": who.strip()}
+    values: dict[str, Any] = {"item": None, "note": note, "total": len(review.queue)}
     try:
         item = review.next(check_reviewer(who))
         values |= {"done": review.done(who), **(_pictured(review, item) if item else {})}
