@@ -69,11 +69,13 @@ def test_reviewers_see_one_queue_share_it_or_settle_disputes(review):
     spans = {ann.next().span, bob.next().span}
     assert len(spans) == 1
     ann.answer("crackle")
-    assert {bob.next().span} == spans and review(reviewer="bob", share=True).next().span not in spans
+    shared = review(reviewer="bob", share=True)
+    assert {bob.next().span} == spans and shared.next().span not in spans
+    assert ann.total() == bob.total() == len(ann.queue) == shared.total() + 1
     bob.answer("normal")
     assert ann.agreement()["n"].tolist() == [1, 1, 1]
     settled = review(reviewer="cy", disputed=True)
-    assert {settled.next().span} == spans
+    assert {settled.next().span} == spans and settled.total() == 1
     settled.answer("crackle")
     assert settled.next() is None and [row.reviewer for row in ann.answers.agreed()] == ["ann, cy"]
 

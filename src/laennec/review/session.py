@@ -10,7 +10,7 @@ divides it among them. A span that overlaps one with an answer, such as a window
 import getpass
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -156,23 +156,33 @@ class Review:
 
     def __repr__(self) -> str:
         patients = len({item.patient_id or item.recording for item in self.items})
-        queue = f"{len(self.queue)} of {len(self.items)} spans, {patients} patients, rule {self.rule}"
+        queue = f"{self.total()} of {len(self.items)} spans, {patients} patients, rule {self.rule}"
         return f"{queue}; {self.done()} answered by {self.reviewer}"
 
     def next(self, reviewer: str | None = None) -> Item | None:
         """The first span in the queue that the reviewer has not answered; None at the end."""
         who = self._who(reviewer)
+        self.current.pop(who, None)
+        if (item := next(self._left(who), None)) is not None:
+            self.current[who] = item
+        return item
+
+    def _left(self, who: str) -> Iterator[Item]:
+        """What a reviewer has still to answer."""
         active, by_span = self.answers.active(), self.answers.by_span()
         left_out = {answer.span for answer in active if answer.reviewer == who or self.share}
-        if self.disputed:
-            left_out |= {row.span for row in self.answers.agreed()} | {
-                item.span for item in self.items
-            } - by_span.keys()
-        self.current.pop(who, None)
+        settled = {row.span for row in self.answers.agreed()} if self.disputed else set()
+        of_recording: dict[str, list[Span]] = {}
+        for span in by_span:
+            of_recording.setdefault(span[0], []).append(span)
         for item in map(self.items.__getitem__, self.queue):
-            if item.span not in left_out and (item.span in by_span or not _overlaps(item, by_span)):
-                return self.current.setdefault(who, item)
-        return None
+            if item.span in left_out:
+                continue
+            if item.span in by_span:
+                if item.span not in settled:
+                    yield item
+            elif not self.disputed and not _overlaps(item, of_recording.get(item.recording, [])):
+                yield item
 
     def answer(self, *labels: str, item: Item | None = None, reviewer: str | None = None) -> Answer | None:
         """Keep the answer to a span, by default to the one that `next` returned; see `Answers.add`.
@@ -208,6 +218,10 @@ class Review:
         """How many spans of the queue the reviewer has answered or skipped."""
         queue = {self.items[row].span for row in self.queue}
         return sum(a.reviewer == self._who(reviewer) and a.span in queue for a in self.answers.active())
+
+    def total(self, reviewer: str | None = None) -> int:
+        """How many spans of the queue there are for the reviewer, those that are answered included."""
+        return self.done(reviewer) + sum(1 for _ in self._left(self._who(reviewer)))
 
     def page(self) -> Any:
         """The page as `gradio.Blocks`, to be launched."""
@@ -308,7 +322,4 @@ def _answer_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _overlaps(item: Item, spans: Iterable[Span]) -> bool:
-    return any(
-        name == item.recording and min(item.end_s, end_s) - max(item.start_s, start_s) > 0.002
-        for name, start_s, end_s in spans
-    )
+    return any(min(item.end_s, end_s) - max(item.start_s, start_s) > 0.002 for _, start_s, end_s in spans)
