@@ -9,7 +9,7 @@ from transformers import AutoModelForAudioClassification
 from laennec import LaennecConfig, LaennecForAudioClassification
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_from_config, load_encoder
 from laennec.encoders.composite import GroupsConfig, GroupsEncoder
-from laennec.ensemble import ensemble_models
+from laennec.ensemble import ensemble_models, member_logits
 from laennec.errors import InputError
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
@@ -66,9 +66,11 @@ def test_the_output_is_the_mean_of_calibrated_log_odds(pooling, concatenated_con
     if concatenated_context:
         given |= {"context_values": features(3, 60), "context_mask": torch.ones(3, 60, dtype=torch.long)}
     with torch.no_grad():
-        expected = torch.stack([calibrated(model, model(**given).logits) for model in models]).mean(0)
+        each = torch.stack([calibrated(model, model(**given).logits) for model in models])
         outputs = ensemble(**given)
-    torch.testing.assert_close(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs.logits, each.mean(0), rtol=1e-4, atol=1e-4)
+    own = torch.from_numpy(member_logits(ensemble, outputs.embeddings.numpy()))
+    torch.testing.assert_close(own, each, rtol=1e-4, atol=1e-4)
     assert outputs.embeddings.shape == (3, 3 * models[0].embedding_dim)
     assert isinstance(ensemble.encoder, EnsembleEncoder) and not ensemble.config.frozen_encoder
     assert not (ensemble.config.temperatures or ensemble.config.intercepts or ensemble.config.thresholds)
@@ -102,8 +104,10 @@ def test_models_on_one_frozen_encoder_share_it(hidden):
     assert type(ensemble.encoder) is type(encoder) and ensemble.config.frozen_encoder
     assert ensemble.embedding_dim == models[0].embedding_dim
     with torch.no_grad():
-        expected = torch.stack([calibrated(m, m(input_values=features()).logits) for m in models]).mean(0)
-        torch.testing.assert_close(ensemble(input_values=features()).logits, expected, rtol=1e-4, atol=1e-4)
+        each = torch.stack([calibrated(m, m(input_values=features()).logits) for m in models])
+        outputs = ensemble(input_values=features())
+        torch.testing.assert_close(outputs.logits, each.mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ensemble.head.by_member(outputs.embeddings), each, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_are_merged_before_they_are_combined(tiny_ast):
@@ -131,9 +135,10 @@ def test_it_is_saved_and_loaded_like_any_model(tmp_path):
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
     assert isinstance(loaded.encoder.config, EnsembleConfig) and loaded.encoder.config.members == 2
     with torch.no_grad():
-        torch.testing.assert_close(
-            loaded(input_values=features()).logits, ensemble(input_values=features()).logits, rtol=0, atol=0
-        )
+        given, wanted = loaded(input_values=features()), ensemble(input_values=features())
+        torch.testing.assert_close(given.logits, wanted.logits, rtol=0, atol=0)
+        own = ensemble.head.by_member(wanted.embeddings)
+        torch.testing.assert_close(loaded.head.by_member(given.embeddings), own, rtol=0, atol=0)
 
 
 def test_its_weights_are_its_own():
@@ -201,8 +206,13 @@ def test_a_file_that_says_other_members_than_it_holds_is_refused(tmp_path):
     ensemble_models([member(seed) for seed in range(2)]).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
+    encoder = dict(values["encoder_config"])
     for members in (1, 3, "two"):
         values["encoder_config"]["members"] = members
         path.write_text(json.dumps(values))
+        with pytest.raises(InputError):
+            LaennecForAudioClassification.from_pretrained(tmp_path)
+    for heads in (1, 3, "two"):
+        path.write_text(json.dumps(values | {"encoder_config": encoder, "head_members": heads}))
         with pytest.raises(InputError):
             LaennecForAudioClassification.from_pretrained(tmp_path)

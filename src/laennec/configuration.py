@@ -51,6 +51,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         head_dropout: Dropout before the last layer, 0 to 1.
         head_layer_norm: Whether the embedding is layer-normalised first, as in AST's own classifier.
         head_relu: Whether the (standardised) embedding goes through a ReLU.
+        head_members: How many models an ensemble was made of, whose heads are kept beside their mean; 0 for one model.
         projection_dim: Width of the projection for auxiliary losses; 0 for none (they take the embedding).
         frozen_encoder: Whether the encoder is never trained.
         trained_layers: How many of the encoder's last layers are trained; None for all.

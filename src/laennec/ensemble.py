@@ -3,14 +3,17 @@
 Decisions: the ensemble predicts the mean of its members' calibrated log-odds (for single-label models: of their
 log-probabilities, up to a constant that all classes share), so that the scale of a member's logits does not weight it.
 The mean of heads is itself a head on the concatenated embeddings of the members, with their hidden layers concatenated.
-Where the members' encoders are the same, as frozen ones are, one of them is kept.
+Where the members' encoders are the same, as frozen ones are, one of them is kept. The members' own heads are kept too,
+to tell on which spans they disagree.
 """
 
 import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laennec.configuration import LaennecConfig
@@ -68,7 +71,7 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
     config.temperatures, config.intercepts, config.thresholds, config.operating_points = {}, {}, {}, {}
     config.tasks = _tasks(first.config)
-    config.head_hidden_dim = first.config.head_hidden_dim * len(models)
+    config.head_hidden_dim, config.head_members = first.config.head_hidden_dim * len(models), len(models)
     ensemble = LaennecForAudioClassification(config, encoder)
     parts = 2 if config.concatenated_context else 1
     _mean([model.head for model in models], [calibration(model.config) for model in models], ensemble.head, parts)
@@ -76,6 +79,14 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
         into: Any = ensemble.tasks[name]
         _mean([model.tasks[name] for model in models], [None] * len(models), into, parts)
     return ensemble.eval()
+
+
+def member_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of each member of an ensemble: (spans, dim) -> (members, spans, labels)."""
+    with torch.inference_mode():
+        given = torch.from_numpy(embeddings).to(model.head.mean.device)
+        logits: NDArray[np.float32] = model.head.by_member(given).float().cpu().numpy()
+    return logits
 
 
 def _tasks(config: LaennecConfig) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
 def _mean(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
     """Make a head the mean of others; an embedding has `parts` vectors of the encoder."""
     count, hidden = len(heads), isinstance(into.hidden, nn.Sequential)
-    inputs, biases, outputs, means = [], [], [], []
+    inputs, biases, weights, offsets = [], [], [], []
     for number, (head, calibration) in enumerate(zip(heads, calibrations, strict=True)):
         entrance, last = (head.hidden[0] if hidden else head.classifier), head.classifier
         # what the head does to an embedding that is not standardised
@@ -109,19 +120,21 @@ def _mean(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | N
         slope, offset = (last.weight.double(), last.bias.double()) if hidden else (weight, bias)
         if calibration is not None:
             slope, offset = slope / calibration[0][:, None], offset / calibration[0] + calibration[1]
-        inputs.append(_placed(weight if hidden else slope, number, count, parts, into.mean.numel()))
+        inputs.append(_placed(weight, number, count, parts, into.mean.numel()))
         biases.append(bias)
-        outputs.append(slope / count)
-        means.append(offset / count)
+        weights.append(_placed(slope, number, count, 1 if hidden else parts, into.classifier.in_features))
+        offsets.append(offset)
     with torch.no_grad():
         if isinstance(into.hidden, nn.Sequential):
             layer: Any = into.hidden[0]
             layer.weight.copy_(torch.cat(inputs))
             layer.bias.copy_(torch.cat(biases))
-            into.classifier.weight.copy_(torch.cat(outputs, 1))
-        else:
-            into.classifier.weight.copy_(torch.stack(inputs).mean(0))
-        into.classifier.bias.copy_(torch.stack(means).sum(0))
+        own, shifts = torch.stack(weights), torch.stack(offsets)
+        into.classifier.weight.copy_(own.mean(0))
+        into.classifier.bias.copy_(shifts.mean(0))
+        if into.members:
+            into.member_weight.copy_(own)
+            into.member_bias.copy_(shifts)
 
 
 def _placed(weight: Tensor, number: int, count: int, parts: int, width: int) -> Tensor:

@@ -35,23 +35,36 @@ class Head(nn.Module):
         dropout: Before the last layer.
         norm_eps: Epsilon of a layer norm that comes first of all; None for none.
         relu: Whether a ReLU comes before the dropout.
+        members: How many heads this one is the mean of; 0 where it is of its own.
     """
 
     mean: Tensor
     spread: Tensor
+    member_weight: Tensor
+    member_bias: Tensor
     kept = False  # taken from a trained model, with its scale
 
     def __init__(
-        self, dim: int, labels: int, hidden_dim: int, dropout: float, norm_eps: float | None = None, relu: bool = False
+        self,
+        dim: int,
+        labels: int,
+        hidden_dim: int,
+        dropout: float,
+        norm_eps: float | None = None,
+        relu: bool = False,
+        members: int = 0,
     ) -> None:
         super().__init__()
-        self.relu = relu
+        self.relu, self.members = relu, members
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))
         self.hidden = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU()) if hidden_dim else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_dim or dim, labels)
+        if members:
+            self.register_buffer("member_weight", torch.zeros(members, *self.classifier.weight.shape))
+            self.register_buffer("member_bias", torch.zeros(members, labels))
 
     def standardise(self, embeddings: Tensor) -> None:
         """Take mean and spread from training embeddings (cycles, dim); a head that was kept has them."""
@@ -61,6 +74,11 @@ class Head(nn.Module):
             spread, mean = torch.std_mean(self.norm(embeddings.to(self.mean)), dim=0, correction=0)
         self.mean.copy_(mean)
         self.spread.copy_(spread.clamp_min(1e-6))
+
+    def by_member(self, embeddings: Tensor) -> Tensor:
+        """(batch, dim) -> logits of each member (members, batch, labels), whose mean `forward` returns."""
+        x = self.hidden(embeddings.to(self.mean.dtype))  # not standardised: the weights of an ensemble include that
+        return torch.einsum("bi,mli->mbl", x, self.member_weight) + self.member_bias[:, None]
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(batch, dim) -> logits (batch, labels)."""

@@ -237,6 +237,7 @@ class ModelSettings(Decisions):
     head_dropout: Probability = 0.0
     head_layer_norm: bool = False
     head_relu: bool = False
+    head_members: Annotated[int, Field(ge=0, le=100)] = 0
     projection_dim: Width = 0
     frozen_encoder: bool = False
     trained_layers: Annotated[int, Field(ge=0)] | None = None

@@ -66,9 +66,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.encoder = make_contiguous(encoder)
         dim = self.embedding_dim
         norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
-        self.head = Head(
-            dim, config.num_labels, config.head_hidden_dim, config.head_dropout, norm_eps, config.head_relu
-        )
+        head = (config.head_hidden_dim, config.head_dropout, norm_eps, config.head_relu, config.head_members)
+        self.head = Head(dim, config.num_labels, *head)
         # task heads are applied outside `forward`: their rows are of another kind, or needed all at once
         self.tasks = nn.ModuleDict(
             {name: Head(dim, len(task["labels"]), 0, config.head_dropout) for name, task in config.tasks.items()}

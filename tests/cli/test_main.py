@@ -305,6 +305,12 @@ def test_an_interruption_is_130(monkeypatch, capsys):
     assert "run the same command again" in said(capsys)[1]
 
 
+def test_no_garbage_is_collected_once_a_command_has_ended():
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import laennec.cli.main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_a_mistake_of_ours_is_no_input_error(monkeypatch):
     def ours(package):
         raise ZeroDivisionError

@@ -1,6 +1,7 @@
 """The search is exact, filtered by what is known, and refuses what another model made."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -64,12 +65,24 @@ def test_labels_join_by_name(index, small_corpus):
     assert index.rows["label"].tolist() == [known[cycle] for cycle in index.rows["cycle_id"]]
 
 
-def test_windows_get_patient_and_device_by_their_recording(tiny_run, small_corpus, tmp_path):
+def test_windows_get_patient_device_and_label_by_their_recording(tiny_run, small_corpus, tmp_path):
     assert main(["embed", str(tiny_run), str(small_corpus), "--window-s", "2", "--out", str(tmp_path)]) == 0
     index = laennec.EmbeddingIndex.open(tmp_path, tiny_run)
     assert index.rows["patient_id"].isna().all()
     index.join(laennec.load_corpus("synthetic", small_corpus, protocol="none"))
-    assert index.rows[["patient_id", "device"]].notna().all(axis=None) and "label" not in index.rows
+    assert index.rows[["patient_id", "device", "chest_location"]].notna().all(axis=None)
+    for _, row in index.rows.iterrows():
+        cycles = laennec.read_annotation(Path(row["recording"]).with_suffix(".txt"))
+        overlaps = [min(c.end_s, row["end_s"]) - max(c.start_s, row["start_s"]) for c in cycles]
+        halves = [min(c.end_s - c.start_s, row["end_s"] - row["start_s"]) / 2 for c in cycles]
+        count = [c for c, overlap, half in zip(cycles, overlaps, halves, strict=True) if overlap >= half - 1e-6]
+        flags = (max((c.crackle for c in count), default=None), max((c.wheeze for c in count), default=None))
+        wanted = {(0, 0): "normal", (1, 0): "crackle", (0, 1): "wheeze", (1, 1): "both"}.get(flags)
+        assert row["label"] == wanted
+    assert {"normal", "crackle", "wheeze"} <= set(index.rows["label"])
+    first = index.rows.iloc[0]
+    found = index.search(first["recording"], 100, span=(0.0, 2.0), label="wheeze", device=first["device"])
+    assert set(found["label"]) == {"wheeze"} and set(found["device"]) == {first["device"]}
 
 
 @pytest.mark.parametrize(

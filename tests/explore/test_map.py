@@ -11,7 +11,7 @@ import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.explore.map import write_map
-from laennec.explore.probes import probes, verdict
+from laennec.explore.probes import Probe, probes, verdict
 
 
 def table(patients=20, recordings=3, spans=6):
@@ -42,6 +42,12 @@ def test_a_probe_finds_what_is_in_the_embedding_and_nothing_else():
     sentence = verdict(list(found.values()))
     assert sentence.startswith("Linear probes predict wheeze (") and "the device (" in sentence
     assert "chest location" not in sentence
+    chance = verdict([Probe("crackle", "label", 0.52, None, ""), Probe("patient", "patient", 0.83, None, "")])
+    assert (
+        chance.startswith("Linear probes hardly predict crackle (0.52)") and "They predict the patient (0.83)" in chance
+    )
+    both = verdict([Probe("crackle", "label", 0.52, None, ""), Probe("wheeze", "label", 0.79, None, "")])
+    assert both.startswith("Linear probes predict wheeze (0.79) of unseen patients, but hardly crackle (0.52)")
 
 
 def test_patients_are_found_in_other_recordings_but_their_label_is_not_learnt_by_heart():

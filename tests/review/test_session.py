@@ -3,11 +3,14 @@
 import shutil
 
 import pytest
+import torch
 
 import laennec
 from laennec.cli.main import main
 from laennec.corpora.folder.corpus import Folder
+from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
+from laennec.evaluation.evaluate import load_model
 from laennec.inference.predictor import Predictor
 
 PATIENT = "^[^_]+"
@@ -66,11 +69,13 @@ def test_reviewers_see_one_queue_share_it_or_settle_disputes(review):
     spans = {ann.next().span, bob.next().span}
     assert len(spans) == 1
     ann.answer("crackle")
-    assert {bob.next().span} == spans and review(reviewer="bob", share=True).next().span not in spans
+    shared = review(reviewer="bob", share=True)
+    assert {bob.next().span} == spans and shared.next().span not in spans
+    assert ann.total() == bob.total() == len(ann.queue) == shared.total() + 1
     bob.answer("normal")
     assert ann.agreement()["n"].tolist() == [1, 1, 1]
     settled = review(reviewer="cy", disputed=True)
-    assert {settled.next().span} == spans
+    assert {settled.next().span} == spans and settled.total() == 1
     settled.answer("crackle")
     assert settled.next() is None and [row.reviewer for row in ann.answers.agreed()] == ["ann, cy"]
 
@@ -90,6 +95,24 @@ def test_a_later_model_takes_up_the_answers(review, frozen_run, tiny_run):
         or item.end_s <= answered.start_s + 0.002 or item.span == answered.span for item in seen
     )  # fmt: skip
     assert {row.model for row in later.answers.agreed()} == {first.model, later.model}
+
+
+def test_an_ensemble_needs_no_further_models_to_disagree(review, tiny_run, tmp_path):
+    models = []
+    for seed in range(2):
+        model, extractor = load_model(tiny_run)
+        torch.nn.init.normal_(model.head.classifier.weight, generator=torch.Generator().manual_seed(seed))
+        model.config.operating_points = {}  # of windows: as an ensemble, it has none
+        models.append(model)
+    folders = [tmp_path / name for name in ("first", "second", "both")]
+    for folder, model in zip(folders, [*models, ensemble_models(models)], strict=True):
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+    settings = {"rule": "disagreement", "per_patient": None}
+    apart = review("apart", model=folders[0], members=[folders[1]], **settings)
+    ensemble = review("ensemble", model=folders[2], **settings)
+    assert ensemble.queue[:9].tolist() == apart.queue[:9].tolist()
+    assert ensemble.queue.tolist() != review("alone", model=folders[2], per_patient=None).queue.tolist()
 
 
 def test_own_labels_and_annotated_cycles_and_breaths(review, recordings, small_corpus):
@@ -114,7 +137,7 @@ def test_what_cannot_be_reviewed_is_one_line(review, recordings, tmp_path, tiny_
         ({"reviewer": "a\nb"}, "reviewer"),
         ({"patients": "^x"}, "no patient for 8 recordings"),
         ({"patients": "("}, "no regular expression"),
-        ({"rule": "disagreement"}, "needs the probabilities of members"),
+        ({"rule": "disagreement"}, "is no ensemble"),
     ):
         with pytest.raises(InputError, match=said):
             review(**settings)

@@ -328,6 +328,20 @@ def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list
     return windows
 
 
+def counting_spans(spans: Iterable[dict[str, Any]], start_s: float, end_s: float) -> list[dict[str, Any]]:
+    """The annotated spans (with start_s and end_s) that count for a window, the one with the largest overlap first.
+
+    They overlap with it by at least half of the shorter of the two.
+    """
+    found = []
+    for span in spans:
+        overlap = min(span["end_s"], end_s) - max(span["start_s"], start_s)
+        # a millionth for the rounding of times
+        if overlap >= 0.5 * min(span["end_s"] - span["start_s"], end_s - start_s) - 1e-6:
+            found.append((overlap, span))
+    return [span for _, span in sorted(found, key=lambda item: -item[0])]
+
+
 def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
     """The lines of an annotation or a table that are not blank, each with its number from 1."""
     remedy = "save it as plain text or CSV in UTF-8"

@@ -5,8 +5,10 @@ on standard error and exit code 2 (`--debug` shows the traceback); an interrupti
 """
 
 import argparse
+import atexit
 import contextlib
 import difflib
+import gc
 import logging
 import os
 import re
@@ -79,6 +81,8 @@ _SETTINGS = (
     "Any setting of the recipe is also an option, --section.key VALUE, e.g. --train.epochs 5; "
     "`laennec recipes --settings` lists all settings."
 )
+# the interpreter ends with several collections of garbage, seconds each over the objects of torch and Gradio
+atexit.register(gc.freeze)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

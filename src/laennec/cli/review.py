@@ -22,7 +22,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     add("--patients", help=f"{people} in the file's name, e.g. '^[^_]+' (default: each recording is a patient)")
     add("--reviewer", help="who answers (default: the user of this computer)")
     add("--labels", help="labels to choose from, separated by commas (default: those of the model)")
-    add("--members", nargs="+", default=[], metavar="MODEL", help="further models, for --rule disagreement")
+    add(
+        "--members",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="further models for --rule disagreement, if MODEL is no ensemble",
+    )
     add("--segment", action="store_true", help="review automatically detected breaths instead of windows")
     add("--annotation", metavar="FOLDER", help="review the cycles of the annotations in this folder")
     add("--share", action="store_true", help="leave out what another reviewer has answered")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 import laennec
-from laennec.audio.cycles import Span
+from laennec.audio.cycles import Span, counting_spans
 from laennec.audio.recording import read_header
 from laennec.corpora.base import class_names
 from laennec.errors import InputError
@@ -86,7 +86,8 @@ class EmbeddingIndex:
     def join(self, corpus: Any) -> "EmbeddingIndex":
         """Add patient, device, chest location and label from the cycle tables of a corpus.
 
-        Cycles are matched by id; windows of recordings by the path of the recording, and get no label.
+        Cycles are matched by id; windows by the path of their recording, and they have the labels of the annotated
+        cycles that count for them (`laennec.audio.cycles.counting_spans`).
 
         Args:
             corpus: The splits that `laennec.load_corpus` returns.
@@ -95,17 +96,16 @@ class EmbeddingIndex:
             InputError: The corpus holds none of the spans.
         """
         table = pd.concat([_metadata(split) for split in corpus.values()], ignore_index=True)
-        of_cycles = self.rows["cycle_id"].notna().any()
-        columns = [*_OF_RECORDINGS, *(["label"] if of_cycles else [])]
-        if of_cycles:
-            known, key = table.drop_duplicates("cycle_id").set_index("cycle_id"), self.rows["cycle_id"]
-        else:
-            table["recording_path"] = table["recording_path"].map(os.path.abspath, na_action="ignore")
-            known, key = table.drop_duplicates("recording_path").set_index("recording_path"), self._paths
+        table["recording_path"] = table["recording_path"].map(os.path.abspath, na_action="ignore")
+        windows = self.rows["cycle_id"].isna().all()
+        column, key = ("recording_path", self._paths) if windows else ("cycle_id", self.rows["cycle_id"])
+        known = table.drop_duplicates(column).set_index(column)
         if not key.isin(known.index).any():
             raise InputError(f"none of the {len(self)} spans is in this corpus; name the corpus that was embedded")
-        for name in columns:
+        for name in (*_OF_RECORDINGS, "label"):
             self.rows[name] = key.map(known[name]).astype(object).where(key.isin(known.index), None)
+        if windows:
+            self.rows["label"] = pd.Series(_labels_of_windows(self.rows, key, table), self.rows.index, dtype=object)
         return self
 
     def search(
@@ -240,10 +240,31 @@ def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, 
     return rows, values, provenance
 
 
+def findings(label: Any) -> frozenset[str] | None:
+    """The findings of a label: none of "normal", two of "both"; None where it is unknown."""
+    if pd.isna(label):
+        return None
+    named = {"normal": [], "both": ["crackle", "wheeze"]}
+    return frozenset(named.get(label, str(label).split(" + ")))
+
+
+def _labels_of_windows(rows: pd.DataFrame, paths: pd.Series, cycles: pd.DataFrame) -> list[str | None]:
+    """The findings of all cycles that count for a window; None where no cycle with a label does."""
+    of_recording = {path: part.to_dict("records") for path, part in cycles.groupby("recording_path")}
+    labels = []
+    for path, start_s, end_s in zip(paths, rows["start_s"], rows["end_s"], strict=True):
+        counting = counting_spans(of_recording.get(path, []), start_s, end_s)
+        known = [found for cycle in counting if (found := findings(cycle["label"])) is not None]
+        both = {name for found in known for name in found}
+        text = "both" if both == {"crackle", "wheeze"} else " + ".join(sorted(both)) or "normal"
+        labels.append(text if known else None)
+    return labels
+
+
 def _metadata(table: Any) -> pd.DataFrame:
     """What an index takes from a split: the label by name, or the names of own labels joined by " + "."""
     names = class_names(table, "label")
-    wanted = ["cycle_id", "recording_path", *_OF_RECORDINGS, "label", "events"]
+    wanted = ["cycle_id", "recording_path", "start_s", "end_s", *_OF_RECORDINGS, "label", "events"]
     frame: pd.DataFrame = table.select_columns([n for n in wanted if n in table.column_names]).to_pandas()
     events = frame.pop("events") if "events" in frame else pd.Series([None] * len(frame))
     frame["label"] = [

@@ -9,6 +9,7 @@ whatever the shares. Intervals leave out one patient at a time.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from laennec.evaluation.intervals import Interval, effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, RankedLabel
+from laennec.explore.index import findings
 
 MOST_PATIENTS = 100  # of the probe of patients, drawn at random
 READABLE = 0.7
@@ -50,7 +52,7 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
     """
     patients = pd.Series([f"p:{one}" if known else None for one, known in _known(rows, "patient_id")], rows.index)
     found = []
-    labels = [_parts(text) for text, _ in _known(rows, "label")]
+    labels = [findings(text if known else None) for text, known in _known(rows, "label")]
     for name in sorted({part for parts in labels for part in parts or ()}):
         has = np.array([name in (parts or ()) for parts in labels])
         known = np.array([parts is not None for parts in labels])
@@ -67,20 +69,34 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
 
 
 def verdict(found: Sequence[Probe]) -> str:
-    """What the probes mean, in one sentence."""
-    measured = [probe for probe in found if probe.auroc is not None]
-    labels = [f"{probe.name} ({probe.auroc:.2f})" for probe in measured if probe.kind == "label"]
-    others = [probe for probe in measured if probe.kind != "label"]
-    confounds = [f"the {p.name} ({p.auroc:.2f})" for p in others if p.auroc is not None and p.auroc >= READABLE]
-    reads = f"Linear probes predict {_listed(labels)} of unseen patients" if labels else "No label was probed"
+    """What the probes mean, in one or two sentences."""
+
+    def named(of_label: bool, predicted: bool) -> str:
+        article = "" if of_label else "the "
+        return _listed(
+            [
+                f"{article}{probe.name} ({probe.auroc:.2f})"
+                for probe in found
+                if probe.auroc is not None and (probe.kind == "label") == of_label
+                if (probe.auroc >= READABLE) == predicted
+            ]
+        )
+
+    clear, weak, confounds, harmless = (named(*case) for case in product((True, False), (True, False)))
+    if not clear and not weak:
+        labels = "No label was probed"
+    elif not clear:
+        labels = f"Linear probes hardly predict {weak} of unseen patients"
+    else:
+        labels = f"Linear probes predict {clear} of unseen patients" + (f", but hardly {weak}" if weak else "")
     if confounds:
         return (
-            f"{reads}, and also {_listed(confounds)}: a classifier can use these in place of the sound, so split by "
+            f"{labels}. They predict {confounds}: a classifier can use these in place of the sound, so split by "
             "patient, and compare labels within one device and one place."
         )
-    if not others:
-        return f"{reads}; patient, device and place are unknown, so confounds cannot be probed."
-    return f"{reads}, but hardly {_listed([f'the {p.name}' for p in others])} (AUROC below {READABLE:g})."
+    if not harmless:
+        return f"{labels}. Patient, device and place are unknown, so confounds cannot be probed."
+    return f"{labels}. They hardly predict {harmless} (AUROC below {READABLE:g})."
 
 
 def _of_patients(values: NDArray[np.float32], rows: pd.DataFrame, patients: pd.Series, seed: int) -> Probe:
@@ -142,14 +158,6 @@ def _mean_auroc(ranked: list[RankedLabel]) -> Callable[[FloatArray], dict[str, F
 def _known(rows: pd.DataFrame, column: str) -> list[tuple[str, bool]]:
     values = rows[column] if column in rows else [None] * len(rows)
     return [(str(value), not pd.isna(value)) for value in values]
-
-
-def _parts(label: str) -> frozenset[str] | None:
-    """The findings of a label: none of "normal", two of "both"."""
-    if label in ("None", "nan"):
-        return None
-    named = {"normal": [], "both": ["crackle", "wheeze"]}
-    return frozenset(named.get(label, label.split(" + ")))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ divides it among them. A span that overlaps one with an answer, such as a window
 import getpass
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +29,7 @@ from laennec.files import json_text, wait_for_lock
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.batch.recordings import Progress, find_recordings
 from laennec.inference.batch.run import predict
+from laennec.inference.decisions import probabilities_of
 from laennec.inference.embed import EMBEDDINGS, Embedder, embed
 from laennec.inference.predictor import Predictor
 from laennec.review.agreement import CLASSES, agreement_table
@@ -74,7 +75,7 @@ class Review:
         labels: What can be answered, besides normal; None for the model's labels.
         patients: The patient of each recording: a CSV (columns recording, patient_id), or a regular expression that
             finds the patient in the name of a file. Without it each recording counts as a patient.
-        members: Further models, for the rule disagreement.
+        members: Further models, for the rule disagreement; none are needed where the model is an ensemble.
         segment: Review segmented breaths instead of windows.
         annotation: Review annotated cycles: a folder with an annotation for each recording.
         share: Leave out what another reviewer has answered.
@@ -114,7 +115,13 @@ class Review:
         self.reviewer = check_reviewer(reviewer or getpass.getuser())
         self.recordings = _recordings(self.folder)
         self.annotation, self.progress = annotation, progress
-        self.predictor = self._predictor(model, segment, None)
+        alone = rule == "disagreement" and not members
+        self.predictor = self._predictor(model, segment, None, "torch" if alone else "auto")
+        if alone and not getattr(getattr(self.predictor.model, "head", None), "members", 0):
+            raise InputError(
+                f"rule disagreement: {model} is no ensemble in torch; name one (laennec ensemble), give further models "
+                "(--members), or choose another rule"
+            )
         window_s = None if self.predictor.whole else self.predictor.window_s
         predictors = [self.predictor, *(self._predictor(member, segment, window_s) for member in members)]
         model_labels = self.predictor.model.config.label_names
@@ -123,7 +130,9 @@ class Review:
         self.answers = Answers(out)
         tables = [self._table(one) for one in predictors]
         probabilities = np.stack([one[[f"{label}_probability" for label in model_labels]] for one in tables])
-        embeddings = self._table(self.predictor, embeddings=True)["embedding"] if rule == "diverse" else None
+        embeddings = None
+        if rule == "diverse" or alone:
+            embeddings = np.stack(self._table(self.predictor, embeddings=True)["embedding"].tolist())
         self.model = self.predictor.fingerprint()
         spans = tables[0][["recording", "start_s", "end_s"]].itertuples(index=False, name=None)
 
@@ -137,8 +146,8 @@ class Review:
         self.queue = queue_order(
             probabilities[0],
             rule,
-            members=probabilities if members else None,
-            embeddings=None if embeddings is None else np.stack(embeddings.tolist()),
+            members=self._by_member(embeddings) if alone else probabilities,
+            embeddings=embeddings,
             patients=[item.patient_id or item.recording for item in self.items],
             at_most_per_patient=None if disputed else per_patient,
             seed=seed,
@@ -147,23 +156,33 @@ class Review:
 
     def __repr__(self) -> str:
         patients = len({item.patient_id or item.recording for item in self.items})
-        queue = f"{len(self.queue)} of {len(self.items)} spans, {patients} patients, rule {self.rule}"
+        queue = f"{self.total()} of {len(self.items)} spans, {patients} patients, rule {self.rule}"
         return f"{queue}; {self.done()} answered by {self.reviewer}"
 
     def next(self, reviewer: str | None = None) -> Item | None:
         """The first span in the queue that the reviewer has not answered; None at the end."""
         who = self._who(reviewer)
+        self.current.pop(who, None)
+        if (item := next(self._left(who), None)) is not None:
+            self.current[who] = item
+        return item
+
+    def _left(self, who: str) -> Iterator[Item]:
+        """What a reviewer has still to answer."""
         active, by_span = self.answers.active(), self.answers.by_span()
         left_out = {answer.span for answer in active if answer.reviewer == who or self.share}
-        if self.disputed:
-            left_out |= {row.span for row in self.answers.agreed()} | {
-                item.span for item in self.items
-            } - by_span.keys()
-        self.current.pop(who, None)
+        settled = {row.span for row in self.answers.agreed()} if self.disputed else set()
+        of_recording: dict[str, list[Span]] = {}
+        for span in by_span:
+            of_recording.setdefault(span[0], []).append(span)
         for item in map(self.items.__getitem__, self.queue):
-            if item.span not in left_out and (item.span in by_span or not _overlaps(item, by_span)):
-                return self.current.setdefault(who, item)
-        return None
+            if item.span in left_out:
+                continue
+            if item.span in by_span:
+                if item.span not in settled:
+                    yield item
+            elif not self.disputed and not _overlaps(item, of_recording.get(item.recording, [])):
+                yield item
 
     def answer(self, *labels: str, item: Item | None = None, reviewer: str | None = None) -> Answer | None:
         """Keep the answer to a span, by default to the one that `next` returned; see `Answers.add`.
@@ -200,6 +219,10 @@ class Review:
         queue = {self.items[row].span for row in self.queue}
         return sum(a.reviewer == self._who(reviewer) and a.span in queue for a in self.answers.active())
 
+    def total(self, reviewer: str | None = None) -> int:
+        """How many spans of the queue there are for the reviewer, those that are answered included."""
+        return self.done(reviewer) + sum(1 for _ in self._left(self._who(reviewer)))
+
     def page(self) -> Any:
         """The page as `gradio.Blocks`, to be launched."""
         from laennec.review.page import review_blocks
@@ -218,10 +241,19 @@ class Review:
             raise InputError(f"answer {', '.join(labels)!r}: give one of {known} or skip, or several labels")
         return tuple(label for label in self.labels if label in given)
 
-    def _predictor(self, model: str | Path | Predictor, segment: bool, window_s: float | None) -> Predictor:
+    def _by_member(self, embeddings: Any) -> Any:
+        """Probabilities (members, spans, labels) of the members of an ensemble."""
+        from laennec.ensemble import member_logits  # needs torch
+
+        model, fitted_on = self.predictor.model, self.predictor.decision_for(self.annotation is not None)["fitted_on"]
+        return np.stack([probabilities_of(model.config, one, fitted_on) for one in member_logits(model, embeddings)])
+
+    def _predictor(
+        self, model: str | Path | Predictor, segment: bool, window_s: float | None, backend: str = "auto"
+    ) -> Predictor:
         if isinstance(model, Predictor):
             return model
-        loaded = load_for_prediction(model)
+        loaded = load_for_prediction(model, backend=backend)
         predictor = Predictor(*loaded, window_s, segmentation=BreathSegmentation() if segment else None)
         return predictor if segment or predictor.whole else Predictor(*loaded, predictor.window_s, predictor.window_s)
 
@@ -290,7 +322,4 @@ def _answer_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _overlaps(item: Item, spans: Iterable[Span]) -> bool:
-    return any(
-        name == item.recording and min(item.end_s, end_s) - max(item.start_s, start_s) > 0.002
-        for name, start_s, end_s in spans
-    )
+    return any(min(item.end_s, end_s) - max(item.start_s, start_s) > 0.002 for _, start_s, end_s in spans)

@@ -109,7 +109,8 @@ class InitialModel:
     def keep_head(self, model: LaennecForAudioClassification) -> bool:
         """Give a new model this one's head, if it has the same form and all labels; whether it was given."""
         known, names = self.model.config.label_names, model.config.label_names
-        state, wanted = self.model.head.state_dict(), model.head.state_dict()
+        wanted = model.head.state_dict()
+        state = {n: value for n, value in self.model.head.state_dict().items() if not n.startswith("member_")}
         if not set(names) <= set(known) or any(
             getattr(model.config, name) != getattr(self.model.config, name) for name in _HEAD
         ):

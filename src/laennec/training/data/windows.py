@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from laennec.audio.context import beside_window
-from laennec.audio.cycles import prediction_windows, window_lengths
+from laennec.audio.cycles import counting_spans, prediction_windows, window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
 from laennec.corpora.base import ABNORMAL, class_names, column_of, to_arrow
@@ -33,7 +33,6 @@ from laennec.training.tables import predictions_table, truth_table
 
 _log = logging.getLogger(__name__)
 RULE = "at least half of the shorter of window and annotated span overlap"
-_OVERLAP = 0.5
 
 
 def window_table(
@@ -58,7 +57,7 @@ def window_table(
         duration_s = int(frames * sampling_rate / rate + 0.5) / sampling_rate
         for index, (start_s, end_s) in enumerate(prediction_windows(duration_s, window_s, hop_s)):
             row = {**spans[0], **dict.fromkeys(truth)}
-            if counting := _counting(spans, start_s, end_s):
+            if counting := counting_spans(spans, start_s, end_s):
                 row = counting[0] | _combined(counting, flags, truth, four)
             elif background and all(span["end_s"] <= start_s or span["start_s"] >= end_s for span in spans):
                 row |= nothing
@@ -75,17 +74,6 @@ def _normal(names: tuple[str, ...]) -> int:
             "false"
         )
     return known.index("normal")
-
-
-def _counting(spans: list[dict[str, Any]], start_s: float, end_s: float) -> list[dict[str, Any]]:
-    """The annotated spans that count for a window, the one with the largest overlap first."""
-    found = []
-    for span in spans:
-        overlap = min(span["end_s"], end_s) - max(span["start_s"], start_s)
-        # a millionth for the rounding of times
-        if overlap >= _OVERLAP * min(span["end_s"] - span["start_s"], end_s - start_s) - 1e-6:
-            found.append((overlap, span))
-    return [span for _, span in sorted(found, key=lambda item: -item[0])]
 
 
 def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any], four: bool) -> dict[str, Any]:
