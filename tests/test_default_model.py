@@ -5,6 +5,7 @@ Run as a script, this file records the digest of the weights and the predictions
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_the_card_states_scores_limits_and_licences():
     assert "children" in card and "not a medical device" in card
     assert "MIT (EfficientAT" in card
     assert "/work" not in card + summary
+
+
+def test_predict_names_the_training_data_whatever_the_description_is(tmp_path, capsys):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["summary"] = "Ours. Second try; quick; trained on Ward (3 patients). test (2 patients): ICBHI Score 50.0"
+    (model / "config.json").write_text(json.dumps(config))
+    assert main(["predict", str(model), str(sound_file(tmp_path)), "--backend", "torch"]) == 0
+    assert f"model: {model}; trained on Ward (3 patients)\n" in capsys.readouterr().out
 
 
 def test_predict_needs_no_model_named_and_says_which_one_it_uses(tmp_path, capsys):

@@ -61,3 +61,13 @@ def test_a_recipe_trains_it_and_its_run_is_scored_in_another_process(tiny_recipe
         )
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["encoder"]["config"] == {"width": 8}
+
+
+def test_a_space_is_refused_because_its_app_could_not_import_the_class(made, tmp_path):
+    command = ("-m", "laennec", "export", made[0], "--import", "own_encoder:ConvEncoder", "--format", "space")
+    done = subprocess.run(
+        [sys.executable, *map(str, command), "--out", str(tmp_path / "space")],
+        capture_output=True, text=True, timeout=300, cwd=EXAMPLES,
+    )  # fmt: skip
+    assert done.returncode == 2 and "no space export: app.py cannot import" in done.stderr
+    assert not (tmp_path / "space").exists()

@@ -17,10 +17,12 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 import laennec
 from laennec.audio.augmentation import Gain, WaveformAugmentation
+from laennec.audio.recording import read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import damage
+from laennec.training.data.training_data import AudioColumn
 from laennec.training.trainer import LaennecTrainer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -95,6 +97,18 @@ def test_any_table_with_audio_and_labels_trains(tmp_path):
     trainer.train()
     assert len(logged(trainer, "term_ce")) == 2 and np.isfinite(trainer.evaluate()["eval_loss"])
     assert trainer.model.config.span == "recording"  # a row without times is a whole recording
+
+
+def test_a_table_of_arrays_is_resampled_like_a_file(tmp_path):
+    sounds = np.random.default_rng(0).standard_normal((4, 4000)).astype(np.float32) * 0.1
+    audio = [{"array": sound, "sampling_rate": 8000} for sound in sounds]
+    table = datasets.Dataset.from_dict({"audio": audio, "crackle": [0, 1, 0, 1], "wheeze": [0, 0, 1, 1]})
+    data = make_trainer(tmp_path, {"train": table, "validation": table}, model=make_model()).train_dataset
+    soundfile.write(tmp_path / "same.wav", sounds[2], 8000, subtype="FLOAT")
+    assert np.array_equal(data.waveforms[2], read_recording(tmp_path / "same.wav", 16000).waveform)
+    wrong = datasets.Dataset.from_dict({"audio": [{"array": sounds.tolist(), "sampling_rate": 8000}], "label": ["a"]})
+    with pytest.raises(InputError, match=r"row 0: audio\.array must hold finite samples of one channel"):
+        AudioColumn(wrong, 16000)[0]
 
 
 def test_thresholds_are_fitted_on_the_validation_data(tmp_path, corpus, small_corpus, capsys):

@@ -13,7 +13,14 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.encoders import load_encoder, wrapped
 from laennec.modeling import LaennecConfig, LaennecForAudioClassification
-from laennec.training.devices import compile_layers, device_settings, has_gpu, training_device, uncompiled
+from laennec.training.devices import (
+    compile_layers,
+    configure_process,
+    device_settings,
+    has_gpu,
+    training_device,
+    uncompiled,
+)
 
 AST = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,
@@ -156,3 +163,12 @@ def test_a_gpu_that_accelerate_is_told_to_leave_alone_is_left_alone(monkeypatch)
     assert has_gpu() and training_device() == torch.device("cuda", 1)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert not has_gpu() and training_device() == torch.device("cpu")
+
+
+def test_a_warning_about_the_data_is_printed_by_the_first_process_of_a_launch_alone(monkeypatch):
+    printed = {}
+    for rank in ("1", "0"):  # the last one leaves the level as it was
+        monkeypatch.setenv("RANK", rank)
+        configure_process(torch.get_num_threads())
+        printed[rank] = logging.getLogger("laennec.training.tables").isEnabledFor(logging.WARNING)
+    assert printed == {"0": True, "1": False}

@@ -18,6 +18,7 @@ import torch
 import laennec
 from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders.own import contains_own
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
@@ -114,6 +115,8 @@ def write_space(run: str | Path, out: str | Path | None = None, base: str | None
     out = Path(out) if out is not None else Path(run) / "export-space"
     refuse_other_files(out, _SPACE_FILES, "choose another --out")
     model, _ = load_model(run, base)
+    if contains_own(model.encoder.config):
+        raise InputError(f"{run}: no space export: app.py cannot import your encoder class; use --format full or onnx")
     record = Path(run) / "run.json"
     name = str((read_record(record).get("name") if record.exists() else None) or Path(run).resolve().name)
     versions = {package: importlib.metadata.version(package).split("+")[0] for package in _packages_of_the_page()}

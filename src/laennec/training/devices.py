@@ -42,11 +42,12 @@ _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 
 def configure_process(threads: int) -> None:
-    """Set torch's threads, and silence libraries while a recipe trains."""
+    """Set torch's threads; silence libraries while a recipe trains, and warnings that the first process has too."""
     torch.set_num_threads(threads)
     disable_progress_bar()
     # it warns that file times may not be exact and that step numbers are used instead, which are exact
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    logging.getLogger("laennec").setLevel(logging.NOTSET if is_main_process() else logging.ERROR)
 
 
 def has_gpu() -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from laennec.audio.augmentation import WaveformAugmentation
 from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import ButterworthFilter, read_header, read_recording
+from laennec.audio.recording import ButterworthFilter, read_header, read_recording, refuse_integers, resample
 from laennec.corpora.base import column_of
 from laennec.corpora.load import provenance
 from laennec.corpora.splits import fingerprint
@@ -170,7 +170,10 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
     def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
         self.sampling_rate = sampling_rate
         self.filter = filter
-        self._audio = table.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+        self._audio = table.select_columns(["audio"])
+        kind = table.features["audio"]
+        if not (isinstance(kind, dict) and {"array", "sampling_rate"} <= kind.keys()):  # arrays are read as they are
+            self._audio = self._audio.cast_column("audio", datasets.Audio(decode=False))
         timed = {"start_s", "end_s"} <= set(table.column_names)
         self._spans = list(zip(table["start_s"], table["end_s"], strict=True)) if timed else None
 
@@ -179,10 +182,19 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
 
     def __getitem__(self, row: int) -> NDArray[np.float32]:  # type: ignore[override]
         audio = self._audio[row]["audio"]
-        recording = read_recording(audio["bytes"] or audio["path"], self.sampling_rate, filter=self.filter)
-        if self._spans is None:
-            return recording.waveform
-        return cut(recording.waveform, self.sampling_rate, *self._spans[row])
+        if "array" in audio:
+            waveform = self._of_array(np.asarray(audio["array"], dtype=np.float32), audio["sampling_rate"], row)
+        else:
+            source = audio["bytes"] or audio["path"]
+            waveform = read_recording(source, self.sampling_rate, filter=self.filter).waveform
+        return waveform if self._spans is None else cut(waveform, self.sampling_rate, *self._spans[row])
+
+    def _of_array(self, samples: NDArray[np.float32], rate: int, row: int) -> NDArray[np.float32]:
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise InputError(f"row {row}: audio.array must hold finite samples of one channel; correct or remove it")
+        refuse_integers(samples)
+        waveform = resample(samples, int(rate), self.sampling_rate)
+        return waveform if self.filter is None else self.filter.apply(waveform, self.sampling_rate)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
