@@ -18,10 +18,10 @@ from laennec.corpora.copies import describe_audio, find_described
 from laennec.corpora.load import find_corpus, provenance
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.split_data import make_extractor
-from laennec.training.pretraining.dataset import pretraining_note
+from laennec.training.pretraining.dataset import check_note, pretraining_note
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -61,8 +61,11 @@ class InitialModel:
         """A model, and what is known of the patients it was trained on."""
         from laennec.evaluation.evaluate import load_model
 
-        note = Path(source) / TRAINED_ON
-        return cls(source, *load_model(source), list(read_record(note).get("sets") or []) if note.is_file() else [])
+        path, sets = Path(source) / TRAINED_ON, []
+        if path.is_file():
+            with in_known_form(path, "restore it, or train the run again"):
+                sets = [check_note(note, path) for note in read_record(path)["sets"]]
+        return cls(source, *load_model(source), sets)
 
     @property
     def encoder(self) -> Any:
@@ -131,7 +134,7 @@ class InitialModel:
             "encoder_digest": encoder_digest(self.model.encoder),
             "labels": self.model.config.label_names,
             "head": "kept" if kept else "new",
-            "trained_on": [one | {"patients": len(one.get("patients") or [])} for one in sets],
+            "trained_on": [one | {"patients": len(one["patients"])} for one in sets],
         }
 
 
@@ -150,7 +153,7 @@ def _seen(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
     same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
         corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
     )
-    return {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+    return {f"{before}{patient}" for patient in note["patients"]} if same else set()
 
 
 def _patients(table: Any) -> set[str]:
