@@ -311,7 +311,7 @@ def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any],
     for name, table in validation.items():
         if table is not None:
             with atomic_write(out / f"{name}-validation.parquet", "wb") as file:
-                table.to_parquet(file)
+                table.to_parquet(file, write_page_checksum=True)
     write_record(out / "run.json", record)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
