@@ -447,7 +447,8 @@ OTHERS = {
     "sprsound: a time of text": ("sprsound", events(event("0", "nine")), "event 1: .*must be times"),
     "physionet: stray quote": ("physionet2016", heart('a,"1\nb,-1"\n'), "REFERENCE.csv, line 1: a quote"),
     "physionet: ragged": ("physionet2016", heart("a,1\nb,-1,1,9\n"), "REFERENCE.csv, line 2: 'b,-1,1,9' is not"),
-    "physionet: RECORDS a folder": ("physionet2016", heart("a,1\n", lambda p: p.mkdir()), ["a 0 2 None"]),
+    "physionet: RECORDS a folder": (
+        "physionet2016", heart("a,1\nb,-1\n", lambda p: p.mkdir()), ["a 0 2 None", "b 0 2 None"]),
     "physionet: RECORDS of bytes": ("physionet2016", heart("a,1\nb,-1\n", lambda p: p.write_bytes(b"\xff")), "no rec"),
     "hub: stray quote": ("hub", listing("metadata.csv", 'file_name,label\na.wav,"x\nb.wav,y"\n'), "line 2: a quote"),
     "hub: a column twice": ("hub", listing("metadata.csv", "file_name,label,label\na.wav,x,y\n"), "line 1: .* once"),
