@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from laennec.errors import InputError
@@ -57,6 +58,7 @@ _LIBRARY_MESSAGES = {
 _ACTING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # json escapes the others
 # temporary names of other machines are theirs: on a network folder their locks may not be seen here
 _MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+LINE_BEGIN, _DIGITS = b'{"xxh3": "', 16  # of a line of a journal
 _log = logging.getLogger(__name__)
 
 
@@ -292,6 +294,20 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
         finally:
             if not whole:  # not even its first line could be written
                 path.unlink(missing_ok=True)
+
+
+def journal_line(**said: Any) -> bytes:
+    """A line of a journal: JSON that begins with a checksum of the rest."""
+    text = json_text(said, separators=(",", ":"), ensure_ascii=True).encode()[1:] + b"\n"
+    return LINE_BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text
+
+
+def checked_line(line: bytes) -> bytes:
+    """A line of a journal whose checksum is right; a ValueError for any other."""
+    text = line[len(LINE_BEGIN) + _DIGITS + 2 :]
+    if line != LINE_BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text:
+        raise ValueError("damaged")
+    return line
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from laennec.cli.main import main
 from laennec.errors import InputError
+from laennec.evaluation.calibration.recalibrate import read_validation
 from laennec.evaluation.evaluate import load_model
 from laennec.files import json_text
 from laennec.inference.batch.run import Predictor, predict
@@ -83,3 +85,18 @@ class TestAnswersThatAreNoNumbers:
     def test_no_file_holds_them_as_json(self, value):
         with pytest.raises(InputError, match="not written as JSON"):
             json_text({"x": [value]})
+
+
+def test_a_flipped_bit_of_stored_predictions_fits_nothing(tiny_run, tmp_path):
+    run, draw, refused = shutil.copytree(tiny_run, tmp_path / "run"), random.Random(5), 0
+    path = run / "predictions-validation.parquet"
+    whole, before = path.read_bytes(), read_validation(path)
+    end = len(whole) - int.from_bytes(whole[-8:-4], "little")  # its pages; Parquet has no checksum of the rest
+    for place in draw.sample(range(4, end - 8), 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        try:
+            assert read_validation(path).equals(before)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused

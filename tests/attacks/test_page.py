@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 
@@ -273,6 +274,25 @@ def test_a_request_names_no_file_but_uploads(served, uploaded, name, place):
 )
 def test_a_request_that_is_no_json_is_refused(served, body):
     assert httpx.post(f"{served.address}/gradio_api/queue/join", content=body, timeout=WAIT_S).status_code == 400
+
+
+@pytest.mark.parametrize("depth", [1, 900])
+def test_the_files_of_a_deep_request_take_no_longer_to_find(depth):
+    content, events = [{"path": "x"}] * 1000, []
+    for _ in range(depth):
+        content = [content]
+    sys.setprofile(lambda _, event, argument: events.append(event))
+    try:
+        found = server._paths_in(content)
+    finally:
+        sys.setprofile(None)
+    assert found == ["x"] * 1000 and len(events) < 20 * (1000 + depth)
+
+
+@pytest.mark.parametrize("name", [7, None, True, ["x"], {"path": "x"}])
+def test_a_file_that_is_no_text_is_refused(served, name):
+    answer = ask(served, [file_data("/x") | {"path": name}, None])
+    assert answer.status_code == 403 and "Traceback" not in served.said()
 
 
 def test_uploads_that_nobody_knows_are_deleted_in_time(served):

@@ -181,6 +181,7 @@ def test_bad_folders_and_files_are_one_line(copy, tmp_path, capsys):
     broken("run.json", b"{}", "run.json does not say what was scored")
     other = metrics | {"values": metrics["values"] | {"icbhi.Score": 99.0}}
     broken("metrics.json", json.dumps(other).encode(), "do not belong together", "'icbhi.Score' is 99.0")
+    broken("metrics.json", json.dumps(metrics | {"intervals": None}).encode(), "not of the form that laennec writes")
     table = pd.read_parquet(folder / "predictions.parquet")
     buffer = io.BytesIO()
     table.drop(columns="logit_crackle").to_parquet(buffer)

@@ -14,7 +14,8 @@ from batches import content, copied
 from forked import Forked, on_another_machine
 from laennec.cli.main import main
 from laennec.evaluation.evaluate import load_model
-from laennec.inference.batch.journal import JOURNAL, Journal, line_of
+from laennec.files import journal_line
+from laennec.inference.batch.journal import JOURNAL, Journal
 from laennec.inference.batch.run import Predictor, predict
 
 FORMATS = ("json", "csv", "parquet", "audacity")
@@ -165,7 +166,7 @@ class Drawn(Predictor):
 
 def torn(journal, **said):
     """Write half of a line, as a kill may."""
-    line = line_of(**said)
+    line = journal_line(**said)
     with journal.path.open("ab") as file:
         file.write(line[: len(line) // 2])
         file.flush()

@@ -117,7 +117,7 @@ def test_damage_of_one_line_costs_one_answer_and_is_told(tmp_path, sounds, capsy
     for place in range(3):
         answers.add(said(sounds[0], place, ()), sounds[0])
     lines = answers.journal.read_bytes().splitlines(keepends=True)
-    outside = lines[2].replace(b'"recording": "', b'"recording": "../')
+    outside = lines[2].replace(b'"recording":"', b'"recording":"../')
     answers.journal.write_bytes(b"".join([*lines[:2], outside, *lines[3:], lines[1][:40]]))
     again = Answers(tmp_path)
     assert [answer.start_s for answer in again.active()] == [0, 2] and "line 3: damaged" in capsys.readouterr().err

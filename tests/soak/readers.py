@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laennec.errors import InputError
-from laennec.inference.batch.journal import Journal, line_of
+from laennec.files import journal_line
+from laennec.inference.batch.journal import Journal
 
 ICBHI = b"0.036\t0.579\t0\t0\n0.579\t2.45\t1\t0\n2.45\t3.893\t0\t1\n3.893 5.793 1 1\n"
 AUDACITY = b"0.0\t1.5\tcrackle\n\\\t100.0\t400.0\n1.5\t2.25\tnormal\n2.25\t3.0\tcrackle + wheeze\n"
@@ -369,7 +370,7 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
             b'{"best_model_checkpoint": "runs/checkpoint-1", "global_step": 2}',), "json"),
         Reader("configuration of a model", _model_config, (b'{"id2label": {"0": "crackle"}}',), "json"),
         Reader("journal", _journal, (
-            line_of(journal=3, identity={"model": "m"}) + line_of(names=["a"]) + line_of(
+            journal_line(journal=3, identity={"model": "m"}) + journal_line(names=["a"]) + journal_line(
                 name="a", content="c", status=["a", 1, 2, 3], others=[], timeline={"recording": "a"}),), "jsonl"),
         Reader("mark of an export", _mark, (json.dumps({
             "format": 1, "corpus": "icbhi2017", "files": {"cycles/train-00000-of-00001.parquet": {"sha256": _SHA}},

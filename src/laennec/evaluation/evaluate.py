@@ -381,7 +381,7 @@ def _write(
         for name, table in tables.items():
             if table is not None:
                 with atomic_write(temporary / f"{name}.parquet", "wb") as file:
-                    table.to_parquet(file)
+                    table.to_parquet(file, write_page_checksum=True)
         write_record(temporary / "metrics.json", evaluation)
         write_record(temporary / "run.json", record)
         write_report(temporary, record, evaluation, tables["predictions"])

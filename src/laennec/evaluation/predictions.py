@@ -9,6 +9,7 @@ classes have an ICBHI Score.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -131,6 +132,17 @@ def read_predictions(
         return predictions
     own = bind_metrics(metrics, predictions, list(point_values(predictions)))
     return replace(predictions, own=own)
+
+
+def stored_predictions(path: Path, remedy: str) -> Any:
+    """The table of predictions that a run stores; its pages have checksums."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except Exception as error:  # pyarrow raises many kinds of errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path}: no readable predictions table ({reason}); {remedy}") from error
 
 
 def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:

@@ -8,7 +8,6 @@ other model is refused, because embeddings of two models have nothing in common.
 
 import difflib
 import io
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -28,11 +27,14 @@ from laennec.corpora.base import class_names
 from laennec.errors import InputError
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.decisions import probabilities_of
-from laennec.inference.embed import EMBEDDINGS, Embedder
+from laennec.inference.embed import EMBEDDINGS, KNOWN, Embedder
+from laennec.inference.outputs import with_provenance
 from laennec.inference.predictor import Predictor, wave_file
-from laennec.untrusted import read_bytes
+from laennec.untrusted import parse_json, read_bytes
 
 FILTERS = {"patient": "patient_id", "device": "device", "location": "chest_location", "label": "label"}
+_SPAN = ["recording", "start_s", "end_s"]
+_KINDS = dict.fromkeys(("recording", *KNOWN), pa.string()) | dict.fromkeys(_SPAN[1:], pa.float64())
 _OF_RECORDINGS = ("patient_id", "device", "chest_location")
 _LONGEST = 2.0  # a query may be so many times as long as the longest span of the index
 Vectors = NDArray[np.float32]
@@ -223,19 +225,26 @@ class EmbeddingIndex:
 def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, Any]]:
     """Rows, embeddings (spans, dim) and provenance of a table of `laennec embed`."""
     file = Path(path) / EMBEDDINGS if Path(path).is_dir() else Path(path)
-    parts = sorted(file.with_suffix("").glob("*.parquet")) or [file]  # of a Ray cluster
+    parts = sorted(file.with_suffix("").glob("*.parquet"))  # of a Ray cluster
+    if parts and file.is_file():
+        raise InputError(f"{file}: beside the folder {file.stem} of a Ray cluster; remove what is older of the two")
+    parts = parts or [file]
     if not parts[0].is_file():
         raise InputError(f"{file}: no such file; make it with laennec embed RECORDINGS --out {Path(path)}")
     try:
-        table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(part, None))) for part in parts])
-        provenance = json.loads((table.schema.metadata or {})[b"laennec"])
-        column = table["embedding"].combine_chunks()
-        values = np.array(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
+        contents = [io.BytesIO(read_bytes(part, None)) for part in parts]
+        table = pa.concat_tables([pq.read_table(one, page_checksum_verification=True) for one in contents])
+        provenance = parse_json((table.schema.metadata or {})[b"laennec"])
+        checked = with_provenance(provenance)["laennec_xxh3"].encode() == table.schema.metadata[b"laennec_xxh3"]
+        width = table.schema.field("embedding").type.list_size
+        values = np.array(table["embedding"].combine_chunks().flatten(), np.float32).reshape(len(table), width)
         rows = table.drop_columns(["embedding"]).to_pandas()
-        missing = {"recording", "start_s", "end_s", "patient_id", "cycle_id"} - {*rows.columns}
+        told = checked and isinstance(provenance, dict) and isinstance(provenance.get("layer"), int | None)
+        typed = all(table.schema.field(name).type == kind for name, kind in _KINDS.items())
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
         raise InputError(f"{file}: no table of embeddings of laennec embed, or damaged; embed again") from error
-    if missing or not len(rows) or not isinstance(provenance, dict) or not np.isfinite(values).all():
+    whole = len(rows) and {*rows.columns} == {*_KINDS} and rows[_SPAN].notna().all(axis=None)
+    if not told or not typed or not whole or not np.isfinite(values).all():
         raise InputError(f"{file}: no usable table of embeddings; embed the recordings again")
     return rows, values, provenance
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
 from laennec.files import atomic_write
 from laennec.hub.card_content import card_content
 from laennec.hub.card_metadata import card_metadata, eval_result_files
@@ -92,35 +92,38 @@ def render_card(
         answers: Settings of `CardSettings` that replace the recipe's.
     """
     evidence = read_evidence(run)
-    settings = card_settings(evidence.run, {**(answers or {}), **({"licence": license} if license else {})})
-    name = repo.rsplit("/", 1)[-1] if repo else str(evidence.run.get("name") or "laennec model")
-    content = card_content(evidence, settings)
-    metadata = card_metadata(
-        evidence.run, content["splits"], settings, name, "adapter" if form in ("head", "lora") else "finetune"
-    )
-    if form == "onnx":
-        metadata.library_name = "onnx"
-    answered = _answered(evidence, content, settings)
-    sections = _sections(content)
-    unanswered = open_questions(answered, sections)
-    text = render_template(
-        _TEMPLATE,
-        **content,
-        title=name,
-        form=form,
-        place=Markdown(json.dumps(repo or name)),
-        shell=code(f"laennec predict {shlex.quote(repo or name)} recordings/ --out predictions"),
-        sections=sections,
-        ask=lambda key: "" if f"card.{key}" in answered else Markdown(f"_Not answered yet ({code(f'card.{key}')})._"),
-        marker=lambda key: Markdown(_MARKER.format(key)),
-        open_questions=[(key, questions().get(key, ""), waiting) for key, waiting in unanswered.items()],
-        checklist=checklist(),
-        missing_answers=partial(_missing, answered=answered, sections=sections),
-    )
-    body = re.sub(r"\n{3,}", "\n\n", text).strip()
-    return Card(
-        f"---\n{metadata.to_yaml()}\n---\n\n{body}\n", unanswered, eval_result_files(content["splits"], settings)
-    )
+    with in_known_form(Path(run) / "run.json", "train the run again, or evaluate it again"):
+        settings = card_settings(evidence.run, {**(answers or {}), **({"licence": license} if license else {})})
+        name = repo.rsplit("/", 1)[-1] if repo else str(evidence.run.get("name") or "laennec model")
+        content = card_content(evidence, settings)
+        metadata = card_metadata(
+            evidence.run, content["splits"], settings, name, "adapter" if form in ("head", "lora") else "finetune"
+        )
+        if form == "onnx":
+            metadata.library_name = "onnx"
+        answered = _answered(evidence, content, settings)
+        sections = _sections(content)
+        unanswered = open_questions(answered, sections)
+        text = render_template(
+            _TEMPLATE,
+            **content,
+            title=name,
+            form=form,
+            place=Markdown(json.dumps(repo or name)),
+            shell=code(f"laennec predict {shlex.quote(repo or name)} recordings/ --out predictions"),
+            sections=sections,
+            ask=lambda key: (
+                "" if f"card.{key}" in answered else Markdown(f"_Not answered yet ({code(f'card.{key}')})._")
+            ),
+            marker=lambda key: Markdown(_MARKER.format(key)),
+            open_questions=[(key, questions().get(key, ""), waiting) for key, waiting in unanswered.items()],
+            checklist=checklist(),
+            missing_answers=partial(_missing, answered=answered, sections=sections),
+        )
+        body = re.sub(r"\n{3,}", "\n\n", text).strip()
+        return Card(
+            f"---\n{metadata.to_yaml()}\n---\n\n{body}\n", unanswered, eval_result_files(content["splits"], settings)
+        )
 
 
 def card_settings(run: Mapping[str, Any], answers: Mapping[str, Any] | None = None) -> CardSettings:

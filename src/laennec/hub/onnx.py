@@ -333,9 +333,8 @@ def _validation(
     run: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
 ) -> tuple[list[NDArray[np.float32]], Any]:
     """The waveforms of a run's validation cycles, and their predictions table in the same order."""
-    import pandas as pd
-
     from laennec.corpora.load import provenance
+    from laennec.evaluation.calibration.recalibrate import read_validation
     from laennec.evaluation.scored_data import check_split, recipe_of
     from laennec.training.data.split_data import load_splits, make_split
 
@@ -345,7 +344,7 @@ def _validation(
     parts = load_splits(recipe)
     check_split(record, recipe, provenance(parts))
     part = make_split("validation", parts["validation"], recipe, extractor, model.config.label_names, False)
-    predictions = pd.read_parquet(path).set_index("cycle_id")
+    predictions = read_validation(path).set_index("cycle_id")
     ids = column_of(part.table, "cycle_id")
     if missing := sorted(set(ids) ^ set(predictions.index)):
         raise InputError(

@@ -1,7 +1,7 @@
 """Embed the spans of many recordings and keep the embeddings in a folder.
 
 Decisions: spans are those of prediction (windows, an annotation, breaths) or the cycles of a corpus. A row of a table
-is a span. The embeddings of a recording are in a file of its own; the journal only says that it is there, so that
+is a span. The embeddings of a recording are in a file of its own; the journal has a checksum of its rows, so that
 nothing is stored twice. `laennec.embeddings.parquet` is made from these files.
 """
 
@@ -10,7 +10,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
 from laennec import __version__
@@ -45,10 +46,10 @@ from laennec.untrusted import read_bytes
 
 EMBEDDINGS = "laennec.embeddings.parquet"
 EMBEDDING_FORMATS = ("parquet", "npz")
-_KNOWN = ("recording_id", "patient_id", "cycle_id", "split")
+KNOWN = ("recording_id", "patient_id", "cycle_id", "split")
 Embeddings = NDArray[np.float32]
 Rows = tuple[tuple[Any, ...], ...]
-"""The cycles of a recording: start_s, end_s, then the columns of `_KNOWN`."""
+"""The cycles of a recording: start_s, end_s, then the columns of `KNOWN`."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class _EmbeddingsOf(Batch):
 
     def write(self, path: Path, entry: dict[str, Any], more: Embedded) -> None:
         table = embedding_table(path, more, self.rows.get(path), self.provenance)
+        entry["rows_xxh3"] = _digest(table)
         for file in self.files(path):
             with atomic_write(file, "wb") as opened:
                 if file.suffix == ".npz":
@@ -174,8 +176,14 @@ class _EmbeddingsOf(Batch):
         return None
 
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
-        tables = (_read_table(self.files(path)[0], self.provenance) for path in recordings)
-        return [write_row_groups(self.out / EMBEDDINGS, tables)]
+        def tables() -> Iterator[pa.Table]:
+            for path in recordings:
+                table = _read_table(file := self.files(path)[0], self.provenance)
+                if _digest(table) != journal.read(self.names[path]).get("rows_xxh3"):
+                    raise InputError(f"{file}: damaged, or of another recording; remove it and run again")
+                yield table
+
+        return [write_row_groups(self.out / EMBEDDINGS, tables())]
 
 
 def _embedded(
@@ -192,7 +200,7 @@ def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
     """The cycles of a corpus by recording."""
     found: dict[Path, list[tuple[Any, ...]]] = {}
     for split, table in splits.items():
-        names = ("start_s", "end_s", *_KNOWN[:3])
+        names = ("start_s", "end_s", *KNOWN[:3])
         columns = table.select_columns(["recording_path", *names]).with_format("arrow")[:].to_pydict()
         for path, *row in zip(*(columns[name] for name in ("recording_path", *names)), strict=True):
             if path is None:
@@ -204,9 +212,9 @@ def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
 def embedding_table(path: Path, embedded: Embedded, rows: Rows | None, provenance: dict[str, Any]) -> pa.Table:
     """One row for each span."""
     values = np.ascontiguousarray(embedded.values, np.float32)
-    known = zip(*(row[2:] for row in rows), strict=True) if rows else [[None] * len(values)] * len(_KNOWN)
+    known = zip(*(row[2:] for row in rows), strict=True) if rows else [[None] * len(values)] * len(KNOWN)
     columns = {"recording": pa.array([os.fsencode(path).decode(errors="replace")] * len(values), pa.string())}
-    columns |= {name: pa.array(column, pa.string()) for name, column in zip(_KNOWN, known, strict=True)}
+    columns |= {name: pa.array(column, pa.string()) for name, column in zip(KNOWN, known, strict=True)}
     for name, column in zip(("start_s", "end_s"), zip(*embedded.spans, strict=True), strict=True):
         columns[name] = pa.array(column, pa.float64())
     kind = pa.list_(pa.field("element", pa.float32()), values.shape[1])  # as Parquet calls it when it is read back
@@ -215,10 +223,16 @@ def embedding_table(path: Path, embedded: Embedded, rows: Rows | None, provenanc
     return pa.Table.from_arrays(list(columns.values()), schema=schema)
 
 
+def _digest(table: pa.Table) -> str:
+    """xxh3 of the rows of a table, whatever file they come from."""
+    others = [str(table.schema.remove_metadata()), table.drop_columns(["embedding"]).to_pydict()]
+    return xxhash.xxh3_128_hexdigest(repr(others).encode() + _matrix(table).tobytes())
+
+
 def _npz(table: pa.Table) -> bytes:
     """The columns of a table as a NumPy archive; null is an empty string."""
     columns = {
-        name: np.array([value or "" for value in table[name].to_pylist()], str) for name in ("recording", *_KNOWN)
+        name: np.array([value or "" for value in table[name].to_pylist()], str) for name in ("recording", *KNOWN)
     }
     columns |= {name: table[name].to_numpy() for name in ("start_s", "end_s")}
     columns["embedding"] = _matrix(table)
@@ -238,14 +252,14 @@ def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":
-            return pq.read_table(content)
+            return pq.read_table(content).replace_schema_metadata(with_provenance(provenance))
         with np.load(content, allow_pickle=False) as archive:
             spans = list(zip(archive["start_s"].tolist(), archive["end_s"].tolist(), strict=True))
-            rows = [[None if text == "" else text for text in archive[name].tolist()] for name in _KNOWN]
+            rows = [[None if text == "" else text for text in archive[name].tolist()] for name in KNOWN]
             known = tuple((None, None, *row) for row in zip(*rows, strict=True))
             path = Path(str(archive["recording"][0]))
             return embedding_table(path, Embedded(spans, archive["embedding"]), known, provenance)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except Exception as error:  # NumPy, zipfile and Arrow have an exception for each kind of damage
         raise InputError(f"{file}: damaged ({' '.join(str(error).split())[:80]}); remove it and run again") from error
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError, one_line
 from laennec.files import atomic_write, json_text
@@ -146,8 +148,9 @@ def prediction_table(timeline: Timeline, provenance: dict[str, Any]) -> "pa.Tabl
 
 
 def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
-    """Metadata of a Parquet schema."""
-    return {"laennec": json_text(provenance, ensure_ascii=False)}
+    """Metadata of a Parquet schema, and their checksum: Parquet has one for its pages alone."""
+    text = json_text(provenance, ensure_ascii=False)
+    return {"laennec": text, "laennec_xxh3": xxhash.xxh3_64_hexdigest(text.encode())}
 
 
 def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
@@ -160,7 +163,7 @@ def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
         writer: pq.ParquetWriter | None = None
         for table in tables:
             if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(file, table.schema))
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema, write_page_checksum=True))
             waiting.append(table)
             if sum(map(len, waiting)) >= _ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))

@@ -1,11 +1,12 @@
 """The answers of reviewers, in a folder that is a `folder` corpus at any moment.
 
 Decisions: the journal (laennec.answers.jsonl) is the record. An answer is a line that is appended and synced under a
-lock before it counts; an undo is a line too, and no line is ever removed. annotations.csv and the label tracks are made
-from the journal after every line; a kill in between leaves those of the line before, and the next opening makes them
-again. The folder holds the answered recordings as hard links, or as copies where links cannot be made. A span is a row
-of annotations.csv if one set of labels has most of its answers; a tie is left out, because a corpus has one truth for a
-span. A table that somebody edited is kept under another name before it is replaced.
+lock before it counts; it begins with a checksum, and a damaged one is told and left out. An undo is a line too, and no
+line is ever removed. annotations.csv and the label tracks are made from the journal after every line; a kill in between
+leaves those of the line before, and the next opening makes them again. The folder holds the answered recordings as hard
+links, or as copies where links cannot be made. A span is a row of annotations.csv if one set of labels has most of its
+answers; a tie is left out, because a corpus has one truth for a span. A table that somebody edited is kept under
+another name before it is replaced.
 """
 
 import contextlib
@@ -23,8 +24,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from laennec.errors import InputError, one_line
-from laennec.files import appending, atomic_write, explain_write_errors, json_text, refuse_other_files, wait_for_lock
+from laennec.files import (
+    appending,
+    atomic_write,
+    checked_line,
+    explain_write_errors,
+    journal_line,
+    refuse_other_files,
+    wait_for_lock,
+)
 from laennec.terminal import complain
 from laennec.untrusted import open_regular, parse_json
 
@@ -39,6 +50,7 @@ Span = tuple[str, float, float]
 class Answer:
     """What a reviewer said of a span."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # of a line that is read
     recording: str  # path below the folder of recordings
     start_s: float
     end_s: float
@@ -61,6 +73,9 @@ class Answer:
         if self.labels is None:
             return "skipped"
         return "both" if set(self.labels) == {"crackle", "wheeze"} else "+".join(self.labels) or "normal"
+
+
+_ANSWER = TypeAdapter(Answer)
 
 
 class Answers:
@@ -143,16 +158,17 @@ class Answers:
 
     def _read(self, line: bytes) -> Answer | int | None:
         try:
-            said = parse_json(line)
+            said = parse_json(checked_line(line))
+            del said["xxh3"]
             if "undo" in said or "review" in said:
                 return int(said["undo"]) if "undo" in said else None
-            labels = said["labels"]
-            answer = Answer(**said | {"labels": None if labels is None else tuple(map(str, labels))})
+            answer = _ANSWER.validate_python(said)
             path = Path(answer.recording)
-            if path.is_absolute() or ".." in path.parts or not float(answer.start_s) < float(answer.end_s):
+            elsewhere = path.is_absolute() or ".." in path.parts or "\0" in answer.recording
+            if elsewhere or not 0 <= answer.start_s < answer.end_s:
                 raise ValueError("no span of a recording of this review")
             return answer
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError):  # of pydantic too
             complain(f"{self.journal}, line {len(self._entries) + 1}: damaged and left out; restore it from a backup")
             return None
 
@@ -165,7 +181,7 @@ class Answers:
     def _write(self, entry: Mapping[str, Any], *recordings: str) -> None:
         """Append a line; annotations.csv and the label tracks of these recordings follow."""
         with appending(self.journal, self._size) as add:
-            add(json_text(entry).encode() + b"\n")
+            add(journal_line(**entry))
         self.refresh()
         self._make_tables(recordings)
 

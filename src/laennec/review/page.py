@@ -87,8 +87,10 @@ def pressed(
         if answer == "undo":
             undone = review.undo(who)
             note = f"undone: {undone.text}" if undone else "nothing to undo"
+        elif key not in items:  # of a page that an earlier server made
+            raise InputError("this page shows no span of the review; reload it")
         else:
-            said = review.answer(answer, *marks, item=items.get(key), reviewer=who)
+            said = review.answer(answer, *marks, item=items[key], reviewer=who)
             note = f"kept: {said.text}" if said else ""
         return shown_html(review, who, note), []
     except InputError as error:
@@ -97,7 +99,8 @@ def pressed(
 
 def shown_html(review: Review, who: str, note: str = "", problem: str = "") -> str:
     """The HTML of the reviewer's next span."""
-    values: dict[str, Any] = {"item": None, "note": note, "total": 0}
+    who = (who or "").strip()  # None in a request that no page sends
+    values: dict[str, Any] = {"item": None, "note": note, "total": 0, "who": who}
     try:
         item = review.next(check_reviewer(who))
         values |= {"done": review.done(who), "total": review.total(who), **(_pictured(review, item) if item else {})}
@@ -144,7 +147,9 @@ def _clip(item: Item) -> tuple[Waveform, int, float]:
     with open_recording(item.path) as stream:
         rate = stream.sampling_rate
         for block in stream.blocks():
-            pieces.append(block[max(int(first_s * rate) - at, 0) : max(int(last_s * rate) - at, 0)])
+            piece = block[max(int(first_s * rate) - at, 0) : max(int(last_s * rate) - at, 0)]
+            if len(piece):  # an empty one would keep its block in memory
+                pieces.append(piece)
             at += len(block)
             if at >= last_s * rate:
                 break

@@ -101,7 +101,7 @@ def _score(
     record["config"] = record["config"] | {"name": record["name"]}
     with atomic_folder(folder) as temporary:
         with atomic_write(temporary / "predictions.parquet", "wb") as file:
-            predictions.to_parquet(file)
+            predictions.to_parquet(file, write_page_checksum=True)
         write_record(temporary / "metrics.json", evaluation)
         write_record(temporary / "run.json", record)
         write_report(temporary, record, evaluation, predictions)

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from laennec.errors import InputError
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, pool_folds
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.predictions import read_evaluated
+from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of
 from laennec.evaluation.summary import WINDOWS
 from laennec.training.record import read_record, write_record
@@ -78,7 +76,7 @@ def _draw(folds: Sequence[Path]) -> list[RunFigures]:
     """The main metrics of a run in every draw: of its pooled folds, or of each where all scored one split."""
     metrics = [read_record(folder / "metrics.json") for folder in folds]
     predictions = [
-        read_evaluated(pd.read_parquet(folder / "predictions.parquet"), one)
+        read_evaluated(stored_predictions(folder / "predictions.parquet", "evaluate the run again"), one)
         for folder, one in zip(folds, metrics, strict=True)
     ]
     draws = metrics[0]["bootstrap"]

@@ -51,6 +51,10 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
     model.to(training_device())  # type: ignore[arg-type]
     cache = EmbeddingCache(cache_root(), model, extractor)
     logits = head_logits(model, embed_cycles(model, extractor, data.dataset, data.keys(), cache))
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"loss.teacher {source}: outputs NaN or infinity; check its weights, or choose another teacher"
+        )
     probabilities = model.probabilities(torch.from_numpy(logits).to(training_device())).cpu().numpy()
     soft = probabilities[:, [known.index(name) for name in targets.names]]  # (cycles, labels)
     targets.labels = ((1 - weight) * targets.labels + weight * soft).astype(np.float32)

@@ -18,10 +18,10 @@ from laennec.corpora.base import column_of
 from laennec.corpora.copies import describe_audio, find_described
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.split_data import make_extractor
-from laennec.training.pretraining.dataset import pretraining_note, seen_patients
+from laennec.training.pretraining.dataset import check_note, pretraining_note, seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -131,14 +131,17 @@ class InitialModel:
             "encoder_digest": encoder_digest(self.model.encoder),
             "labels": self.model.config.label_names,
             "head": "kept" if kept else "new",
-            "trained_on": [one | {"patients": len(one.get("patients") or [])} for one in sets],
+            "trained_on": [one | {"patients": len(one["patients"])} for one in sets],
         }
 
 
 def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:
     """The notes of a run's training sets, the last one first; none where they are unknown."""
-    note = Path(folder) / TRAINED_ON
-    return list(read_record(note).get("sets") or []) if note.is_file() else []
+    path = Path(folder) / TRAINED_ON
+    if not path.is_file():
+        return []
+    with in_known_form(path, "restore it, or train the run again"):
+        return [check_note(note, path) for note in read_record(path)["sets"]]
 
 
 def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, *models: InitialModel | None) -> None:

@@ -311,7 +311,7 @@ def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any],
     for name, table in validation.items():
         if table is not None:
             with atomic_write(out / f"{name}-validation.parquet", "wb") as file:
-                table.to_parquet(file)
+                table.to_parquet(file, write_page_checksum=True)
     for logged in sorted((out / "checkpoints").glob("*/runs/*")):  # TensorBoard writes beside the checkpoints
         folder = out / "logs" / logged.parents[1].name
         folder.mkdir(parents=True, exist_ok=True)

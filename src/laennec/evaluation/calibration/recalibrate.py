@@ -123,7 +123,7 @@ def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: s
     lengths = window_lengths(extractor)
     table = predict_windows(model, extractor, splits["validation"], "validation", recipe, *lengths)
     with atomic_write(folder / WINDOWS, "wb") as file:
-        table.to_parquet(file)
+        table.to_parquet(file, write_page_checksum=True)
     return lengths
 
 
@@ -169,14 +169,9 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 def read_validation(path: Path) -> "pd.DataFrame":
     """A run's stored validation predictions."""
-    import pandas as pd
+    from laennec.evaluation.predictions import stored_predictions
 
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot read the validation predictions ({str(error).splitlines()[0]}); train the run again"
-        ) from error
+    return stored_predictions(path, "train the run again")
 
 
 def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:

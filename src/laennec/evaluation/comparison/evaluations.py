@@ -102,9 +102,7 @@ class Evaluation:
 
 def read_evaluation(folder: str | Path) -> Evaluation:
     """Read an evaluation, and check that its files belong together."""
-    import pandas as pd
-
-    from laennec.evaluation.predictions import read_evaluated
+    from laennec.evaluation.predictions import read_evaluated, stored_predictions
     from laennec.training.record import read_record
 
     folder = Path(folder)
@@ -116,11 +114,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     path = folder / "predictions.parquet"
     if not path.exists():
         raise InputError(f"{path}: missing; evaluate the run again")
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises many kinds of errors for damaged files
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path}: no readable predictions table ({reason}); evaluate the run again") from error
+    table = stored_predictions(path, "evaluate the run again")
     with in_known_form(folder, "evaluate the run again"):
         predictions = read_evaluated(table, metrics)
         _check(folder, metrics, predictions)

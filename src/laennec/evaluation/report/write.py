@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.calibration.probabilities import decision_curves
 from laennec.evaluation.comparison.evaluations import Evaluation, evaluation_folder, read_evaluation
@@ -150,7 +150,8 @@ def report(
     folder = evaluation_folder(source, split)
     evaluation = read_evaluation(folder)
     extras = _extras(evaluation, model, base, corpus or {}, audio, points)
-    page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras)
+    with in_known_form(folder, "evaluate the run again"):
+        page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras)
     path = folder / "report.html" if out is None else Path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"

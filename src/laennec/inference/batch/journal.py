@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from laennec.errors import InputError
-from laennec.files import appending, atomic_write, json_text
+from laennec.files import LINE_BEGIN, appending, atomic_write, checked_line, journal_line
 from laennec.terminal import complain
 from laennec.untrusted import open_regular, parse_json
 
@@ -32,7 +30,6 @@ JOURNAL = "laennec.journal.jsonl"
 _OF_RANKS = "laennec.journal.*.jsonl"
 _PATIENCE_S = 600.0
 _VERSION = 3
-_BEGIN, _DIGITS = b'{"xxh3": "', 16
 
 
 def status_of(recording: str | Path) -> list[Any]:
@@ -156,7 +153,7 @@ class Journal:
 
     def _load(self, path: Path, line: bytes) -> None:
         """Take in one line."""
-        said, read = parse_json(_checked(line)), self._read[path]
+        said, read = parse_json(checked_line(line)), self._read[path]
         if not read.size:
             if said["journal"] != _VERSION:
                 raise ValueError("another version")
@@ -185,7 +182,7 @@ class Journal:
         Raises:
             InputError: The disk is full or not writable.
         """
-        line = line_of(**said)
+        line = journal_line(**said)
         assert self.append is not None, "a journal is written inside open_journal"
         self.append(line)
         self._load(self.path, line)
@@ -204,7 +201,7 @@ class Journal:
             path, start, length = self.entries[name].place
             with open_regular(path) as file:
                 file.seek(start)
-                line = _checked(file.read(length))
+                line = checked_line(file.read(length))
             if (said := parse_json(line))["name"] == name:
                 return line, said
         raise RewrittenError(self.path)
@@ -232,8 +229,8 @@ class Journal:
         chosen = set(names)
         order = [name for name in self.entries if name not in chosen] + list(names)
         with atomic_write(self.path, "wb") as file:
-            file.write(line_of(journal=_VERSION, identity=self.identity))  # type: ignore[call-overload]
-            file.write(line_of(names=sorted(self.claimed)))  # type: ignore[call-overload]
+            file.write(journal_line(journal=_VERSION, identity=self.identity))  # type: ignore[call-overload]
+            file.write(journal_line(names=sorted(self.claimed)))  # type: ignore[call-overload]
             for name in order:
                 file.write(self._line(name)[0])  # type: ignore[call-overload]
         for path in others:
@@ -250,25 +247,11 @@ class _Read:
     valid: bool = False
 
 
-def line_of(**said: Any) -> bytes:
-    """A line of a journal, with its checksum."""
-    text = json_text(said, separators=(",", ":"), ensure_ascii=True).encode()[1:] + b"\n"
-    return _BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text
-
-
-def _checked(line: bytes) -> bytes:
-    """A line whose checksum is right."""
-    text = line[len(_BEGIN) + _DIGITS + 2 :]
-    if line != _BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text:
-        raise ValueError("damaged")
-    return line
-
-
 def _refuse_others(path: Path) -> None:
     """Refuse a file that has a journal's name and is none."""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
-        begin = file.read(len(_BEGIN)).rstrip(b"\0")
-        if not _BEGIN.startswith(begin):
+        begin = file.read(len(LINE_BEGIN)).rstrip(b"\0")
+        if not LINE_BEGIN.startswith(begin):
             raise InputError(
                 f"{path}: is not a journal of this version of laennec; move it away, or choose another --out, or pass "
                 "--overwrite to replace it"

@@ -137,7 +137,7 @@ class _Worker:
         part = hashlib.sha256(json.dumps(list(states)).encode()).hexdigest()[:24]
         file, rows = io.BytesIO(), pa.concat_tables(tables)
         metadata = {**rows.schema.metadata, _STATES: json_text(states)}
-        pq.write_table(rows.replace_schema_metadata(metadata), file)
+        pq.write_table(rows.replace_schema_metadata(metadata), file, write_page_checksum=True)
         put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:

@@ -161,16 +161,17 @@ class Guard:
         named = _FILE_IN_PATH.search(request.scope["path"])
         try:
             files = [*([named[1]] if named else []), *_paths_in(json.loads(await request.body() or b"null"))]
+            known = all(isinstance(name, str) for name in files) and all(map(self._has, set(files)))
         except (ValueError, RecursionError):
             return "The request is not JSON.", 400
-        return None if all(map(self._has, files)) else ("The request names a file that was not uploaded.", 403)
+        return None if known else ("The request names a file that was not uploaded.", 403)
 
-    def _has(self, name: object) -> bool:
+    def _has(self, name: Any) -> bool:
         """Whether a file is in the folder of uploads; an address is not."""
         try:
-            path = Path(name)  # type: ignore[arg-type]
+            path = Path(name)
             return path.is_absolute() and path.resolve().is_relative_to(self.folder.resolve())
-        except (TypeError, ValueError, OSError):
+        except (ValueError, OSError):
             return False
 
     async def _counted(self, receive: Receive) -> Receive:
@@ -239,10 +240,14 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def _paths_in(content: Any) -> Iterator[object]:
+def _paths_in(content: Any) -> list[object]:
     """Every file that a request names, as Gradio writes one: `{"path": ...}`, however deep."""
-    if isinstance(content, dict):
-        yield from [content["path"]] if "path" in content else []
-        content = list(content.values())
-    for inner in content if isinstance(content, list) else ():
-        yield from _paths_in(inner)
+    found, left = [], [content]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            found += [inner["path"]] if "path" in inner else []
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+    return found

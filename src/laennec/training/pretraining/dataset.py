@@ -13,11 +13,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counter_generator
 from laennec.audio.cycles import sliding_windows
@@ -25,7 +26,7 @@ from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.copies import describe_audio, find_described
 from laennec.corpora.load import find_corpus, provenance
 from laennec.corpora.recordings import named
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
 from laennec.training.data.batches import CycleDataset, view_seed
 from laennec.training.data.targets import Codes, Targets
 from laennec.training.pretraining.pairs import PositivePairs
@@ -134,6 +135,22 @@ def pretraining_note(splits: Any, patients: Sequence[str], table: Any = None) ->
     return {key: source.get(key) for key in keys} | {"patients": list(patients)} | sounds
 
 
+class _Note(BaseModel):
+    """What a note has to hold, so that a held-out patient is found in it."""
+
+    corpus: str | None
+    corpus_fingerprint: str | None
+    patients: list[str]
+    sounds: dict[str, list[Annotated[str, Field(pattern="^[0-9a-f]+$")]]] = Field(default={})
+
+
+def check_note(note: Any, path: str | Path) -> dict[str, Any]:
+    """A note as it is; an InputError that names its file if it has lost its form."""
+    with in_known_form(path, "restore it, or train the run again"):
+        _Note.model_validate(note)
+    return dict(note)
+
+
 def seen_patients(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
     """The patients of a note by the ids of these splits; none where they are of another corpus."""
     source: dict[str, Any] = provenance(splits)  # type: ignore[arg-type]
@@ -144,14 +161,14 @@ def seen_patients(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str
     same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
         corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
     )
-    return {f"{before}{patient}" for patient in note.get("patients") or []} if same else set()
+    return {f"{before}{patient}" for patient in note["patients"]} if same else set()
 
 
 def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) -> dict[str, Any] | None:
     """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split."""
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None
-    note = read_record(path)
+    note = check_note(read_record(path), path)
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
     seen = seen_patients(note, splits)
     for name in splits:
@@ -163,7 +180,7 @@ def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) 
                 f"{note.get('protocol')}, split {str(note.get('split_fingerprint'))[:12]}); run laennec pretrain on "
                 "the split of this recipe"
             )
-    for name in splits if isinstance(note.get("sounds"), dict) else ():
+    for name in splits if "sounds" in note else ():
         if name not in _NOT_TEST and (doubles := find_described(note["sounds"], splits[name])):
             raise InputError(
                 f"{weights}: was pre-trained on sounds of {name} ({named(doubles)}); run laennec pretrain without them"
