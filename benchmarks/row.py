@@ -6,13 +6,15 @@ shared and noisy. Memory is the peak of a process made for it, above what it hel
 """
 
 import cProfile
+import os
 import pstats
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,23 @@ def profiled(side: Callable[[], Any], most: int = 6) -> str:
         for counts in (functions, packages)
     ]
     return f"time, profiled: {said[0]}; by package: {said[1]}"
+
+
+def stages(words: Sequence[str], functions: Mapping[str, str], cache: str) -> str:
+    """What share of a command's time some functions take with all that they call, profiled in a new process.
+
+    `functions` are the names of stages, which may be parts of one another, and of the functions that they are.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "cProfile", "-o", f"{scratch}/profile", "-m", "laennec", *words]
+        environment = {**os.environ, "LAENNEC_CACHE": cache}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        found = pstats.Stats(f"{scratch}/profile")
+    took: dict[str, float] = {}
+    for (_, _, name), (_, _, _, cumulative, _) in found.stats.items():  # type: ignore[attr-defined]
+        took[name] = max(took.get(name, 0.0), cumulative)
+    shares = [f"{stage} {100 * took.get(name, 0.0) / found.total_tt:.0f} %" for stage, name in functions.items()]  # type: ignore[attr-defined]
+    return f"time, profiled: {', '.join(shares)}"
 
 
 def _package(file: str) -> str:

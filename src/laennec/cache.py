@@ -173,7 +173,7 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
     a program. One that was changed in the last two seconds is read again the next time, because it could change once
     more within the resolution of the clock.
     """
-    wanted = sorted(set(paths))
+    wanted = dict.fromkeys(paths)
     if not wanted:
         return {}
     common = os.path.commonpath([path.absolute().parent for path in wanted])

@@ -79,3 +79,11 @@ def in_one_line(what: str, remedy: str) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise InputError(f"{what}: not enough memory{asked_for(error)}; {remedy}") from error
+
+
+def shorter_cycles(extractor: Any, frames: int) -> str:
+    """The setting that makes the longest cycle, of so many frames, half as long."""
+    shorter = max(extractor.window_ms / 1000, frames / extractor.frames_per_second / 2)
+    if extractor.length == "natural":
+        return f"features.length: crop with features.duration_s: {shorter:.2g}"
+    return f"features.duration_s: {shorter:.2g}"

@@ -170,6 +170,16 @@ def test_batched_length_rules_equal_the_rule_for_one_waveform(rule: str, keep: s
         assert bool(extractor(waves, sampling_rate=16000).attention_mask.all())
 
 
+@pytest.mark.parametrize("keep", ["first", "last", "center"])
+@pytest.mark.parametrize("samples", [1, 700, 3199, 3200, 3201, 7000])
+def test_repeated_waveforms_are_equal_to_the_bit_with_and_without_padding(samples: int, keep: str) -> None:
+    extractor = LaennecFeatureExtractor("ast", length="repeat", duration_s=0.2, keep=keep)
+    waves, lengths = torch.from_numpy(np.stack([noise(samples, seed) for seed in (1, 2)])), torch.full((2,), samples)
+    alone, padded = (extractor.fit(each, lengths) for each in (waves, torch.nn.functional.pad(waves, (0, 9))))
+    for one, other in zip(alone, padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def fitted(wave: Any, rate: int, duration_s: float, rule: str, fade_s: float = 0.0, keep: str = "first") -> np.ndarray:
     extractor = LaennecFeatureExtractor(
         "waveform", sampling_rate=rate, low_hz=0.0, high_hz=rate / 2, window_samples=2, length=rule,

@@ -55,6 +55,15 @@ def test_blocks_of_any_size_have_the_fingerprint_of_the_whole(size):
     np.testing.assert_allclose(copies._envelope(blocks, len(sound), mean), np.sqrt(power / np.sum(power)), rtol=1e-12)
 
 
+def test_a_recording_too_long_to_be_held_has_the_same_fingerprint(tmp_path, monkeypatch):
+    path, _ = write(tmp_path / "long.wav", np.tile(NOISE, 5))
+    held = copies._fingerprint_of((path, tmp_path / "held"))
+    monkeypatch.setattr(copies, "_HELD", 20000)  # the first block is shorter, the recording longer
+    again = copies._fingerprint_of((path, tmp_path / "again"))
+    np.testing.assert_array_equal(held.windows, again.windows)
+    np.testing.assert_array_equal(held.envelope, again.envelope)
+
+
 def prints(windows):
     return {
         Path(name): AudioFingerprint(np.array(own, np.uint64), np.zeros(64))

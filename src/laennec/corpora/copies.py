@@ -30,6 +30,7 @@ _WINDOW = 64  # samples of a hashed window
 _REACH = 512  # a window is chosen if no hash within so many samples is smaller
 _CHANGES = 16  # at least so many samples of a window differ from the one before: silence is no evidence
 _BLOCKS = 64  # of the loudness envelope
+_HELD = 4_000_000  # samples of a recording that is not decoded a second time for its envelope
 _NEAR = 0.02  # distance of two envelopes (of norm 1) whose audio is compared
 _NEAREST = 8  # so many of them at most
 _CORRELATION, _COMPARED_HZ = 0.99, 4000
@@ -124,24 +125,29 @@ def _fingerprint_of(item: tuple[Path, Path]) -> AudioFingerprint | None:
     if content := read_entry(store):
         tensors = load(content)
         return AudioFingerprint(tensors["windows"], tensors["envelope"])
-    total = 0.0
+    total, held = 0.0, list[Waveform]()
 
     def summed() -> Iterator[Waveform]:
         nonlocal total
         for block in stream.blocks():
             total += float(np.sum(block, dtype=np.float64))
+            if stream.samples <= _HELD:
+                held.append(block)
             yield block
 
     try:
         with open_recording(path, allow_silent=True) as stream:
             windows = _windows(summed())
-        samples, mean = stream.samples, total / stream.samples
-        with open_recording(path, allow_silent=True) as stream:  # the pieces depend on length and mean
-            found = AudioFingerprint(windows, _envelope(stream.blocks(), samples, mean))
+        samples, mean = stream.samples, total / stream.samples  # which the pieces of the envelope depend on
+        if samples <= _HELD:
+            envelope = _envelope(held, samples, mean)
+        else:
+            with open_recording(path, allow_silent=True) as stream:
+                envelope = _envelope(stream.blocks(), samples, mean)
     except DecodeError:
         return None
-    write_entry(store, save({"windows": found.windows, "envelope": found.envelope}))
-    return found
+    write_entry(store, save({"windows": windows, "envelope": envelope}))
+    return AudioFingerprint(windows, envelope)
 
 
 def find_duplicates(

@@ -9,6 +9,7 @@ flags, not a normal one. Events may overlap.
 import json
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "test_intra": (("test_intra/wav", "test_intra/json"), ("test2022_wav", "test2022_json/intra_test_json")),
     "test_inter": (("test_inter/wav", "test_inter/json"), ("test2022_wav", "test2022_json/inter_test_json")),
 }
+_name = attrgetter("name")  # of files of one folder, which sort ten times faster than by paths
 _NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>[0-9.]+)_(?P<sex>[01])_(?P<location>p[0-9]+)_[0-9]+")
 
 
@@ -95,7 +97,9 @@ class SprSound(Corpus):
         for split, (sounds, annotations) in _split_folders(self.root).items():
             by_name = self._sounds(sounds)
             names = annotated.setdefault(sounds, set())
-            for path in sorted(path for path in annotations.glob("*.json") if not is_result(path)):
+            for path in sorted(annotations.glob("*.json"), key=_name):
+                if is_result(path):
+                    continue
                 names.add(path.stem)
                 recording = _recording(path, by_name, split, self.level)
                 if isinstance(recording, str):
@@ -109,7 +113,7 @@ class SprSound(Corpus):
 
     def _sounds(self, folder: Path) -> dict[str, Path]:
         by_name: dict[str, Path] = {}
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for path in sorted(folder.iterdir(), key=_name) if folder.is_dir() else ():
             if not is_recording(path):
                 continue
             if path.stem in by_name:
@@ -127,7 +131,7 @@ class SprSound(Corpus):
         silent = [name for name, recording in found.items() if recording.audio_path is None]
         lone = [f"annotation without audio: {found[name].annotation_path}" for name in silent]
         for folder, names in annotated.items():
-            sounds = sorted(folder.iterdir()) if folder.is_dir() else []
+            sounds = sorted(folder.iterdir(), key=_name) if folder.is_dir() else []
             extra = [path for path in sounds if is_recording(path) and path.stem not in names]
             lone += [f"audio without annotation: {path}" for path in extra]
         self.leave_out(lone, "add the other file")

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-from scipy.signal import butter, sosfilt
 
 from laennec.audio.cycles import LABELS, Cycle, flags_of, write_annotation
 from laennec.cache import cache_root
@@ -282,6 +281,8 @@ def _add(sound: Signal, wave: Signal, start_s: float) -> None:
 
 
 def _lowpass(sound: Signal, corner_hz: float) -> Signal:
+    from scipy.signal import butter, sosfilt  # slow to import, and every corpus imports this module
+
     return np.asarray(sosfilt(butter(4, corner_hz, fs=_RATE_HZ, output="sos"), sound))
 
 

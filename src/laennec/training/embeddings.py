@@ -46,7 +46,6 @@ from laennec.progress import track
 from laennec.training.data.batches import CycleDataset, Neighbours
 from laennec.training.devices import encodes_one_by_one
 from laennec.training.recipe import Recipe
-from laennec.training.step_errors import shorter_cycles
 
 _VERSION = 4
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
@@ -231,8 +230,8 @@ def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> 
     seconds = frames / extractor.frames_per_second
     return (
         f"not enough memory for a single cycle of {seconds:.3g} s ({frames} frames)"
-        f"{memory.asked_for(failed)}; set {shorter_cycles(extractor, frames)} in the recipe, predict shorter windows "
-        "(window_s, or --window-s), or use a machine with more memory"
+        f"{memory.asked_for(failed)}; set {memory.shorter_cycles(extractor, frames)} in the recipe, predict shorter "
+        "windows (window_s, or --window-s), or use a machine with more memory"
     )
 
 

@@ -93,7 +93,7 @@ def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, f
     if "lengths" in inputs and extractor is not None:
         frames = extractor.frames(int(inputs["lengths"].max()))
         longest = f", the longest {frames / extractor.frames_per_second:.3g} s ({frames} frames)"
-        remedies.append(shorter_cycles(extractor, frames))
+        remedies.append(memory.shorter_cycles(extractor, frames))
     model = trainer.accelerator.unwrap_model(trainer.model)
     encoder = getattr(model, "encoder", None)
     possible = any(p.requires_grad for p in encoder.parameters()) if encoder is not None else False
@@ -102,14 +102,6 @@ def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, f
         remedies.append("train.gradient_checkpointing: true")
     advice = ", or ".join(remedy for remedy in remedies if remedy) or "use a machine with more memory"
     return f"{where}: not enough memory for a batch of {rows} cycles{longest}{memory.asked_for(failed)}; set {advice}"
-
-
-def shorter_cycles(extractor: Any, frames: int) -> str:
-    """The setting that makes the longest cycle, of so many frames, half as long."""
-    shorter = max(extractor.window_ms / 1000, frames / extractor.frames_per_second / 2)
-    if extractor.length == "natural":
-        return f"features.length: crop with features.duration_s: {shorter:.2g}"
-    return f"features.duration_s: {shorter:.2g}"
 
 
 class StepCallback(TrainerCallback):

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from laennec.evaluation.calibration.probabilities import calibration_name
@@ -42,8 +43,9 @@ _DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls"
 def figure_png(figure: Figure) -> bytes:
     """A figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig would draw twice, once for the layout alone
+    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
