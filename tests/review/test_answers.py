@@ -118,9 +118,12 @@ def test_damage_of_one_line_costs_one_answer_and_is_told(tmp_path, sounds, capsy
         answers.add(said(sounds[0], place, ()), sounds[0])
     lines = answers.journal.read_bytes().splitlines(keepends=True)
     outside = lines[2].replace(b'"recording": "', b'"recording": "../')
-    answers.journal.write_bytes(b"".join([*lines[:2], outside, *lines[3:], lines[1][:40]]))
+    others = [lines[1].replace(b'"ann"', b"7"), lines[1].replace(b'"start_s": 0', b'"start_s": "0"')]
+    answers.journal.write_bytes(b"".join([*lines[:2], outside, *lines[3:], *others, lines[1][:40]]))
     again = Answers(tmp_path)
-    assert [answer.start_s for answer in again.active()] == [0, 2] and "line 3: damaged" in capsys.readouterr().err
+    assert sorted(answer.start_s for answer in again.active()) == [0, 2]
+    said_of = capsys.readouterr().err
+    assert "line 3: damaged" in said_of and "line 5: damaged" in said_of and "line 6" not in said_of
     again.add(said(sounds[0], 5, ()), sounds[0])  # in place of the half line
     assert [answer.start_s for answer in Answers(tmp_path).active()] == [0, 2, 5]
     answers.journal.write_bytes(lines[0])

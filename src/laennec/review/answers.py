@@ -147,9 +147,11 @@ class Answers:
             if "undo" in said or "review" in said:
                 return int(said["undo"]) if "undo" in said else None
             labels = said["labels"]
-            answer = Answer(**said | {"labels": None if labels is None else tuple(map(str, labels))})
+            times = {name: float(said[name]) for name in ("start_s", "end_s")}
+            answer = Answer(**said | times | {"labels": None if labels is None else tuple(map(str, labels))})
+            check_reviewer(answer.reviewer)
             path = Path(answer.recording)
-            if path.is_absolute() or ".." in path.parts or not float(answer.start_s) < float(answer.end_s):
+            if path.is_absolute() or ".." in path.parts or not answer.start_s < answer.end_s:
                 raise ValueError("no span of a recording of this review")
             return answer
         except (ValueError, TypeError, KeyError, AttributeError):
