@@ -69,24 +69,15 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
 
 def verdict(found: Sequence[Probe]) -> str:
     """What the probes mean, in one or two sentences."""
-    clear, weak, confounds, harmless = (
-        _listed(
-            [
-                f"{'' if of_label else 'the '}{probe.name} ({probe.auroc:.2f})"
-                for probe in found
-                if probe.auroc is not None and (probe.kind == "label") == of_label
-                if (probe.auroc >= READABLE) == readable
-            ]
-        )
-        for of_label in (True, False)
-        for readable in (True, False)
-    )
-    reads = f"{clear} can be read off the embedding of unseen patients" if clear else "no label was probed"
-    if weak:
-        reads = (
-            f"{reads}, {weak} hardly" if clear else f"{weak} can hardly be read off the embedding of unseen patients"
-        )
-    reads = reads[0].upper() + reads[1:]
+    named: dict[tuple[bool, bool], list[str]] = {}
+    for probe in (probe for probe in found if probe.auroc is not None):
+        of_label, readable = probe.kind == "label", (probe.auroc or 0) >= READABLE
+        text = f"{'' if of_label else 'the '}{probe.name} ({probe.auroc:.2f})"
+        named.setdefault((of_label, readable), []).append(text)
+    clear, weak, confounds, harmless = (_listed(named.get((a, b), [])) for a in (True, False) for b in (True, False))
+    reads = f"{clear or weak} can {'' if clear else 'hardly '}be read off the embedding of unseen patients"
+    reads = reads[0].upper() + reads[1:] if clear or weak else "No label was probed"
+    reads += f", {weak} hardly" if clear and weak else ""
     if confounds:
         return (
             f"{reads}; {confounds} can be read off: a model on it can use who or what was recorded in place of the "

@@ -21,8 +21,8 @@ from laennec.audio.recording import Waveform, resample
 from laennec.audio.spectrogram import RANGE_DB, Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.files import system_error
 from laennec.evaluation.report.plots import label_colour
+from laennec.files import system_error
 from laennec.rendering import render_template
 from laennec.review.answers import check_reviewer
 from laennec.review.session import Item, Review
