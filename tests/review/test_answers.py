@@ -120,7 +120,8 @@ def test_damage_of_one_line_costs_one_answer_and_is_told(tmp_path, sounds, capsy
     outside = lines[2].replace(b'"recording":"', b'"recording":"../')
     answers.journal.write_bytes(b"".join([*lines[:2], outside, *lines[3:], lines[1][:40]]))
     again = Answers(tmp_path)
-    assert [answer.start_s for answer in again.active()] == [0, 2] and "line 3: damaged" in capsys.readouterr().err
+    assert [answer.start_s for answer in again.active()] == [0, 2]
+    assert "line 3: damaged" in capsys.readouterr().err
     again.add(said(sounds[0], 5, ()), sounds[0])  # in place of the half line
     assert [answer.start_s for answer in Answers(tmp_path).active()] == [0, 2, 5]
     answers.journal.write_bytes(lines[0])

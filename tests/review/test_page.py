@@ -114,6 +114,26 @@ def test_another_reviewer_types_a_name_and_has_the_queue_from_its_beginning(page
     assert texts(review, "bob wn") == ["crackle"]
 
 
+def test_what_the_disk_refuses_is_said_and_a_recording_that_is_gone_is_skipped(tiny_run, small_corpus, tmp_path):
+    shutil.copytree(small_corpus, tmp_path / "sounds")
+    review = Review(tiny_run, tmp_path / "sounds", tmp_path / "out", reviewer="ann")
+    items = {item.key: item for item in review.items}
+    item = review.next()
+    (tmp_path / "out" / "annotations.csv").unlink()
+    (tmp_path / "out" / "annotations.csv").mkdir()
+    html, _ = pressed(review, items, "normal", item.key, "ann", [])
+    assert "annotations.csv: " in html and 'class="problem"' in html and len(review.answers.active()) == 1
+    (tmp_path / "out" / "annotations.csv").rmdir()
+    gone = review.next()
+    gone.path.unlink()
+    html = shown_html(review, "ann")
+    assert gone.path.name in html and 'class="problem"' in html and "Nothing is left" not in html
+    html, _ = pressed(review, items, "normal", gone.key, "ann", [])
+    assert 'class="problem"' in html and len(review.answers.active()) == 1
+    pressed(review, items, "skip", gone.key, "ann", [])
+    assert [answer.text for answer in review.answers.active()] == ["normal", "skipped"]
+
+
 def test_names_are_escaped_and_problems_are_shown(tiny_run, small_corpus, tmp_path):
     name = "<img src=x onerror=alert(1)>.wav"
     (tmp_path / "sounds").mkdir()

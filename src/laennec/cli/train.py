@@ -4,6 +4,7 @@ import argparse
 import os
 from typing import Any
 
+from laennec import DEFAULT_MODEL
 from laennec.cli.common import overrides, refuse_missing_files, refuse_missing_model
 from laennec.terminal import say
 
@@ -19,8 +20,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init",
         metavar="MODEL",
-        help="start from this model (folder of a run or an exported model, or Hub id): its encoder, and its head where "
-        "the labels agree",
+        nargs="?",
+        const=DEFAULT_MODEL,
+        help="start from a model (folder of a run or an exported model, or Hub id; without one the model in the "
+        "package): its encoder, and its head where the labels agree",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output folder")
 

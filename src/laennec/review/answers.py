@@ -163,6 +163,7 @@ class Answers:
             if "undo" in said or "review" in said:
                 return int(said["undo"]) if "undo" in said else None
             answer = _ANSWER.validate_python(said)
+            check_reviewer(answer.reviewer)
             path = Path(answer.recording)
             elsewhere = path.is_absolute() or ".." in path.parts or "\0" in answer.recording
             if elsewhere or not 0 <= answer.start_s < answer.end_s:

@@ -22,6 +22,7 @@ from laennec.audio.spectrogram import RANGE_DB, Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.evaluation.report.plots import label_colour
+from laennec.files import system_error
 from laennec.rendering import render_template
 from laennec.review.answers import check_reviewer
 from laennec.review.session import Item, Review
@@ -93,21 +94,25 @@ def pressed(
             said = review.answer(answer, *marks, item=items[key], reviewer=who)
             note = f"kept: {said.text}" if said else ""
         return shown_html(review, who, note), []
-    except InputError as error:
-        return shown_html(review, who, problem=str(error)), list(marks)
+    except (InputError, OSError) as error:
+        return shown_html(review, who, problem=_said(error)), list(marks)
 
 
 def shown_html(review: Review, who: str, note: str = "", problem: str = "") -> str:
     """The HTML of the reviewer's next span."""
     who = (who or "").strip()  # None in a request that no page sends
-    values: dict[str, Any] = {"item": None, "note": note, "total": 0, "who": who}
+    values: dict[str, Any] = {"item": None, "picture": None, "bars": [], "note": note, "done": 0, "total": 0}
     try:
         item = review.next(check_reviewer(who))
-        values |= {"done": review.done(who), "total": review.total(who), **(_pictured(review, item) if item else {})}
-    except InputError as error:
-        values |= {"done": 0}
-        problem = problem or str(error)
+        values |= {"item": item, "done": review.done(who), "total": review.total(who)}
+        values |= _pictured(review, item) if item else {}
+    except (InputError, OSError) as error:  # a recording that is gone can be skipped
+        problem = problem or _said(error)
     return render_template("review.html", problem=problem, **values)
+
+
+def _said(error: InputError | OSError) -> str:
+    return str((isinstance(error, OSError) and system_error(error.filename or "output", error)) or error)
 
 
 def _pictured(review: Review, item: Item) -> dict[str, Any]:
@@ -128,7 +133,6 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
     ]
     ticks = np.arange(np.ceil(first_s), first_s + duration_s, 1 if duration_s <= 20 else 5)
     return {
-        "item": item,
         "bars": [] if review.blind else bars,
         "from_s": item.start_s - first_s,
         "to_s": min(item.end_s - first_s, duration_s),

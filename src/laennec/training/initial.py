@@ -3,7 +3,9 @@
 Decisions: the front end must be that of the model, because an encoder on other features fails silently; nothing is
 changed to fit. A head that is kept keeps its scale too, so that training begins with the model's own predictions. A
 run keeps the patients and the sounds that it was trained on in a file of its own, which no export holds; a model with
-such a file is refused where validation or test has one of them that the recipe does not train on.
+such a file is refused where validation or test has one of them that the recipe does not train on. Exports hold no
+patients, not as hashes either: ids are short, so trying them all undoes a hash. Corpus and split, which the card of a
+model names, tell the patients of a public corpus to who has it.
 """
 
 import json
