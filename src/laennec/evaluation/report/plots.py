@@ -45,7 +45,8 @@ def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # savefig would draw twice, once for the layout alone
-    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=_DPI, metadata={"Software": None})
+    unnamed: dict[str, Any] = {"Software": None}  # no version of matplotlib in the file
+    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=_DPI, metadata=unnamed)
     return buffer.getvalue()
 
 
