@@ -17,7 +17,7 @@ from fuzz import WORDS, restructured  # noqa: E402
 from readers import GROUPS, Reader, fault_of  # noqa: E402
 
 from laennec.errors import InputError, in_known_form, one_line  # noqa: E402
-from laennec.inference.batch.journal import line_of  # noqa: E402
+from laennec.files import journal_line  # noqa: E402
 
 READERS = [reader for group in GROUPS.values() for reader in group]
 
@@ -44,7 +44,8 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(reader: Reader,
 # what the fuzzer found, each once an error of ours
 FOUND = {
     "evidence of a run": b'{"config": {"train": 1}, "corpus": {}}',
-    "journal": line_of(journal=3, identity={}) + line_of(name=["k"], content="a", status=[], others=[], timeline={}),
+    "journal": journal_line(journal=3, identity={})
+    + journal_line(name=["k"], content="a", status=[], others=[], timeline={}),
     "manifest of a checkpoint": b'{"files": {"trainer_state.json": {"bytes": 1e999, "sha256": ""}}}',
     "metrics": b'{"evaluations": 1.5}',
     "state of a checkpoint": b'{"best_model_checkpoint": true}',

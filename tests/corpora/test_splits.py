@@ -390,7 +390,7 @@ class TestBadInput:
             ("did you mean 'official'", table, "offical", {}),
             ("needs the published split", table, "official", {}),
             ("does not name 20 of the recordings", table, "official", {"official_split": {"x": "train"}}),
-            ("says dev", table, "official", {"official_split": dict.fromkeys(table["recording_id"], "dev")}),
+            ("has dev", table, "official", {"official_split": dict.fromkeys(table["recording_id"], "dev")}),
             ("no fold 5", table, "patient-5fold", {"fold": 5}),
             ("do not name 9 of the patients", table, "patient-5fold", {"folds": {"101": 0}}),
             ("no fold 3 to leave out; the folds are 1, 2", table.assign(fold=["1", "2"] * 40), "published-folds",

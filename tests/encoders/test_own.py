@@ -262,5 +262,5 @@ def test_a_class_may_be_defined_again_and_its_arguments_are_checked(monkeypatch)
     assert register_encoder(again) is again
     with pytest.raises(InputError, match=r"PlainEncoder: .*unexpected keyword argument 'wide'"):
         load_encoder(None, type=PlainEncoder, wide=3)
-    with pytest.raises(InputError, match=r"'PlainEncoder9'.*import it first"):
+    with pytest.raises(InputError, match=r"'PlainEncoder9'.*import the module that defines it"):
         LaennecConfig(encoder_config={"model_type": "laennec-module9", "architectures": ["PlainEncoder9"]})

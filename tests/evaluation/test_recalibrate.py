@@ -223,6 +223,8 @@ def test_training_says_in_one_line_which_label_was_left_as_it_is(run, caplog):
     table = pd.concat([validation(run)] * 3).assign(wheeze=0)
     fitted = calibrate(model, table, HeadSettings(threshold_rule="youden", calibration="temperature"))
     said = [record.getMessage() for record in caplog.records if record.name.startswith("laennec")]
-    assert said == fitted["notes"] and [line.split(" has it")[0] for line in said] == ["wheeze: in validation no row"]
+    assert said == fitted["notes"] and [line.split(" has the label")[0] for line in said] == [
+        "wheeze: in validation no row"
+    ]
     assert model.config.thresholds["wheeze"] == 0.5 and model.config.intercepts["wheeze"] == 0.0
     assert model.config.temperatures["wheeze"] == 1.0 and model.config.temperatures["crackle"] != 1.0

@@ -45,7 +45,7 @@ def test_its_model_loads_where_the_class_was_imported_and_is_refused_elsewhere(m
         print(type(LaennecForAudioClassification.from_pretrained(sys.argv[2]).encoder.module).__name__)
     """
     refusal, name = python("-c", textwrap.dedent(code), EXAMPLES, made[0]).splitlines()
-    assert "'ConvEncoder'" in refusal and "import it first" in refusal and name == "ConvEncoder"
+    assert "'ConvEncoder'" in refusal and "import the module that defines it" in refusal and name == "ConvEncoder"
 
 
 def test_a_recipe_trains_it_and_its_run_is_scored_in_another_process(tiny_recipe, tmp_path):

@@ -264,7 +264,7 @@ def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work,
     worker.work = Failing(work.predictor, work.provenance)
     told = worker(decoded).to_pylist()
     assert [row["reason"] for row in told] == [f"{recordings}/r0.wav: RuntimeError: no memory for it", None]
-    monkeypatch.setattr(ray_engine.pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError("access denied")))
+    monkeypatch.setattr(ray_engine.pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(OSError("access denied")))
     told = worker(decoded).to_pylist()
     assert "no memory" in told[0]["reason"] and "cannot be written (OSError: access denied)" in told[1]["reason"]
 
@@ -278,11 +278,11 @@ def without_ray(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("predict {r} --engine ray", "give --out"),
+        ("predict {r} --engine ray", "need --out"),
         ("predict {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
         ("embed {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
-        ("predict {r} --engine ray --out {o} --segment", "not for --engine ray"),
-        ("predict {r} --engine ray --out {o} --format csv", "not for --engine ray"),
+        ("predict {r} --engine ray --out {o} --segment", "cannot be combined with --engine ray"),
+        ("predict {r} --engine ray --out {o} --format csv", "cannot be combined with --engine ray"),
         ("embed {r} --engine ray --out {o} --format npz", "--engine ray embeds recordings, into Parquet"),
         ("predict {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),
         ("embed {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),

@@ -211,5 +211,5 @@ def test_a_number_of_processes_is_1_or_more_and_is_about_files(tiny_run, recordi
     assert main(["predict", str(tiny_run), str(recordings), "--jobs", "0", "--out", str(tmp_path / "out")]) == 2
     assert "must be 1 or more" in capsys.readouterr().err
     assert main(["predict", str(tiny_run), str(recordings), "--jobs", "2"]) == 2
-    assert "give --out" in capsys.readouterr().err
+    assert "need --out" in capsys.readouterr().err
     assert not (tmp_path / "out" / JOURNAL).exists()
