@@ -14,7 +14,7 @@ from laennec.training.record import read_record
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/studies/box_model.json"
 RUNS = ("best-sprsound", "box-model", "best-sprsound-seeds/0", "best-sprsound-seeds/1", "best-sprsound-seeds/2")
-FIGURES = ("crackle.roc_auc", "wheeze.roc_auc", "windows.crackle.roc_auc", "windows.wheeze.roc_auc")
+FIGURES = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "windows.crackle.roc_auc", "windows.wheeze.roc_auc")
 
 
 def main() -> None:
