@@ -179,7 +179,8 @@ class Soak:
             for p in self.place.rglob("*")
             if p.name.endswith(TEMPORARY) or (p.name.startswith(".") and p.name.endswith(".lock"))
         ]
-        return temporary + [f"cache-tmp/{p.name}" for p in (self.place / "cache-tmp").iterdir()]
+        # onnxruntime writes the id of a session to .ses, in some processes
+        return temporary + [f"cache-tmp/{p.name}" for p in (self.place / "cache-tmp").iterdir() if p.name != ".ses"]
 
     def _left(self, left: Callable[[Path], object]) -> Any:
         return left(self.out), cache_left(self.cache), self._temporary()
