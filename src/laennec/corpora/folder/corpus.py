@@ -168,7 +168,7 @@ class Folder(Corpus):
         left_out = sorted(set(sounds) - {recording.recording_id for recording in found})
         if left_out:
             self.notes.append(
-                f"{self.root}: {len(left_out)} recordings have no annotation and are left out: {named(left_out)}"
+                f"{self.root}: recordings without annotation are left out ({len(left_out)}): {named(left_out)}"
             )
         if not found and not self.problems:
             self.problems.append(
