@@ -84,8 +84,8 @@ def test_an_input_that_cannot_be_used_is_one_line(predictor, small_corpus, tmp_p
     cases = [(None, None, "no recording yet"), (words, None, "not audio"), (long, None, "longer than 30 s")]
     for lines, reason in (
         ("0.5\t99\t0\t1\n", "line 1"),
-        ("0\t1\t0\t0\n" * 501, "500 cycles"),
-        ("0\t4\t0\t0\n" * 30, "four times"),
+        ("".join(f"{k / 100}\t{k / 100 + 1}\t0\t0\n" for k in range(501)), "500 cycles"),
+        ("".join(f"{k / 100}\t{k / 100 + 4}\t0\t0\n" for k in range(30)), "four times"),
         ("", "is empty"),
     ):
         times.write_text(lines)

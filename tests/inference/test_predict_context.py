@@ -10,9 +10,10 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from laennec.audio.context import cycles_in_context
-from laennec.audio.cycles import cut, read_annotation, sliding_windows
+from laennec.audio.cycles import cut, prediction_windows, read_annotation
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.cli.main import main
+from laennec.inference.decisions import probabilities_of
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
@@ -91,18 +92,19 @@ def test_windows_of_a_real_recording_are_predicted_in_context(run, shared_data, 
     recording = read_recording(path, rate, filter=filter_)
     end = recording.duration_s
     plain = type(features).from_dict({**features.to_dict(), "context_cycles": 0})
-    spans = sliding_windows(end, 2.0, 1.25)
+    spans = prediction_windows(end, 2.0, 1.25)
     assert len(timeline) == len(spans) > 6
     for place in (0, 1, 3, len(spans) - 2, len(spans) - 1):
         start = spans[place][0]
         around = [(max(start + 2 * i, 0), min(start + 2 * i + 2, end)) for i in range(-k, k + 1)]
         frames = [
-            plain(cut(recording.waveform, rate, *span), sampling_rate=rate).input_values
+            plain(cut(recording.waveform, rate, *span), sampling_rate=rate, filtered=True).input_values
             for span in around
             if span[1] - span[0] >= 1 - 1e-3
         ]
-        own = plain(cut(recording.waveform, rate, *spans[place]), sampling_rate=rate).input_values
+        own = plain(cut(recording.waveform, rate, *spans[place]), sampling_rate=rate, filtered=True).input_values
         with torch.inference_mode():
-            wanted = model.probabilities(model(own, context_values=torch.cat(frames, 1)).logits)[0]
+            logits = model(own, context_values=torch.cat(frames, 1)).logits.numpy()
+        wanted = probabilities_of(model.config, logits, "windows")[0]
         got = [timeline[place]["crackle_probability"], timeline[place]["wheeze_probability"]]
         assert got == pytest.approx(wanted.tolist(), abs=1e-4)

@@ -87,7 +87,7 @@ def killed_at(stop, call, work):
 
 
 @pytest.mark.parametrize(
-    ("call", "places"), [pytest.param("replace", 16, marks=pytest.mark.soak), ("fsync", 22), ("write", 6)]
+    ("call", "places"), [pytest.param("replace", 18, marks=pytest.mark.soak), ("fsync", 24), ("write", 6)]
 )
 def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, tmp_path, call, places):
     """Killed at every place at which a file is synced or renamed or a line is half written, then run again."""
@@ -207,6 +207,7 @@ def test_other_settings_are_refused_in_one_line_or_replace_all(make, recordings,
         "laennec.predictions.csv",
         "laennec.recordings.csv",
         "laennec.parameters.yaml",
+        ".laennec.tables.json",
         JOURNAL,
     }
     if settings == "another model":
@@ -229,6 +230,72 @@ def test_another_recording_of_the_same_name_is_never_taken_for_it(make, recordin
         assert json.loads((tmp_path / "out" / "x.laennec.json").read_text())["recording"] == str(
             tmp_path / place / "x.wav"
         )
+
+
+@pytest.fixture
+def replaced(make, recordings, tmp_path):
+    """A folder with results of x.wav, whose recording is another one now, and how to predict it again."""
+    sound, out = tmp_path / "sounds" / "x.wav", tmp_path / "out"
+    sound.parent.mkdir()
+    shutil.copy(recordings / "r0.wav", sound)
+    predict(make(), [sound], out, formats=FORMATS)
+    shutil.copy(recordings / "r1.wav", sound)
+    return out, lambda **settings: predict(make(), [sound], out, **{"formats": FORMATS, **settings})
+
+
+CORRECTED = "0.1\t0.5\tcrackle\n"
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["another recording", "moved"])
+@pytest.mark.parametrize("name", ["x.laennec.labels.txt", "x.laennec.selections.txt", "x.laennec.json"])
+def test_a_corrected_result_is_replaced_by_overwriting_alone(replaced, make, recordings, tmp_path, name, moved):
+    out, again = replaced
+    if moved:
+        again()
+        place = tmp_path / "elsewhere"
+        (tmp_path / "sounds").rename(place)
+        again = lambda **more: predict(make(), [place / "x.wav"], out, **{"formats": FORMATS, **more})  # noqa: E731
+    (out / name).write_text(CORRECTED)
+    for formats in (FORMATS, ("json",)):
+        ((_, reason),) = again(formats=formats).failed
+        assert f"{out / name}: was changed after it was written; move it away" in reason and "\n" not in reason
+        assert (out / name).read_text() == CORRECTED
+    assert again(overwrite=True).failed == [] and (out / name).read_text() != CORRECTED
+
+
+@pytest.mark.parametrize("name", ["laennec.predictions.csv", "laennec.recordings.csv", "laennec.parameters.yaml"])
+def test_a_corrected_table_is_replaced_by_overwriting_alone(replaced, name):
+    out, again = replaced
+    (out / name).write_text(CORRECTED)
+    before = content(out)
+    with pytest.raises(InputError, match=f"{name}: was changed after it was written; move it away"):
+        again()
+    assert content(out) == before
+    again(overwrite=True)
+    assert (out / name).read_text() != CORRECTED
+
+
+def test_results_of_another_recording_in_other_formats_do_not_stay(replaced):
+    out, again = replaced
+    again(formats=("json",))
+    assert (out / "x.laennec.json").exists() and not list(out.glob("x.laennec.*.txt"))
+
+
+@pytest.mark.parametrize(("call", "places"), [("replace", 8), ("unlink", 11), ("write", 2)])
+def test_a_kill_while_results_are_replaced_is_no_correction(replaced, tmp_path, call, places):
+    """The files of a recording that was replaced are replaced; killed at each place, then run again."""
+    out, again = replaced
+    shutil.copytree(out, tmp_path / "before")
+    again()
+    wanted, stop = content(out), 0
+    while True:
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "before", out)
+        if not killed_at(stop, call, again):
+            break
+        assert again().failed == [] and content(out) == wanted
+        stop += 1
+    assert stop == places and content(out) == wanted
 
 
 def test_an_out_folder_that_cannot_be_is_one_line_before_anything_is_computed(make, recordings, tmp_path):

@@ -80,8 +80,9 @@ def test_two_processes_leave_the_files_of_one(tiny_run, alone, recordings, tmp_p
     assert "r2_bad.wav" in capfd.readouterr().err
     here = content(tmp_path / "out")
     assert here.keys() == alone.keys()
-    # these two name the model's folder, which `predict` in Python does not know
+    # these name the model's folder, which `predict` in Python does not know
     assert {name for name in here if here[name] != alone[name]} <= {
+        ".laennec.tables.json",
         "laennec.parameters.yaml",
         "laennec.predictions.parquet",
     }

@@ -1,6 +1,6 @@
 if (window.laennecPlay) return;
 const find = (what) => document.querySelector(`#review ${what}`);
-let stop = 0, key = "", touched = false;
+let stop = 0, key = "", touched = false, answered = "", answered_ms = 0;
 window.laennecPlay = (share) => {  // of the clip, to its end; without it the span
   const sound = find("audio"), box = find("section").dataset;
   if (!sound) return;
@@ -25,6 +25,13 @@ const draw = () => {
   requestAnimationFrame(draw);
 };
 requestAnimationFrame(draw);
+// requests can overtake each other, so a second press waits for the answer to the first one, if there is one
+document.addEventListener("click", (event) => {
+  if (!event.target.closest(".review-buttons button")) return;
+  const shown = find("section")?.dataset.key + find("section")?.innerText;
+  if (answered === shown && Date.now() - answered_ms < 5000) event.stopImmediatePropagation();
+  else [answered, answered_ms] = [shown, Date.now()];
+}, true);
 document.addEventListener("pointerdown", () => { touched = true; });
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), textarea, select");

@@ -6,7 +6,9 @@ recording. Each line begins with a checksum of the rest; the lines after a damag
 only for a recording and an annotation of the same content, and a journal only for the same model and settings; content
 is compared where a file's path, inode, time of change and size are not those it had. Before anything is written, a line
 claims the names of the files; what exists under other names is the user's. Failures are not recorded; they are tried
-again. Each rank of a launch writes a journal of its own beside the first one's, so that no file has two writers;
+again. A line has the digest of each file that was written, so that one that somebody corrected since is told from one
+that can be replaced; before a finished recording's files are replaced, a line says that its entry holds no longer.
+Each rank of a launch writes a journal of its own beside the first one's, so that no file has two writers;
 whoever ends a batch joins them, with the lines in the order of the recordings. Machines that see no locks of each other
 share one journal, and can cost each other lines: it is read anew before it is joined, and what it lacks is made again.
 """
@@ -29,7 +31,7 @@ from laennec.untrusted import open_regular, parse_json
 JOURNAL = "laennec.journal.jsonl"
 _OF_RANKS = "laennec.journal.*.jsonl"
 _PATIENCE_S = 600.0
-_VERSION = 3
+_VERSION = 4
 
 
 def status_of(recording: str | Path) -> list[Any]:
@@ -71,6 +73,7 @@ class Entry:
         status: See `status_of`.
         content: See `content_of`.
         others: What else its results were made from: digests of the annotation, or of the rows of a corpus.
+        files: Name -> digest (`content_of`) of each file that was written.
     """
 
     place: tuple[Path, int, int]
@@ -78,6 +81,7 @@ class Entry:
     status: list[Any]
     content: str
     others: list[str | None]
+    files: dict[str, str]
 
     def is_of(self, recording: Path, others: Sequence[str | None]) -> bool:
         """Whether it is the entry of this recording as it is now.
@@ -165,19 +169,22 @@ class Journal:
             names = set(map(str, said["names"])) if read.valid else set()
             self._doubled |= read.valid and names <= self.claimed
             self.claimed |= names
+        elif "replaced" in said:
+            self._doubled = True
+            self.entries.pop(str(said["replaced"]), None)
         else:
             place = (path, read.size, len(line))
             recording, content = str(said["timeline"]["recording"]), str(said["content"])
             path_then, inode, changed_ns, size = said["status"]
             status = [path_then, inode, changed_ns, size]
-            entry = Entry(place, recording, status, content, list(said["others"]))
+            entry = Entry(place, recording, status, content, list(said["others"]), dict(said["files"]))
             if read.valid:
                 self._doubled |= said["name"] in self.entries
                 self.entries[str(said["name"])] = entry
         read.size += len(line)
 
     def write(self, **said: Any) -> None:
-        """Append a line: the identity first, then names or entries.
+        """Append a line: the identity first, then names, entries, or the name of an entry that holds no longer.
 
         Raises:
             InputError: The disk is full or not writable.

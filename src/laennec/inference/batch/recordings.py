@@ -3,7 +3,8 @@
 Decisions: a recording that cannot be read is listed in laennec.failed.csv and the others are finished. An interrupted
 batch resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes.
 An output folder belongs to one model and one set of settings, and may hold other files, recordings and annotations
-included: results have "laennec" in their names, and replace nothing that is not of this batch. One process writes the
+included: results have "laennec" in their names, and replace nothing that is not of this batch, or that somebody has
+changed since. One process writes the
 tables over all recordings, once, at the end; workers (`--jobs`) only compute, and ranks of a launch write the files of
 the recordings they have claimed.
 """
@@ -22,7 +23,14 @@ from unicodedata import normalize
 
 from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.errors import InputError
-from laennec.files import explain_write_errors, is_result, lock_or_refuse, remove_temporary_files
+from laennec.files import (
+    atomic_write,
+    explain_write_errors,
+    is_result,
+    json_text,
+    lock_or_refuse,
+    remove_temporary_files,
+)
 from laennec.inference.batch.jobs import Ranks, Task, Worker, outcomes, reason_of
 from laennec.inference.batch.journal import (
     JOURNAL,
@@ -34,10 +42,12 @@ from laennec.inference.batch.journal import (
     status_of,
 )
 from laennec.inference.outputs import write_failures
-from laennec.untrusted import read_bytes
+from laennec.untrusted import parse_json, read_bytes
 
 ANNOTATION_SUFFIXES = (".txt", ".json", ".labels.txt", ".selections.txt", ".Table.1.selections.txt")
 FAILED = "laennec.failed.csv"
+_DIGESTS = ".laennec.tables.json"  # of the files over all recordings, as they were written
+_CHANGED = "was changed after it was written; move it away, or choose another --out, or pass --overwrite to replace it"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
 _POLL_S = 0.2  # for what other ranks have in hand
 _ATTEMPTS = 5  # of a batch whose journal another machine writes to
@@ -85,7 +95,9 @@ class Batch(ABC):
     def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
         self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
         self.names = output_names(recordings)
-        self.results = Results(out, set(self.names.values()), self.suffixes.values(), (*self.tables, FAILED))
+        self.results = Results(out, set(self.names.values()), self.suffixes.values(), (*self.tables, FAILED, _DIGESTS))
+        self.kept: set[Path] = set()  # files of a finished recording that another format is added to
+        self.overwrite = False
 
     @abstractmethod
     def others(self, path: Path) -> list[str | None]:
@@ -115,6 +127,7 @@ class Batch(ABC):
         self, identity: dict[str, Any], *, overwrite: bool, progress: Progress | None, jobs: int = 1
     ) -> "BatchResult":
         """Compute what is not in the journal, then write the tables."""
+        self.overwrite = overwrite
         try:
             with explain_write_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -124,21 +137,22 @@ class Batch(ABC):
             ) from error
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(RewrittenError):
-                return self._run(identity, overwrite, progress, jobs)
-        return self._run(identity, overwrite, progress, jobs)
+                return self._run(identity, progress, jobs)
+        return self._run(identity, progress, jobs)
 
-    def _run(self, identity: dict[str, Any], overwrite: bool, progress: Progress | None, jobs: int) -> "BatchResult":
+    def _run(self, identity: dict[str, Any], progress: Progress | None, jobs: int) -> "BatchResult":
         """What `run` does."""
         ranks = Ranks(self.out)
         with contextlib.ExitStack() as stack:
             if not ranks.rank:
                 stack.enter_context(lock_or_refuse(self.out / JOURNAL))
             stack.callback(ranks.close)
-            with open_journal(self.results, identity, overwrite, ranks.rank) as journal:
+            with open_journal(self.results, identity, self.overwrite, ranks.rank) as journal:
                 if ranks.size == 1:  # what a killed process left of files of this call
                     own = [*self.results.files(self.results.names), *self.results.tables]
                     remove_temporary_files(self.out, own)
                 if not ranks.rank:
+                    self._refuse_changed_tables()
                     self.begin(identity)
                 result = BatchResult()
                 done, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
@@ -148,7 +162,7 @@ class Batch(ABC):
         return result
 
     def begin(self, identity: dict[str, Any]) -> None:  # noqa: B027
-        """Write what is known before anything is computed."""
+        """Write what is known before anything is computed, and is not there yet."""
 
     def _compute(
         self, journal: Journal, ranks: Ranks, progress: Progress, jobs: int, result: "BatchResult"
@@ -172,6 +186,7 @@ class Batch(ABC):
                         ranks.release(self.names[path])
                         continue
                 try:
+                    self._refuse_changed_files(path, journal)
                     task = self.task(path)
                     with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
                         begun[path] = {"status": status_of(path), "others": self.others(path)}
@@ -194,8 +209,9 @@ class Batch(ABC):
                     elif content is None:
                         failed[path] = f"{path}: changed while it was read; run the same command again"
                     else:
+                        files = self._replacing(path, journal)
                         self.write(path, *outcome)
-                        journal.write(name=self.names[path], content=content, **begun[path], timeline=outcome[0])
+                        self._finished(path, journal, files, content=content, **begun[path], timeline=outcome[0])
                         done.add(path)
                         ranks.release(self.names[path])
                     progress(len(done) + len(failed), total)
@@ -215,12 +231,18 @@ class Batch(ABC):
                 result.files += self.files(path)
             else:
                 result.failed.append((str(path), failed[path]))
+        known = self._table_digests()
+        (self.out / _DIGESTS).unlink(missing_ok=True)  # after a kill, none is known
         if finished:
             result.files += self.write_tables(journal, finished)
         if result.failed:
             result.files.append(write_failures(self.out / FAILED, result.failed))
         else:
             (self.out / FAILED).unlink(missing_ok=True)
+        made = [path for name in (*self.tables, FAILED) if (path := self.out / name).exists()]
+        digests = known | {path.name: content_of(path) for path in made}
+        with atomic_write(self.out / _DIGESTS) as file:
+            file.write(json_text(digests, sort_keys=True))  # type: ignore[call-overload]
 
     def _is_finished(self, path: Path, journal: Journal) -> bool:
         """Whether a recording is finished, after its missing files are restored."""
@@ -235,11 +257,52 @@ class Batch(ABC):
         missing = [file for file in self.files(path) if moved or not file.exists()]
         if not missing and not moved:
             return True
-        timeline = self.restore(path, missing, journal.read(name))
-        if moved and timeline is not None:
-            said = {"status": status_of(path), "others": others, "timeline": timeline}
-            journal.write(name=name, content=entry.content, **said)
-        return timeline is not None
+        if moved and self._changed(path, journal):
+            return False
+        timeline = journal.read(name)
+        files = self._replacing(path, journal) if moved else entry.files
+        restored = self.restore(path, missing, timeline)
+        if restored is not None and (moved or not files.keys() >= {file.name for file in missing}):
+            said = {"status": status_of(path), "others": others, "timeline": restored}
+            self._finished(path, journal, files, content=entry.content, **said)
+        return restored is not None
+
+    def _changed(self, path: Path, journal: Journal) -> Path | None:
+        """A file that would be replaced, but that somebody has changed since it was written."""
+        entry = journal.entries.get(self.names[path])
+        files = {} if entry is None or self.overwrite else entry.files
+        found = ((self.out / name, digest) for name, digest in files.items())
+        return next((file for file, digest in found if file not in self.kept and _differs(file, digest)), None)
+
+    def _refuse_changed_files(self, path: Path, journal: Journal) -> None:
+        if file := self._changed(path, journal):
+            raise InputError(f"{file}: {_CHANGED}")
+
+    def _table_digests(self) -> dict[str, str]:
+        """Name -> digest of the files over all recordings, as far as they are known."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return dict(parse_json(read_bytes(self.out / _DIGESTS)))
+        return {}
+
+    def _refuse_changed_tables(self) -> None:
+        for name, digest in {} if self.overwrite else self._table_digests().items():
+            if name in (*self.tables, FAILED) and _differs(self.out / name, digest):
+                raise InputError(f"{self.out / name}: {_CHANGED}")
+
+    def _replacing(self, path: Path, journal: Journal) -> dict[str, str]:
+        """Say that the files of a recording are replaced, and remove those that will not be; what is kept of them."""
+        entry, files = journal.entries.get(self.names[path]), self.files(path)
+        if entry is None or not self.kept.isdisjoint(files):
+            return entry.files if entry else {}
+        journal.write(replaced=self.names[path])
+        for name in entry.files.keys() - {file.name for file in files}:
+            (self.out / name).unlink(missing_ok=True)
+        return {}
+
+    def _finished(self, path: Path, journal: Journal, files: dict[str, str], **said: Any) -> None:
+        """Write to the journal that the files of a recording are written, some of which were so before."""
+        new = {file.name: content_of(file) for file in self.files(path) if file.name not in files}
+        journal.write(name=self.names[path], files={**files, **new}, **said)
 
     def may_write(self, path: Path) -> bool:
         """Whether a file has the name of a result of this batch."""
@@ -248,6 +311,16 @@ class Batch(ABC):
     def files(self, path: Path) -> list[Path]:
         """The files of a recording."""
         return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
+
+
+def _differs(file: Path, digest: str) -> bool:
+    """Whether a file exists and has another content than it was written with."""
+    try:
+        return content_of(file) != digest
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # such as a folder of its name
+        return True
 
 
 def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:

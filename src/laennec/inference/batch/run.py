@@ -123,12 +123,12 @@ class _Predictions(Batch):
     source: str | None
     identity: dict[str, Any]
 
-    def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
-        super().__init__(out, recordings, formats)
-        self._kept: set[Path] = set()  # files of a finished recording that another format is added to
-
     def begin(self, identity: dict[str, Any]) -> None:
-        self.settings.format = list(self.formats)
+        if not (self.out / PARAMETERS).exists():
+            self._write_parameters()
+
+    def _write_parameters(self) -> None:
+        self.settings.format, identity = list(self.formats), self.identity
         write_parameters(
             self.out / PARAMETERS,
             self.settings,
@@ -151,7 +151,7 @@ class _Predictions(Batch):
         return partial(_predicted, self.predictor, "picture" in self.formats)
 
     def write(self, path: Path, entry: Timeline, more: Spectrogram | None) -> None:
-        self._write(path, set(self.files(path)) - self._kept, entry, more)
+        self._write(path, set(self.files(path)) - self.kept, entry, more)
 
     def _write(self, path: Path, wanted: Collection[Path], entry: Timeline, more: Spectrogram | None) -> None:
         # a run and its exports have one fingerprint, and write the same files
@@ -167,7 +167,7 @@ class _Predictions(Batch):
 
     def restore(self, path: Path, missing: Sequence[Path], timeline: Timeline) -> Timeline | None:
         if any(file.name.endswith(SUFFIXES["picture"]) for file in missing):
-            self._kept.update(set(self.files(path)).difference(missing))
+            self.kept.update(set(self.files(path)).difference(missing))
             return None  # a picture needs the sound, which is not in the journal
         places = self.predictor.places(annotation_of(path, self.annotation))
         timeline |= {"recording": str(path), "spans": places}
@@ -178,6 +178,7 @@ class _Predictions(Batch):
         def timelines() -> Iterator[Timeline]:
             return (journal.read(self.names[path]) for path in recordings)
 
+        self._write_parameters()
         made = []
         if "csv" in self.formats:
             made += [write_csv(self.out / PREDICTIONS, timelines())]
