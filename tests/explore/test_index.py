@@ -118,6 +118,11 @@ def test_the_command_prints_a_table_and_writes_it(folder, tiny_run, index, tmp_p
     table = pd.read_csv(out)
     assert len(printed) == 5 and len(table) == 3 and table["similarity"].is_monotonic_decreasing
     assert table["recording"].iloc[0] in set(index.rows["recording"])
+    out.write_text("corrected")
+    assert main([*command, "--out", str(out)]) == 2
+    one_line(capsys, f"{out}: is there already", "--overwrite")
+    assert out.read_text() == "corrected"
+    assert main([*command, "--out", str(out), "--overwrite"]) == 0 and len(pd.read_csv(out)) == 3
 
 
 def test_bad_input_is_one_line(folder, tiny_run, index, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,8 @@ def test_the_command_prints_the_probes(index, tiny_run, tmp_path, capsys):
         assert main(["embed", str(tiny_run), clip, "--window-s", "3", "--hop-s", hop, "--out", folder]) == 0
         assert main(["map", folder, "--model", str(tiny_run), "--out", out]) == code
     said = capsys.readouterr()
+    assert main(["map", folder, "--model", str(tiny_run), "--out", clip]) == 2
+    assert f"{clip}: is there already" in capsys.readouterr().err and Path(clip).read_bytes()[:4] == b"RIFF"
     assert "needs 10 spans" in said.err and "not measured" in said.out and f"map: {out}" in said.out
     with pytest.raises(InputError, match="10 points or more"):
         write_map(index, tmp_path / "map.html", points=3)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,17 @@ def overrides(arguments: Sequence[str]) -> dict[str, str]:
             value = following
         given[key] = value
     return given
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite`, for a command that writes one file."""
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def refuse_existing(path: str, overwrite: bool) -> None:
+    """Refuse to replace a file before anything is computed."""
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path}: is there already; choose another --out, or pass --overwrite to replace it")
 
 
 def refuse_missing_model(name: str) -> None:

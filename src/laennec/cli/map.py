@@ -2,6 +2,7 @@
 
 import argparse
 
+from laennec.cli.common import add_overwrite, refuse_existing
 from laennec.cli.search import index_flags, opened
 from laennec.terminal import say
 
@@ -10,6 +11,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec map`."""
     index_flags(parser)
     parser.add_argument("--out", required=True, metavar="FILE.html", help="the page")
+    add_overwrite(parser)
     parser.add_argument("--points", type=int, default=2000, help="largest number of spans on the map (default: 2000)")
     parser.add_argument(
         "--sound-mb", type=float, default=12.0, help="size of the sounds in the page, in MB; 0: links (default: 12)"
@@ -22,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.explore.map import lines, write_map
     from laennec.explore.probes import verdict
 
+    refuse_existing(options.out, options.overwrite)
     index = opened(options, backend="torch")
     found = write_map(index, options.out, points=options.points, sound_mb=options.sound_mb, seed=options.seed)
     say("linear probes of the embedding (AUROC; 0.5 is chance):", *lines(found), verdict(found), f"map: {options.out}")

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import add_options, refuse_missing_model
+from laennec.cli.common import add_options, add_overwrite, refuse_existing, refuse_missing_model
 from laennec.cli.prepare import options_of
 from laennec.terminal import say
 
@@ -25,6 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--other-patients", action="store_true", help="leave out the patient of CLIP, which is a recording of the index"
     )
     parser.add_argument("--out", metavar="FILE.csv", help="write the result as CSV")
+    add_overwrite(parser)
 
 
 def index_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.files import atomic_write
     from laennec.rendering import plain
 
+    if options.out:
+        refuse_existing(options.out, options.overwrite)
     index = opened(options)
     filters = {name: getattr(options, name) for name in _FILTERS if getattr(options, name)}
     found = index.search(

@@ -256,9 +256,10 @@ def _embed(
     windows: tuple[float, float] | None,
 ) -> None:
     """Embed what scoring a split reads."""
-    data = predict_split(model, extractor, splits[split], split, recipe)[2]
+    predictions, embeddings, data = predict_split(model, extractor, splits[split], split, recipe)
     segments = middle_segments(data.table, segment_length_s(splits.get("train", data.table)))
     predict_split(model, extractor, segments, split, recipe)
+    official_tasks(model, extractor, recipe, split, predictions, embeddings, data.table)
     if windows is not None:
         predict_windows(model, extractor, splits[split], split, recipe, *windows)
 

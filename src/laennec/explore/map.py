@@ -9,8 +9,8 @@ refer to their recordings on this machine. Sounds are raised to one level, so th
 import base64
 import io
 import os
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import pandas as pd
 import soundfile
 
 from laennec import __version__
-from laennec.audio.cycles import cut
-from laennec.audio.recording import DecodeError, Recording, read_recording
+from laennec.audio.recording import DecodeError, Waveform
+from laennec.audio.streaming import open_recording, passing_cycles
 from laennec.errors import InputError
 from laennec.evaluation.geometry import embedding_map
 from laennec.evaluation.report.details import playing_gain_db
@@ -99,26 +99,29 @@ def write_map(
 def sounds(rows: pd.DataFrame, folder: Path, most_mb: float, seed: int) -> list[str]:
     """The sound of each span: a data URI while they fit, then the place in its recording, relative to a folder."""
     found, used = [_link(row, folder) for row in rows.itertuples()], 0
-    read = lru_cache(maxsize=1)(lambda path: read_recording(path, _RATE_HZ, allow_silent=True))
     order = np.random.default_rng(seed).permutation(len(rows))
-    expected = np.cumsum(np.minimum(rows["end_s"] - rows["start_s"], _MOST_S).to_numpy()[order]) * _BYTES_PER_S
-    drawn = np.sort(order[expected <= most_mb * 1e6])  # by recording, so that each is decoded once
-    for place in track(drawn.tolist(), "sounds of the map", len(drawn)):
-        row = rows.iloc[place]
-        sound = _mp3(read, str(row["recording"]), float(row["start_s"]), float(row["end_s"]))
-        used += len(sound)
-        if sound and used <= most_mb * 1e6:
-            found[place] = sound
+    ends_s = np.minimum(rows["end_s"], rows["start_s"] + _MOST_S).to_numpy()
+    expected = np.cumsum((ends_s - rows["start_s"].to_numpy())[order]) * _BYTES_PER_S
+    drawn = np.sort(order[expected <= most_mb * 1e6])
+    spans = list(zip(rows["start_s"].tolist(), ends_s.tolist(), strict=True))
+    places_of: dict[str, list[int]] = {}
+    for place in drawn.tolist():
+        places_of.setdefault(str(rows["recording"].iloc[place]), []).append(place)
+    for path, places in track(places_of.items(), "sounds of the map", len(places_of)):
+        with (
+            suppress(DecodeError, OSError),
+            open_recording(path, _RATE_HZ, allow_silent=True) as stream,
+        ):  # or it is gone
+            for number, sound in passing_cycles(stream, [spans[place] for place in places]):
+                address = _mp3(sound.own)
+                used += len(address)
+                if used <= most_mb * 1e6:
+                    found[places[number]] = address
     return found
 
 
-def _mp3(read: Callable[[str], Recording], path: str, start_s: float, end_s: float) -> str:
-    """The beginning of a span as a data URI; empty where the recording is gone or damaged."""
-    try:
-        recording = read(path)
-    except (DecodeError, OSError):
-        return ""
-    sound = cut(recording.waveform, recording.sampling_rate, start_s, min(end_s, start_s + _MOST_S))
+def _mp3(sound: Waveform) -> str:
+    """A sound as a data URI."""
     file = io.BytesIO()
     loud = np.clip(sound * 10 ** (playing_gain_db(sound) / 20), -1, 1)
     soundfile.write(file, loud.astype(np.float32), _RATE_HZ, format="MP3")
