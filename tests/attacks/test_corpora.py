@@ -63,7 +63,7 @@ def outcome(corpus, folder, cache, **options):
     return listed, raised, table
 
 
-def judge(corpus, folder, cache, words, **options):
+def assert_outcome(corpus, folder, cache, words, **options):
     listed, raised, table = outcome(corpus, folder, cache, **options)
     if isinstance(words, list):
         assert (listed, raised) == ([], "")
@@ -177,13 +177,13 @@ def test_a_table_is_read_as_it_is_meant_or_refused_at_its_line(attack, tmp_path)
     text, words = TABLES[attack]
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    judge("folder", tmp_path / "mine", tmp_path / "cache", words)
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", words)
 
 
 def test_a_row_that_stands_there_twice_counts_once(tmp_path):
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_text(HEADER + "a,0,1,normal,P1\na,0.0,1.0,normal,P1\nb,0,1,normal,P2\n")
-    judge("folder", tmp_path / "mine", tmp_path / "cache", ["a 0 1 P1", "b 0 1 P2"])
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", ["a 0 1 P1", "b 0 1 P2"])
 
 
 # ---------------------------------------------------------------- a label file beside a recording
@@ -209,7 +209,7 @@ def test_a_label_file_is_read_as_it_is_meant_or_refused(attack, tmp_path):
     text, words = LABELS[attack]
     sound(tmp_path / "mine" / "a.wav")
     (tmp_path / "mine" / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    judge("folder", tmp_path / "mine", tmp_path / "cache", words)
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", words)
 
 
 # ---------------------------------------------------------------- what lies in the folder
@@ -341,7 +341,7 @@ def test_a_table_or_label_file_that_is_none(attack, tmp_path):
 def test_a_name_in_another_normal_form_is_found(tmp_path):
     sound(tmp_path / "mine" / f"{NFD}.wav")
     (tmp_path / "mine" / "c.csv").write_text(HEADER + f"{NFC},0,1,normal,P1\n")
-    judge("folder", tmp_path / "mine", tmp_path / "cache", [f"{NFD} 0 1 P1"])
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", [f"{NFD} 0 1 P1"])
 
 
 def test_nothing_is_written_beside_the_recordings(tmp_path):
@@ -349,7 +349,7 @@ def test_nothing_is_written_beside_the_recordings(tmp_path):
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_text(HEADER + "a,0,1,normal,P1\n")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine", *(tmp_path / "mine").rglob("*"))}
-    judge("folder", tmp_path / "mine", tmp_path / "cache", ["a 0 1 P1"])
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", ["a 0 1 P1"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine", *(tmp_path / "mine").rglob("*"))} == before
 
 
@@ -465,7 +465,7 @@ OTHERS = {
 def test_files_of_other_corpora(attack, tmp_path):
     corpus, make, words = OTHERS[attack]
     make(tmp_path / "mine")
-    judge(corpus, tmp_path / "mine", tmp_path / "cache", words)
+    assert_outcome(corpus, tmp_path / "mine", tmp_path / "cache", words)
 
 
 # ---------------------------------------------------------------- archives
@@ -584,7 +584,7 @@ def exported(folder, *contents):
 def test_an_export_is_refused_that_holds_more_than_its_size_allows(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     exported(tmp_path / "mine", *[bytes(1 << 20)] * 16)
-    judge("folder", tmp_path / "mine", tmp_path / "cache", "mine: unpacks to more than 1 MiB")
+    assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", "mine: unpacks to more than 1 MiB")
 
 
 @pytest.mark.parametrize("contents", [[bytes(1 << 20)] * 16, [bytes(16 << 20)]], ids=["equal rows", "one of zeros"])
@@ -592,7 +592,7 @@ def test_a_data_set_is_refused_that_holds_more_than_its_size_allows(tmp_path, mo
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20)
     rows = [{"audio": {"bytes": content, "path": f"{n}.wav"}, "label": n} for n, content in enumerate(contents)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet", compression="zstd")
-    judge("hub", tmp_path, tmp_path / "cache", "unpacks to more than 1 MiB")
+    assert_outcome("hub", tmp_path, tmp_path / "cache", "unpacks to more than 1 MiB")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
