@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tqdm import tqdm
+
 from laennec import files
 from laennec.cli.main import main
 
@@ -170,6 +172,7 @@ def _run(work: Callable[[], Any], out: int, err: int, environment: dict[str, str
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logging.getLogger().handlers.clear()  # those that gather for a test
         os.environ.update(environment)
+        tqdm.set_lock(threading.RLock())  # the one it has is shared: a kill while it is held stops the others for ever
         _forget_accelerate()
         code = int(work() or 0)
     except SystemExit as end:

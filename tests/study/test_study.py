@@ -158,6 +158,19 @@ def test_an_unfinished_study_may_lack_its_baseline(two_runs, tmp_path, baseline,
     assert content["study"]["missing"] == ["later/0"]
 
 
+def test_a_count_that_a_kill_left_open_is_closed_by_the_same_command(two_runs, tiny_recipe, tmp_path):
+    run = Path(shutil.copytree(two_runs[0], tmp_path / "out" / "tiny" / "0"))
+    record = read(run / "run.json")
+    recipe = record["config"] | {"name": "tiny", "output_dir": str(run)}
+    write_record(run / "recipe.json", recipe)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({k: v for k, v in recipe.items() if k != "seed"}))
+    open_count = [record["evaluations"][0] | {"coming": str(run / "evaluation-test")}]
+    write_record(run / "run.json", record | {"evaluations": open_count})
+    cell = Cell("tiny", tmp_path / "tiny.yaml", 0, scores=(Score(),))
+    state = run_study(Study("s", "", tmp_path / "out", tmp_path / "s.json", "tiny", (cell,), (), ("icbhi.Score",)))
+    assert state.runs == [run] and read(run / "run.json") == record
+
+
 @pytest.mark.soak
 def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe | {"name": "tiny", "output_dir": None}))

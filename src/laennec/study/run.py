@@ -24,7 +24,7 @@ from laennec.study.plan import Cell, Study, of_pretraining
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
-from laennec.training.record import read_record, write_record
+from laennec.training.record import read_record, settled_evaluations, write_record
 
 PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
 _CORPUS = {"name", "data_dir", "tables_dir", "allow_missing", "level", "options"}  # what says what a corpus is
@@ -106,6 +106,9 @@ def _run_all(
         if problem := run_step(command, folder, say):
             state.failed[str(made[0].relative_to(study.output_dir))] = problem
             return
+    for record in (folder / "run.json" for folder in made):
+        if record.exists():
+            settled_evaluations(record)  # a kill after the results were shown left the count of them open
     state.runs += made
 
 
