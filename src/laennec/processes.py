@@ -103,15 +103,23 @@ def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     started = [context.Process(target=_help, args=(watched, work), daemon=True) for _ in range(number)]
-    try:
-        for process in started:
-            process.start()
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            for process in started:
+                process.start()
         watched.close()
+
+    starter = threading.Thread(target=start)  # a process takes its work when it has imported what that needs
+    starter.start()
+    try:
         yield
     finally:
+        starter.join()
         held.close()
         for process in started:
-            process.join()
+            if process.pid:
+                process.join()
 
 
 def _help(watched: Connection, work: Callable[[], Any]) -> None:

@@ -193,7 +193,7 @@ def score(
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
-        splits = load_splits(recipe)
+        splits = load_splits(recipe, check_jobs(jobs))
         origin = provenance(splits)
         smooth = resolve_smoothing(smoothing, source, model)
         check_split(run, recipe, origin)
@@ -211,7 +211,7 @@ def score(
         if not is_main_process():
             _embed(model, extractor, *scored)
             return Scored(folder, "", {})
-        helper = partial(_embed_packed, PackedModel.of(model, extractor), scored) if check_jobs(jobs) > 1 else print
+        helper = partial(_embed_packed, PackedModel.of(model, extractor), scored) if jobs > 1 else print
         with alongside(helper, jobs - 1):
             predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
             if smooth is not None:

@@ -106,8 +106,11 @@ def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
     return recipe.model_copy(update={"features": recipe.features.model_copy(update={"mean": mean, "std": std})})
 
 
-def load_splits(recipe: Recipe) -> Any:
-    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged."""
+def load_splits(recipe: Recipe, jobs: int = 1) -> Any:
+    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged.
+
+    Several processes (`jobs`) look for them.
+    """
     c = recipe.corpus
     each = [
         load_corpus(
@@ -130,7 +133,7 @@ def load_splits(recipe: Recipe) -> Any:
     known = column not in tables[0].column_names or any(set(column_of(table, column)) - {None} for table in tables)
     if (remedy := corpus_class(c.name).sources.get(column)) and not known:
         raise InputError(f"target.column is {column}, which is unknown for all rows of {c.name}; {remedy}")
-    for line in check_duplicates(splits):
+    for line in check_duplicates(splits, jobs=jobs):
         if line not in _said:
             _log.warning("%s", line)
             _said.add(line)
