@@ -77,8 +77,8 @@ GROUPINGS = ("corpus", "device", "chest_location", "sex", "age_band")
 UNKNOWN = "unknown"
 _DIGEST = (
     "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "counts", "definitions",
-    "headline", "bootstrap", "confusion", "warnings", "notes", "failures", "within_lengths", "duration_blind",
-    "official",
+    "headline", "bootstrap", "effective_patients", "confusion", "warnings", "notes", "failures", "within_lengths",
+    "duration_blind", "official",
 )  # fmt: skip
 WINDOWS = "windows."  # before the name of a metric of windows, in results of studies
 _MOST_LABELS = 4  # a card shows the metrics of this many single labels
