@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 from hub_process import HubUser
 
 from hub_server import OTHER_TOKEN
+from laennec.cache import cache_root
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
@@ -53,8 +55,10 @@ trainer.push_to_hub()
 
 
 def here(run, breath):
-    """The run's own answer for the whole of a sound."""
-    return Predictor(*load_model(run), window_s=100.0, hop_s=100.0)(breath)
+    """The run's own answer for the whole of a sound, as one cycle."""
+    whole = run.parent / "whole.txt"
+    whole.write_text(f"0\t{soundfile.info(breath).duration}\t0\t0\n")
+    return Predictor(*load_model(run))(breath, whole)
 
 
 def test_a_pushed_run_predicts_the_same_elsewhere(pushed_run, breath, hub, user):
@@ -117,7 +121,8 @@ def test_a_head_pulls_its_base_from_the_hub_and_takes_no_other(pushed_run, relea
     base.commit("main", "other weights", files, frozenset({"model.safetensors"}))
     there = user.runs(ELSEWHERE, "tester/head", breath).json()
     assert abs(there["first"][0]["score"] - float(here(pushed_run, breath).probabilities[0].max())) < 1e-6
-    # one that names a branch is refused by then, in a line that says what was expected
+    # one that names a branch is refused by then, where no base of the head's digest is known
+    shutil.rmtree(cache_root() / "bases")
     hub.add("tester/stray", held | {"config.json": json.dumps(config | {"base_model_revision": "main"}).encode()})
     stray = user.types("predict", "tester/stray", breath, "--out", tmp_path / "p")
     stray.refused("not the encoder this head was trained on", "somebody/mn04", "at revision main")
