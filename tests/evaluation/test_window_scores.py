@@ -171,7 +171,7 @@ def test_recordings_have_a_row_each_with_decision_probability_and_share_of_time(
     (run / "model" / "config.json").write_text(json.dumps(config))
     sounds = sorted(small_corpus.glob("*.wav"))[:3]
     assert main(["predict", str(run), *map(str, sounds), "--out", str(tmp_path / "out")]) == 0
-    spans, rows = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("predictions", "recordings"))
+    spans, rows = (pd.read_csv(tmp_path / "out" / f"laennec.{name}.csv") for name in ("predictions", "recordings"))
     assert rows["recording"].tolist() == [str(sound) for sound in sounds]
     windows = config["operating_points"]["windows"]
     for _, row in rows.iterrows():
