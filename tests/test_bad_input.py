@@ -89,7 +89,7 @@ def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, smal
         assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "a0.laennec.json", "a1.laennec.json", "laennec.predictions.csv", "laennec.recordings.csv",
-        "laennec.failed.csv", "laennec.parameters.yaml", "laennec.journal.jsonl",
+        "laennec.failed.csv", "laennec.parameters.yaml", "laennec.journal.jsonl", ".laennec.tables.json",
     }  # fmt: skip
     assert "8 recordings, 6 failed; see laennec.failed.csv" in captured.out
 
