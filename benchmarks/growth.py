@@ -8,7 +8,6 @@ stays the same.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.row import PEAK_MEMORY, Row, Setting, in_a_new_process
+from benchmarks.row import PEAK_MEMORY, Row, Setting, in_a_new_process, run_command
 from benchmarks.training import head_epochs
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import load_corpus
@@ -158,8 +157,5 @@ def _rate(number: int) -> float:
         if number > 1:
             start = ["-m", "accelerate.commands.launch", *_LAUNCH[:1], "--num_processes", str(number), *_LAUNCH[1:]]
             start += arguments
-        done = subprocess.run([sys.executable, *start], capture_output=True, text=True)
-        if done.returncode or not out.exists():
-            said = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-            raise InputError(f"a measurement of {number} processes failed: {said}")
+        run_command(sys.executable, *start)
         return float(out.read_text())

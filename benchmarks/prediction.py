@@ -6,7 +6,6 @@ AST the same windows.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -21,7 +20,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from benchmarks import transformer
 from benchmarks.device import device_name, gpu, not_measured, waiting
 from benchmarks.material import mobilenet
-from benchmarks.row import Row, Setting, fastest, needs, profiled, stages
+from benchmarks.row import Row, Setting, fastest, needs, profiled, run_command, stages
 from laennec import DEFAULT_MODEL, load_model
 from laennec.audio.cycles import cut, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
@@ -107,16 +106,19 @@ def in_the_package(setting: Setting) -> list[Row]:
 def evaluation(setting: Setting) -> list[Row]:
     """`laennec evaluate` with the model in the package, from an empty cache and with everything cached."""
     words = ["evaluate", DEFAULT_MODEL, *_corpus(setting), "--split", "validation"]
+    note = "validation events of SPRSound, report and baselines included, a new process"
+    with tempfile.TemporaryDirectory() as scratch:
+        two = partial(_laennec, *words, "--out", f"{scratch}/two", "--jobs", "2", cache=f"{scratch}/two-cache")
+        rows = [Row("evaluate, nothing cached, --jobs 2", *fastest(two, repeats=1), None, "s", None, "<= 40 s", note)]
     with tempfile.TemporaryDirectory() as scratch:
         times, shares = [], []
         for name in ("first", "again"):
             times += fastest(partial(_laennec, *words, "--out", f"{scratch}/{name}", cache=scratch), repeats=1)
             cache = scratch if name == "again" else f"{scratch}/profiled"
             shares.append(stages([*words, "--out", f"{scratch}/{name}-profiled"], _STAGES, cache))
-    note = "validation events of SPRSound, report and baselines included, a new process, one thread"
     kinds = (("nothing cached", "<= 40 s"), ("cached", "<= 8 s"))
-    return [
-        Row(f"evaluate, {kind}", took, None, "s", None, bound, f"{note}; {share}")
+    return rows + [
+        Row(f"evaluate, {kind}", took, None, "s", None, bound, f"{note}, one thread; {share}")
         for (kind, bound), took, share in zip(kinds, times, shares, strict=True)
     ]
 
@@ -154,7 +156,7 @@ def _corpus(setting: Setting) -> list[str]:
 def _laennec(*words: str, cache: str | None = None) -> None:
     """A command in a new process."""
     environment = os.environ if cache is None else {**os.environ, "LAENNEC_CACHE": cache}
-    subprocess.run([sys.executable, "-m", "laennec", *words], check=True, capture_output=True, env=environment)
+    run_command(sys.executable, "-m", "laennec", *words, environment=environment)
 
 
 def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:

@@ -107,7 +107,7 @@ def stages(words: Sequence[str], functions: Mapping[str, str], cache: str) -> st
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "cProfile", "-o", f"{scratch}/profile", "-m", "laennec", *words]
         environment = {**os.environ, "LAENNEC_CACHE": cache}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        run_command(*command, environment=environment)
         found = pstats.Stats(f"{scratch}/profile")
     took: dict[str, float] = {}
     for (_, _, name), (_, _, _, cumulative, _) in found.stats.items():  # type: ignore[attr-defined]
@@ -145,7 +145,14 @@ def peak():
 
 def in_a_new_process(script: str, *arguments: str) -> list[float]:
     """The numbers that a script prints last, run by itself."""
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    said = run_command(sys.executable, "-c", script, *arguments)
+    return [float(number) for number in said.strip().splitlines()[-1].split()]
+
+
+def run_command(*command: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a command prints; raises InputError with the last line of its errors if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise InputError(f"a measurement failed: {done.stderr.strip().splitlines()[-1]}")
-    return [float(number) for number in done.stdout.strip().splitlines()[-1].split()]
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise InputError(f"a measurement failed: {said[-1]}")
+    return done.stdout

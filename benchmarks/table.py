@@ -5,7 +5,6 @@ so; nothing is estimated.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from benchmarks.growth import growth, processes
 from benchmarks.losses import large_batches
 from benchmarks.pipeline import waiting_for_data
 from benchmarks.prediction import evaluation, in_the_package, two_jobs, whole_recordings
-from benchmarks.row import Row, Setting, fastest
+from benchmarks.row import Row, Setting, fastest, run_command
 from benchmarks.sound import augmentation, filter_bank, memory, reading
 from benchmarks.training import encoding_again, frozen_experiment, padded_step, trainer_step, validation
 from benchmarks.transformer import encoder_forward, fine_tuning
@@ -35,7 +34,7 @@ def start_up(setting: Setting) -> list[Row]:
     """Time until `import laennec` and `laennec --help` are done, in new processes."""
 
     def run(*arguments: str) -> Callable[[], Any]:
-        return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return lambda: run_command(sys.executable, *arguments)
 
     bare, imported, helped = fastest(
         run("-c", "pass"), run("-c", "import laennec"), run("-m", "laennec", "--help"), repeats=setting.repeats

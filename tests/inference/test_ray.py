@@ -1,7 +1,7 @@
 """On a Ray cluster of two workers everything is as on one machine, whatever dies on the way."""
 
 import dataclasses
-import io
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -155,11 +156,16 @@ class Blocks:
         self.sizes.append(size)
         number, end = self.ends.pop(0)
         for item in todo[:number]:
-            said = {b"laennec.recordings": json.dumps({item["recording"]: item["state"]})}
-            table = pa.table({"recording": [item["recording"]]}).replace_schema_metadata(said)
-            file = io.BytesIO()
-            pq.write_table(table, file)
-            put(f"{out}/{work.table}/part-{item['name']}.parquet", file.getvalue())
+            timeline = f"{item['name']}.laennec.json"
+            digest = hashlib.sha256(b"{}").hexdigest()
+            put(f"{out}/laennec.timelines/{timeline}", b"{}")
+            known = {"state": item["state"], "timeline": timeline, "digest": digest}
+            ray_engine._write_part(
+                out,
+                work,
+                pa.table({"recording": [item["recording"]]}).replace_schema_metadata({}),
+                {item["recording"]: known},
+            )
             yield [{"recording": item["recording"], "reason": None}]
         if end:
             raise ray_engine._PipelineError(end)
@@ -199,7 +205,7 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "_open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
         with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same command again"):
-            ray_engine._finished(str(tmp_path), work, {})
+            ray_engine._finished(str(tmp_path), work, {}, False)
     assert len(list((tmp_path / "laennec.predictions").iterdir())) == 10
     other = dataclasses.replace(work, provenance={"spans": "others"})
     with pytest.raises(InputError, match="--overwrite"):
@@ -235,6 +241,42 @@ def test_a_recording_or_annotation_that_changed_is_computed_again(work, recordin
         monkeypatch.setattr(ray_engine, "_blocks", Blocks((2, None)))
         done = run_on_ray(annotated, [str(folder)], out)
         assert done.resumed == (0, 2, 1, 1)[number] and len(done.predicted) == 2
+
+
+def test_only_a_changed_recording_loses_its_rows_and_no_corrected_timeline(work, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = ("r0.wav", "r1.wav", "r2.wav")
+    for name in names:
+        shutil.copy(recordings / name, folder)
+    put(f"{out}/{ray_engine.IDENTITY}", json.dumps({**work.provenance, "annotation": None}).encode())
+    states = find_uris([str(folder)])
+    items = [{"recording": uri, "name": Path(uri).stem, "state": state} for uri, state in states.items()]
+    decoded = ray_engine._decoded(pa.Table.from_pylist(items), RATE)
+    assert all(reason is None for reason in ray_engine._Worker(work, str(out))(decoded)["reason"].to_pylist())
+    (part,) = (out / work.table).iterdir()
+    rows = pq.read_table(part)
+    (folder / "r1.wav").write_bytes((recordings / "r3.wav").read_bytes())
+    timeline = out / "laennec.timelines" / "r1.laennec.json"
+    timeline.write_text("corrected")
+    inputs = [str(folder / name) for name in names[:2]]  # the third is none of this run
+    with pytest.raises(InputError, match=r"r1.laennec.json: was changed after it was written.*--overwrite"):
+        run_on_ray(work, inputs, str(out))
+    assert (timeline.read_text(), pq.read_table(part)) == ("corrected", rows)
+    monkeypatch.setattr(ray_engine, "_blocks", Blocks((1, None), (1, None)))
+    assert run_on_ray(work, inputs, str(out), overwrite=True).resumed == 1
+    assert timeline.read_text() == "{}"
+    assert not part.exists()
+    kept = [pq.read_table(file) for file in (out / work.table).iterdir()]
+    for name in ("r0.wav", "r2.wav"):
+        there = [table.filter(pc.equal(table["recording"], str(folder / name))) for table in kept]
+        (there,) = [table for table in there if len(table)]
+        assert there.equals(rows.filter(pc.equal(rows["recording"], str(folder / name))))
+    # as it was written, a timeline is replaced when its recording is
+    timeline.write_bytes(b"{}")
+    (folder / "r1.wav").write_bytes((recordings / "r4.wav").read_bytes())
+    assert run_on_ray(work, inputs, str(out)).resumed == 1
 
 
 @pytest.mark.parametrize("name", ["laennec.predictions", "laennec.timelines", "laennec.failed.csv"])

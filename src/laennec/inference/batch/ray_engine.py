@@ -4,9 +4,10 @@ Decisions: recordings are read through fsspec, so they may lie in an object stor
 actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
 cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
 whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
-recordings are finished, and what the file system said of their content (inode and times, or etag). A block whose worker
-dies is tried again on another one, then each of its recordings alone; so is what was left when Ray ended the whole
-pipeline with an error. What never succeeds is listed with the reason.
+recordings are finished, what the file system said of their content (inode and times, or etag), and the digest of their
+timelines, so that one that somebody corrected is not replaced. A block whose worker dies is tried again on another one,
+then each of its recordings alone; so is what was left when Ray ended the whole pipeline with an error. What never
+succeeds is listed with the reason.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laennec.audio.recording import read_header
@@ -36,6 +38,7 @@ from laennec.files import json_text
 from laennec.inference.batch.addresses import fetched, files_of, find_uris, put, said
 from laennec.inference.batch.journal import first_difference
 from laennec.inference.batch.recordings import (
+    CHANGED,
     FAILED,
     BatchResult,
     Progress,
@@ -50,7 +53,7 @@ from laennec.inference.predictor import Predictor, wave_file
 from laennec.processes import check_jobs
 
 IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"
-_STATES = b"laennec.recordings"
+_FINISHED = b"laennec.recordings"
 _BLOCK = 8  # recordings of a task
 _LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
 _TRIES = 3
@@ -112,13 +115,14 @@ class _Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
-        outcomes, tables, states = [], [], {}
+        outcomes, tables, finished = [], [], {}
         for row in block.to_pylist():
             reason = row["reason"]
             if reason is None:
                 try:
-                    tables.append(self._finish(row))
-                    states[row["recording"]] = row["state"]
+                    table, timeline = self._finish(row)
+                    tables.append(table)
+                    finished[row["recording"]] = {"state": row["state"], **timeline}
                 except InputError as error:
                     reason = str(error).replace("<bytes>", row["recording"])
                 except Exception as error:  # what an object store's client raises, or the network on this sound
@@ -126,21 +130,14 @@ class _Worker:
             outcomes.append({"recording": row["recording"], "reason": reason})
         try:
             if tables:
-                self._keep(tables, states)
+                _write_part(self.out, self.work, pa.concat_tables(tables), finished)
         except Exception as error:
             for one in outcomes:
                 one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
         return pa.Table.from_pylist(outcomes, _OUTCOME)
 
-    def _keep(self, tables: list[pa.Table], states: dict[str, str]) -> None:
-        """Write the rows of a block's recordings, which have these states."""
-        part = hashlib.sha256(json.dumps(list(states)).encode()).hexdigest()[:24]
-        file, rows = io.BytesIO(), pa.concat_tables(tables)
-        metadata = {**rows.schema.metadata, _STATES: json_text(states)}
-        pq.write_table(rows.replace_schema_metadata(metadata), file, write_page_checksum=True)
-        put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
-
-    def _finish(self, row: dict[str, Any]) -> pa.Table:
+    def _finish(self, row: dict[str, Any]) -> tuple[pa.Table, dict[str, str]]:
+        """Write the timeline of a recording; returns its rows, and name and digest of the timeline."""
         place = self.work.annotation
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
@@ -148,13 +145,24 @@ class _Worker:
                 timeline, table = self.work.run(path, 0, annotation)
         else:
             timeline, table = self.work.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
+        written = {}
         if timeline is not None:
             there = {"recording": row["recording"], "source_sampling_rate": row["source_rate"]}
             timeline = {"recording": "", **timeline, **there}
-            text = json_text(timeline, indent=1, ensure_ascii=False)
-            put(f"{self.out}/{TIMELINES}/{row['name']}{SUFFIXES['json']}", text.encode(errors="backslashreplace"))
+            text = json_text(timeline, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
+            written = {"timeline": row["name"] + SUFFIXES["json"], "digest": hashlib.sha256(text).hexdigest()}
+            put(f"{self.out}/{TIMELINES}/{written['timeline']}", text)
         named = pa.array([row["recording"]] * len(table), pa.string())
-        return table.set_column(0, table.schema.field(0), named)
+        return table.set_column(0, table.schema.field(0), named), written
+
+
+def _write_part(out: str, work: RayWork, rows: pa.Table, finished: Mapping[str, Mapping[str, str]]) -> str:
+    """Write the rows of some recordings and what is known of each; returns the name of the file."""
+    name = f"part-{hashlib.sha256(json.dumps(list(finished)).encode()).hexdigest()[:24]}.parquet"
+    file, metadata = io.BytesIO(), {**rows.schema.metadata, _FINISHED: json_text(finished)}
+    pq.write_table(rows.replace_schema_metadata(metadata), file, write_page_checksum=True)
+    put(f"{out}/{work.table}/{name}", file.getvalue())
+    return name
 
 
 _OUTCOME = pa.schema([("recording", pa.string()), ("reason", pa.string())])
@@ -207,7 +215,8 @@ def run_on_ray(
             of predictions, `laennec.failed.csv` and `laennec.identity.json` with model and settings; a path that all
             machines share, or an address.
         workers: Number of actors with the model; where it runs in torch, the cluster's GPUs are shared out among them.
-        overwrite: Replace results of another model or with other settings in `out`, and what else has their names.
+        overwrite: Replace results of another model or with other settings in `out`, what else has their names, and
+            timelines that were corrected and whose recordings have changed.
         progress: Called with (recordings done, total of recordings).
     """
     check_jobs(workers)
@@ -218,7 +227,7 @@ def run_on_ray(
     refuse_shared_annotation(work.annotation, [Path(uri) for uri in uris])
     states = {uri: _with_annotation(uri, state, work.annotation) for uri, state in states.items()}
     _claim_folder(out, work, overwrite)
-    finished = _finished(out, work, states)
+    finished = _finished(out, work, states, overwrite)
     names = output_names([Path(uri) for uri in uris])
     todo = [{"recording": uri, "name": names[Path(uri)], "state": states[uri]} for uri in uris if uri not in finished]
     result = BatchResult(resumed=len(uris) - len(todo))
@@ -235,7 +244,7 @@ def run_on_ray(
                 progress(done, len(uris))
         except _PipelineError as error:
             ended = str(error)
-        finished = _finished(out, work, states)
+        finished = _finished(out, work, states, overwrite)
         settled, tried = finished | failed.keys(), len(todo)
         todo = [item for item in todo if item["recording"] not in settled]
         done = len(uris) - len(todo)
@@ -358,39 +367,70 @@ def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
     return state
 
 
-def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
-    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed."""
+def _finished(out: str, work: RayWork, states: Mapping[str, str], overwrite: bool) -> set[str]:
+    """The recordings that the folder has; removes damaged files, repeated rows and rows of changed recordings."""
     files, place = files_of(f"{out}/{work.table}")
 
-    def states_in(part: str) -> dict[str, str]:
+    def content_of(part: str) -> bytes:
         try:
-            with files.open(part, "rb") as file:
-                return _states_in(file)
-        except Exception:  # damaged, or out of reach
-            pass
-        try:
-            content = files.cat_file(part)
+            return bytes(files.cat_file(part))
         except Exception as error:
             raise InputError(f"{part}: cannot be read ({said(error)}); run the same command again") from error
+
+    def read(part: str) -> dict[str, dict[str, str]]:
         try:
-            return _states_in(io.BytesIO(content))
+            with files.open(part, "rb") as file:
+                return _finished_in(file)
+        except Exception:  # damaged, or out of reach
+            pass
+        content = content_of(part)
+        try:
+            return _finished_in(io.BytesIO(content))
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
             return {}
 
-    found: set[str] = set()
-    parts = sorted(files.glob(f"{place}/part-*.parquet"))
+    paths = sorted(files.glob(f"{place}/part-*.parquet"))
     with ThreadPoolExecutor(_READERS) as pool:
-        for part, known in zip(parts, pool.map(states_in, parts), strict=True):
-            changed = any(states.get(name, state) != state for name, state in known.items())
-            if known.keys() & found or changed or not known:
-                files.rm_file(part)
-            else:
-                found |= known.keys()
+        parts = dict(zip(paths, pool.map(read, paths), strict=True))
+    changed = {
+        one["timeline"]: one["digest"]
+        for known in parts.values()
+        for recording, one in known.items()
+        if states.get(recording, one["state"]) != one["state"] and "timeline" in one
+    }
+    if not overwrite:
+        _refuse_corrected(out, changed)
+    found: set[str] = set()
+    written: set[str] = set()
+    for part, known in parts.items():
+        if part.rpartition("/")[2] in written:
+            continue
+        kept = {
+            recording: one
+            for recording, one in known.items()
+            if recording not in found and states.get(recording, one["state"]) == one["state"]
+        }
+        if kept:
+            found |= kept.keys()
+            if len(kept) < len(known):
+                rows = pq.read_table(io.BytesIO(content_of(part)))
+                rows = rows.filter(pc.is_in(rows["recording"], pa.array(kept)))
+                written.add(_write_part(out, work, rows, kept))
+        if len(kept) < len(known) or not known:
+            files.rm_file(part)
     return found
 
 
-def _states_in(file: Any) -> dict[str, str]:
-    """The recordings of a Parquet file and their states; all of it is read, so that damage shows."""
+def _finished_in(file: Any) -> dict[str, dict[str, str]]:
+    """What is known of each recording of a Parquet file; all of it is read, so that damage shows."""
     rows = pq.read_table(file, columns=["recording"])
-    states: dict[str, str] = json.loads(rows.schema.metadata[_STATES])
-    return {name: states[name] for name in rows["recording"].unique().to_pylist()}
+    finished = json.loads(rows.schema.metadata[_FINISHED])
+    return {name: dict(finished[name]) for name in rows["recording"].unique().to_pylist()}
+
+
+def _refuse_corrected(out: str, digests: Mapping[str, str]) -> None:
+    """Refuse to replace timelines that are not what was written."""
+    for name, digest in digests.items():
+        files, place = files_of(f"{out}/{TIMELINES}/{name}")
+        if files.exists(place) and hashlib.sha256(files.cat_file(place)).hexdigest() != digest:
+            raise InputError(f"{out}/{TIMELINES}/{name}: {CHANGED}")

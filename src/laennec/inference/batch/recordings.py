@@ -47,7 +47,7 @@ from laennec.untrusted import parse_json, read_bytes
 ANNOTATION_SUFFIXES = (".txt", ".json", ".labels.txt", ".selections.txt", ".Table.1.selections.txt")
 FAILED = "laennec.failed.csv"
 _DIGESTS = ".laennec.tables.json"  # of the files over all recordings, as they were written
-_CHANGED = "was changed after it was written; move it away, or choose another --out, or pass --overwrite to replace it"
+CHANGED = "was changed after it was written; move it away, or choose another --out, or pass --overwrite to replace it"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
 _POLL_S = 0.2  # for what other ranks have in hand
 _ATTEMPTS = 5  # of a batch whose journal another machine writes to
@@ -276,7 +276,7 @@ class Batch(ABC):
 
     def _refuse_changed_files(self, path: Path, journal: Journal) -> None:
         if file := self._changed(path, journal):
-            raise InputError(f"{file}: {_CHANGED}")
+            raise InputError(f"{file}: {CHANGED}")
 
     def _table_digests(self) -> dict[str, str]:
         """Name -> digest of the files over all recordings, as far as they are known."""
@@ -287,7 +287,7 @@ class Batch(ABC):
     def _refuse_changed_tables(self) -> None:
         for name, digest in {} if self.overwrite else self._table_digests().items():
             if name in (*self.tables, FAILED) and _differs(self.out / name, digest):
-                raise InputError(f"{self.out / name}: {_CHANGED}")
+                raise InputError(f"{self.out / name}: {CHANGED}")
 
     def _replacing(self, path: Path, journal: Journal) -> dict[str, str]:
         """Say that the files of a recording are replaced, and remove those that will not be; what is kept of them."""
