@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import curves
-from laennec.cli.main import main
+from benchmarks import bench, curves
 
 
 def test_the_largest_difference_counts_against_the_noise_over_seeds():
@@ -22,14 +21,14 @@ def test_the_largest_difference_counts_against_the_noise_over_seeds():
 
 
 @pytest.mark.soak
-def test_recomputing_activations_changes_less_than_running_again(monkeypatch, tmp_path, capsys):
+def test_recomputing_activations_changes_less_than_running_again(monkeypatch, tmp_path):
     monkeypatch.setattr(curves, "KEYS", ("gradient_checkpointing",))
     monkeypatch.setattr(curves, "_SEEDS", (0, 1))
     monkeypatch.setattr(curves, "_EPOCHS", 1)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     monkeypatch.setattr(curves, "_AST", curves._AST | small)
     monkeypatch.setattr(curves, "_OPTIONS", {"patients": 8, "recordings_per_patient": 1, "max_rate_hz": 4000})
-    assert main(["bench", "curves", "--out", str(tmp_path / "curves.json")]) == 0
-    assert "| loss curve with train.gradient_checkpointing |" in capsys.readouterr().out
+    table = bench(["curves"], None, None, str(tmp_path / "curves.json"))
+    assert "| loss curve with train.gradient_checkpointing |" in table
     (row,) = json.loads((tmp_path / "curves.json").read_text())["rows"]
     assert 0 <= row["ratio"] < 0.01 and row["other"] > 0
