@@ -18,12 +18,15 @@ import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import xxhash
 from filelock import FileLock, Timeout
 
 from laennec.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 try:
     import fcntl
@@ -65,6 +68,19 @@ _log = logging.getLogger(__name__)
 def is_result(path: Path) -> bool:
     """Whether a file has the name of a result of predict or embed, so that it is no table or annotation of a corpus."""
     return path.name.startswith("laennec.") or ".laennec." in path.name
+
+
+def read_parquet(file: Any, columns: list[str] | None = None) -> "pa.Table":
+    """Columns of a Parquet file, or all; an error of pyarrow where its pages or its number of rows are damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        table = parquet.read(columns)
+        stated = parquet.metadata.num_rows
+    if len(table) != stated:
+        raise pa.ArrowInvalid(f"{len(table)} rows where the file states {stated}")
+    return table
 
 
 def json_text(value: Any, **settings: Any) -> str:

@@ -30,6 +30,7 @@ from laennec.evaluation.metrics import (
     none_if_nan,
 )
 from laennec.evaluation.own_metrics import Metric, OwnMetrics, bind_metrics
+from laennec.files import read_parquet
 
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
 HEART_SOUNDS = ("normal", "abnormal")  # their (Sp + Se) / 2 is the any-abnormal Score; no SPRSound Score
@@ -135,11 +136,9 @@ def read_predictions(
 
 
 def stored_predictions(path: Path, remedy: str) -> Any:
-    """The table of predictions that a run stores; its pages have checksums."""
-    import pandas as pd
-
+    """The table of predictions that a run stores."""
     try:
-        return pd.read_parquet(path, page_checksum_verification=True)
+        return read_parquet(path).to_pandas()
     except Exception as error:  # pyarrow raises many kinds of errors for damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: no readable predictions table ({reason}); {remedy}") from error

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 import laennec
@@ -25,6 +24,7 @@ from laennec.audio.cycles import Span, counting_spans
 from laennec.audio.recording import read_header
 from laennec.corpora.base import class_names
 from laennec.errors import InputError
+from laennec.files import read_parquet
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.decisions import probabilities_of
 from laennec.inference.embed import EMBEDDINGS, KNOWN, Embedder
@@ -233,7 +233,7 @@ def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, 
         raise InputError(f"{file}: no such file; make it with laennec embed RECORDINGS --out {Path(path)}")
     try:
         contents = [io.BytesIO(read_bytes(part, None)) for part in parts]
-        table = pa.concat_tables([pq.read_table(one, page_checksum_verification=True) for one in contents])
+        table = pa.concat_tables([read_parquet(one) for one in contents])
         provenance = parse_json((table.schema.metadata or {})[b"laennec"])
         checked = with_provenance(provenance)["laennec_xxh3"].encode() == table.schema.metadata[b"laennec_xxh3"]
         width = table.schema.field("embedding").type.list_size

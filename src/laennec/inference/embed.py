@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from laennec import __version__
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
-from laennec.files import atomic_write
+from laennec.files import atomic_write, read_parquet
 from laennec.inference.batch.jobs import Report, Worker, outcomes
 from laennec.inference.batch.journal import Journal
 from laennec.inference.batch.recordings import (
@@ -252,7 +252,7 @@ def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":
-            return pq.read_table(content).replace_schema_metadata(with_provenance(provenance))
+            return read_parquet(content).replace_schema_metadata(with_provenance(provenance))
         with np.load(content, allow_pickle=False) as archive:
             spans = list(zip(archive["start_s"].tolist(), archive["end_s"].tolist(), strict=True))
             rows = [[None if text == "" else text for text in archive[name].tolist()] for name in KNOWN]

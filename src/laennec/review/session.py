@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from laennec import DEFAULT_MODEL, __version__
 from laennec.audio.segmentation import BreathSegmentation
 from laennec.corpora.folder.annotation_table import read_table
 from laennec.corpora.labels import names_of
 from laennec.errors import InputError
-from laennec.files import json_text, wait_for_lock
+from laennec.files import json_text, read_parquet, wait_for_lock
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.batch.recordings import Progress, find_recordings
 from laennec.inference.batch.run import predict
@@ -272,7 +271,7 @@ class Review:
         if not done.predicted:
             raise InputError(f"{self.folder}: no recording could be read; the lines above say why")
         names = {os.fsencode(path).decode(errors="replace"): name for name, path in self.recordings.items()}
-        table = pq.read_table(out / (EMBEDDINGS if embeddings else PREDICTIONS)).to_pandas()
+        table = read_parquet(out / (EMBEDDINGS if embeddings else PREDICTIONS)).to_pandas()
         table["recording"] = table["recording"].map(names)
         place = table["start_s"] / predictor.window_s
         # the last window of a recording may overlap another

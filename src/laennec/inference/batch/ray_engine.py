@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from laennec.audio.recording import read_header
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.files import json_text
+from laennec.files import json_text, read_parquet
 from laennec.inference.batch.addresses import fetched, files_of, find_uris, put, said
 from laennec.inference.batch.journal import first_difference
 from laennec.inference.batch.recordings import (
@@ -413,7 +413,7 @@ def _finished(out: str, work: RayWork, states: Mapping[str, str], overwrite: boo
         if kept:
             found |= kept.keys()
             if len(kept) < len(known):
-                rows = pq.read_table(io.BytesIO(content_of(part)))
+                rows = read_parquet(io.BytesIO(content_of(part)))
                 rows = rows.filter(pc.is_in(rows["recording"], pa.array(kept)))
                 written.add(_write_part(out, work, rows, kept))
         if len(kept) < len(known) or not known:
@@ -422,8 +422,8 @@ def _finished(out: str, work: RayWork, states: Mapping[str, str], overwrite: boo
 
 
 def _finished_in(file: Any) -> dict[str, dict[str, str]]:
-    """What is known of each recording of a Parquet file; all of it is read, so that damage shows."""
-    rows = pq.read_table(file, columns=["recording"])
+    """What is known of each recording of a Parquet file; all of its names are read, so that damage shows."""
+    rows = read_parquet(file, ["recording"])
     finished = json.loads(rows.schema.metadata[_FINISHED])
     return {name: dict(finished[name]) for name in rows["recording"].unique().to_pylist()}
 
