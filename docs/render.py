@@ -347,6 +347,26 @@ def _operating_point(content: Content, split: str | None) -> Table:
     return Table(["rule", "thresholds", *groups], rows, [note])
 
 
+def _fold_thresholds(content: Content, split: str | None) -> Table:
+    rows, groups = [], ("all patients", "patients with findings")
+    patients, base = content["patients"], content["scores"]["1"]
+    for number, found in content["scores"].items():
+        about = round(statistics.mean(patients) * int(number))
+        cells = [f"{number} of {len(patients) - 1}", f"{about}"]
+        for group in groups:
+            gains = [own - one for own, one in zip(found[group], base[group], strict=True)]
+            ahead = f", {sum(g > 0 for g in gains)} of {len(gains)} folds ahead" if number != "1" else ""
+            gain = f" ({statistics.mean(gains):+.1f}{ahead})" if ahead else ""
+            cells.append(f"{statistics.mean(found[group]):.1f} ± {statistics.stdev(found[group]):.1f}{gain}")
+        rows.append(cells)
+    note = (
+        "ICBHI Score of one run on the fold it was not trained on ± standard deviation between folds; in brackets the "
+        f"difference from thresholds of one fold. {content['recipe']}, {content['events']} events of {sum(patients)} "
+        f"patients, one seed a fold, {content['date']}."
+    )
+    return Table(["other folds", "patients", *groups], rows, [note])
+
+
 def _leaderboard(content: Content, split: str | None) -> Table:
     """The entries of one test split, the highest ICBHI Score first."""
     rows = sorted(content["results"], key=lambda row: -row["values"][SCORE])
@@ -486,6 +506,7 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "audit": _audit,
     "reliability": _reliability,
     "operating_point": _operating_point,
+    "fold_thresholds": _fold_thresholds,
     "new_site": _new_site,
     "head_losses": _head_losses,
     "active_learning": _active_learning,

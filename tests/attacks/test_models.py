@@ -396,7 +396,7 @@ def spoilt(models, tmp_path):
     return make
 
 
-def refused(load, *said):
+def assert_refused(load, *said):
     """Loading fails with one printable line that says what, and what to do."""
     with pytest.raises(InputError) as error:
         load()
@@ -413,27 +413,27 @@ def named(cases):
 @pytest.mark.parametrize(("changes", "said"), **named(OF_CONFIG))
 def test_config_json(spoilt, changes, said):
     folder = spoilt("torch", CONFIG, changes)
-    refused(lambda: load_model(folder), str(folder), said)
-    refused(lambda: AutoModelForAudioClassification.from_pretrained(folder), said)
+    assert_refused(lambda: load_model(folder), str(folder), said)
+    assert_refused(lambda: AutoModelForAudioClassification.from_pretrained(folder), said)
 
 
 @pytest.mark.parametrize(("changes", "said"), **named(OF_FRONT_END))
 def test_preprocessor_config_json(spoilt, changes, said):
     folder = spoilt("torch", FRONT_END, changes)
-    refused(lambda: load_model(folder), str(folder), said)
-    refused(lambda: AutoFeatureExtractor.from_pretrained(folder), said)
+    assert_refused(lambda: load_model(folder), str(folder), said)
+    assert_refused(lambda: AutoFeatureExtractor.from_pretrained(folder), said)
 
 
 @pytest.mark.parametrize(("changes", "said"), **named(OF_FACTS))
 def test_onnx_json(spoilt, changes, said):
     folder = spoilt("onnx", FACTS, changes)
-    refused(lambda: OnnxModel(folder), str(folder), said)
+    assert_refused(lambda: OnnxModel(folder), str(folder), said)
 
 
 @pytest.mark.parametrize(("changes", "said"), **named(BESIDE_FACTS))
 def test_preprocessor_config_json_beside_onnx_json(spoilt, changes, said):
     folder = spoilt("onnx", FRONT_END, changes)
-    refused(lambda: OnnxModel(folder), str(folder), said)
+    assert_refused(lambda: OnnxModel(folder), str(folder), said)
 
 
 def test_labels_cannot_be_columns_of_the_tables():
@@ -472,13 +472,13 @@ def test_commands_say_it_in_one_line(spoilt, small_corpus, tmp_path, capfd, comm
 )
 def test_a_predictor_says_it_in_one_line(spoilt, kind, file, changes):
     folder = spoilt(kind, file, changes)
-    refused(lambda: laennec.Predictor.from_pretrained(folder), str(folder), *changes)
+    assert_refused(lambda: laennec.Predictor.from_pretrained(folder), str(folder), *changes)
 
 
 @pytest.mark.parametrize(("file", "changes"), [(CONFIG, {"span": "breath"}), (FRONT_END, {"std": 0})])
 def test_a_pipeline_says_it_in_one_line(spoilt, file, changes):
     folder = spoilt("torch", file, changes)
-    refused(lambda: pipeline("audio-classification", model=str(folder), feature_extractor=str(folder)), *changes)
+    assert_refused(lambda: pipeline("audio-classification", model=str(folder), feature_extractor=str(folder)), *changes)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_a_pipeline_says_it_in_one_line(spoilt, file, changes):
     ids=lambda values: next(iter(values)),
 )
 def test_a_model_that_could_not_be_loaded_again_is_never_made(values):
-    refused(lambda: laennec.LaennecConfig(**values), next(iter(values)))
+    assert_refused(lambda: laennec.LaennecConfig(**values), next(iter(values)))
 
 
 # ---------------------------------------------------------------- weights
@@ -499,7 +499,7 @@ def test_a_spread_that_cannot_divide(spoilt, value):
     state = load_file(folder / "model.safetensors")
     state["head.spread"][3] = value
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(lambda: load_model(folder), str(folder), "head.spread")
+    assert_refused(lambda: load_model(folder), str(folder), "head.spread")
 
 
 @pytest.mark.parametrize("changes", [{"group_frames": 9_000_000}, {"group_step": 1}], ids=str)
@@ -509,7 +509,7 @@ def test_groups_of_another_size_than_the_weights_say(tmp_path, changes):
     model.save_pretrained(tmp_path)
     path = tmp_path / CONFIG
     path.write_text(json.dumps(merged(json.loads(path.read_text()), {"encoder_config": changes})))
-    refused(lambda: AutoModelForAudioClassification.from_pretrained(tmp_path), next(iter(changes)))
+    assert_refused(lambda: AutoModelForAudioClassification.from_pretrained(tmp_path), next(iter(changes)))
 
 
 # what a model says of its size, far from that of its weights: (encoder, other settings of it)
