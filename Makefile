@@ -89,12 +89,16 @@ clean:
 
 # The SPRSound model of recipes/sprsound/best_mobilenet.yaml: a training for each seed, two at a time, exported as one
 # model that predicts their mean; goes on where it was stopped. SEEDS=0 exports one training: a third of the time and size.
+# FOLDS="0 1 2 3 4" trains on folds of the patients instead, and fits the thresholds to all of them, each predicted by the
+# training that had not seen them.
 DATA ?= data/sprsound
 WEIGHTS ?= weights/mn04_as_mAP_432.pt
+FOLDS ?=
 BEST ?= runs/best-sprsound
 SEEDS ?= 0 1 2
-MEMBERS := $(SEEDS:%=$(BEST)-seeds/%)
-BEST_RUN := $(if $(word 2,$(SEEDS)),$(BEST),$(MEMBERS))
+MEMBERS := $(if $(FOLDS),$(FOLDS:%=$(BEST)-folds/%),$(SEEDS:%=$(BEST)-seeds/%))
+ENSEMBLE := $(BEST)$(if $(FOLDS),-of-folds)
+BEST_RUN := $(if $(word 2,$(MEMBERS)),$(ENSEMBLE),$(MEMBERS))
 
 best-sprsound: install
 	@$(MAKE) --no-print-directory -j 2 $(BEST_RUN)/run.json
@@ -103,12 +107,17 @@ best-sprsound: install
 	@echo "exported model: $(BEST_RUN)/export-full"
 	@echo "to score it:    laennec evaluate $(BEST_RUN)/export-full --corpus sprsound --data-dir $(DATA) --split test_intra --out scored --submission answers"
 
-$(BEST)-seeds/%/run.json:
-	$(BIN)/laennec train recipes/sprsound/best_mobilenet.yaml --seed $* \
-		--corpus.data_dir $(DATA) --encoder.weights $(WEIGHTS) --output_dir $(@D)
+TRAIN_BEST = $(BIN)/laennec train recipes/sprsound/best_mobilenet.yaml --seed $* \
+	--corpus.data_dir $(DATA) --encoder.weights $(WEIGHTS) --output_dir $(@D)
 
-$(BEST)/run.json: | $(MEMBERS:%=%/run.json)
-	$(BIN)/laennec ensemble $(MEMBERS) --out $(BEST)
+$(BEST)-seeds/%/run.json:
+	$(TRAIN_BEST)
+
+$(BEST)-folds/%/run.json:
+	$(TRAIN_BEST) --corpus.validation_fold $*
+
+$(ENSEMBLE)/run.json: | $(MEMBERS:%=%/run.json)
+	$(BIN)/laennec ensemble $(MEMBERS) --out $(ENSEMBLE)
 
 # The model in the package: the ensemble of best-sprsound distilled into one encoder, with thresholds for windows and
 # recordings, scored on SPRSound's intra split and on adults (ICBHI's recordings, or what is there of them)

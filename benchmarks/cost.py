@@ -37,7 +37,7 @@ _JOBS = {
     "embed cycles with mn04": ("encode once", "laennec embed recordings --out embeddings --jobs 8"),
     "embed cycles with AST-base": (
         "AST-base forward",
-        "accelerate launch -m laennec embed recordings --out out",
+        "accelerate launch -m laennec embed AST_MODEL recordings --out embeddings",
     ),
     "one epoch of training AST-base": ("AST-base fine-tuning", "accelerate launch -m laennec train recipe.yaml"),
 }

@@ -85,7 +85,7 @@ def main() -> None:
             f"ICBHI Score on {PATIENTS} adults, who are not scored",
             lambda known: logits > np.array(list(icbhi_thresholds(adults[known]).values())),
         ),
-        "SPRSound alone, no fit is better": (
+        "SPRSound alone, the scored adults": (
             "ICBHI Score on the scored adults themselves: an upper bound",
             lambda known: logits > np.array(list(icbhi_thresholds(adults[~known]).values())),
         ),

@@ -215,8 +215,8 @@ def _study(content: Content, split: str | None) -> Table:
         every = methods["figures"]
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
         power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
-        power = f" {power[0].upper()}{power[1:]}." if power else ""
-        notes += [f"Differences{each} are paired by patients, p corrected over all methods of the study (Holm).{power}"]
+        notes += [f"Differences{each} are paired by patients, p corrected over all methods of the study (Holm)."]
+        notes += [f"Differences on {split}: {power}."] if power else []
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
@@ -440,7 +440,7 @@ def _new_site(content: Content, split: str | None) -> Table:
         rows.append([row["rule"], row["words"], *cells])
     note = (
         f"Mean over {content['draws']} draws of {content['fitted_on']} of the {content['patients']} adults ± standard "
-        f"deviation; scored are the other adults ({content['cycles']} cycles of all)."
+        f"deviation; the others are scored (all adults: {content['cycles']} cycles)."
     )
     return Table(["model, thresholds", "fitted for", "ICBHI Score", "any-abnormal Score"], rows, [note])
 
@@ -463,8 +463,8 @@ def _active_learning(content: Content, split: str | None) -> Table:
         f"({min(pool)} to {max(pool)} events): mean AUROC {cell(full, 3)}. {content['date']}."
     )
     share = f"{100 * content['share']:g} %"
-    heads = ["rule", "events of a patient in a session", f"labels for {share} of the mean AUROC", "of those of random"]
-    heads += [f"labels for {share} of its distance from chance", "of those of random"]
+    heads = ["rule", "events of a patient in a session", f"labels for {share} of the mean AUROC", "ratio to random"]
+    heads += [f"labels for {share} of its distance from chance", "ratio to random"]
     return Table(heads, rows, [note])
 
 

@@ -135,5 +135,5 @@ def test_the_parts_of_a_cluster_do_not_hide_a_later_index(embedded):
     out, _ = embedded
     (out / "laennec.embeddings").mkdir()
     shutil.copy(out / EMBEDDINGS, out / "laennec.embeddings" / "part-00000.parquet")
-    with pytest.raises(InputError, match="remove what is older"):
+    with pytest.raises(InputError, match="remove the older of the two"):
         read_embeddings(out)

@@ -150,7 +150,7 @@ def test_a_file_of_another_split_is_refused(enter, cycles, capsys):
 
 def test_columns_with_the_labels_are_no_decisions(enter, predictions, cycles, capsys):
     assert enter(predictions.assign(**{name: cycles["test"][name][:] for name in LABELS}))[0] == 2
-    one_line(capsys, "crackle and wheeze are the labels of test")
+    one_line(capsys, "crackle and wheeze are the true labels of test")
 
 
 def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):

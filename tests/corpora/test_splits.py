@@ -406,7 +406,7 @@ class TestBadInput:
             ("in the table twice", pd.concat([table, table]), "random-80-20", {}),
             ("without cycle_id", table.drop(columns="cycle_id"), "random-80-20", {}),
             ("makes 5 folds of", table, "official", {"validation_fold": 5, "official_split": published}),
-            ("protocol 'patient-60-20-20' has folds of none", table, "patient-60-20-20", {"validation_fold": 0}),
+            ("takes no validation patients from train", table, "patient-60-20-20", {"validation_fold": 0}),
         ]  # fmt: skip
         for message, bad, protocol, options in cases:
             with pytest.raises(InputError, match=message) as caught:

@@ -78,8 +78,8 @@ def main() -> None:
     keep(
         options.out,
         "coverage",
-        "95 % intervals over patients hold the truth of simulated studies (in brackets: percentiles of a bootstrap); "
-        "of AUROCs at least 92 % do",
+        "95 % intervals over patients cover the true value in simulated studies (in brackets: bootstrap percentiles); "
+        "checked: at least 92 % for every AUROC",
         figures,
         held=worst >= 0.92,
     )

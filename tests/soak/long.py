@@ -148,7 +148,7 @@ def train(place: Path, steps: int, out: Path | None) -> bool:
         return max(found, default=None)
 
     sights = watch(["train", str(recipe)], place, done)
-    promise = f"{steps} training steps: memory grows under 2 % after warm-up, nothing is left open or lying about"
+    promise = f"{steps} training steps: memory grows under 2 % after warm-up, no file is left open or behind"
     return judge(out, "long training", promise, steps, sights, leftovers(place), begun)
 
 
@@ -172,7 +172,7 @@ def predict(place: Path, files: int, out: Path | None) -> bool:
         raise SystemExit(f"only {len(list(answers.glob('*.laennec.json')))} of {files} recordings were answered")
     bytes_a_file = journal.stat().st_size / files
     sights = [Sight(s.done / bytes_a_file, s.memory_mb, s.files, s.threads) for s in sights]
-    promise = f"{files} predicted recordings: memory grows under 2 % after warm-up, nothing is left open"
+    promise = f"{files} predicted recordings: memory grows under 2 % after warm-up, no open file is left"
     return judge(out, "long prediction", promise, files, sights, leftovers(place), begun)
 
 

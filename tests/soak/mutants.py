@@ -286,7 +286,9 @@ def main() -> None:
         unjudged += [name for name in found["alive"] if not judged(name, survivors)]
     for name in unjudged:
         print(f"no judgement: {name}")
-    promise = f"tests find at least {100 * LEAST:.0f} % of mistakes put into losses, metrics, samplers and splits"
+    promise = (
+        f"mutation testing: at least {100 * LEAST:.0f} % of mutants of losses, metrics, samplers, splits are found"
+    )
     keep(options.out, "mutants", promise, figures, worst >= LEAST and not unjudged)
 
 

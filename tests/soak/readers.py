@@ -372,7 +372,7 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
         Reader("journal", _journal, (
             journal_line(journal=3, identity={"model": "m"}) + journal_line(names=["a"]) + journal_line(
                 name="a", content="c", status=["a", 1, 2, 3], others=[], timeline={"recording": "a"}),), "jsonl"),
-        Reader("mark of an export", _mark, (json.dumps({
+        Reader("manifest of an export", _mark, (json.dumps({
             "format": 1, "corpus": "icbhi2017", "files": {"cycles/train-00000-of-00001.parquet": {"sha256": _SHA}},
         }).encode(),), "json"),
     ),

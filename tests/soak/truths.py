@@ -109,7 +109,8 @@ def bits(place: Path, out: Path | None) -> None:
     promise = "Same seed, same bits: workers, evaluation batches and what the cache holds do not matter"
     put(out, "same bits", promise, figures, again == 0, begun)
     figures = {"kinds of recipe": len(kinds), "stops": stops, "bits that differ": gone_on}
-    put(out, "resume", "Stopped and gone on with is not stopped", figures, gone_on == 0 and stops > 0, begun)
+    promise = "A training that is interrupted and resumed gives the same bits as an uninterrupted one"
+    put(out, "resume", promise, figures, gone_on == 0 and stops > 0, begun)
 
 
 OTHERS = {"evaluation_batch_size": 7}
@@ -138,7 +139,7 @@ def splits(corpora: int, out: Path | None) -> None:
         held = False
         print(error, flush=True)
     figures = {"random corpora": count, "of these could be split": made, "promises broken": int(not held)}
-    put(out, "leak guard", "No part shares what its protocol promises it does not", figures, held, begun)
+    put(out, "leak guard", "Splits share no patient or recording that their protocol keeps apart", figures, held, begun)
 
 
 def main() -> None:

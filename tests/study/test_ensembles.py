@@ -207,9 +207,11 @@ def test_an_ensemble_of_folds_is_fitted_on_patients_that_members_had_not_seen(fo
 
 def test_a_fold_and_a_draw_form_no_ensemble(folds, seeds, tiny_recipe, tmp_path, capsys):
     assert main(["ensemble", str(folds[0]), str(seeds[1]), "--out", str(tmp_path / "out")]) == 2
-    assert "its validation_fold is None; give runs of two folds or more, or of none" in capsys.readouterr().err
+    assert (
+        "its validation_fold is None; give runs of two folds or more, or only runs without" in capsys.readouterr().err
+    )
     assert main(["ensemble", str(folds[2]), str(folds[3]), "--out", str(tmp_path / "out")]) == 2
-    assert "its validation_fold is 2; give runs of two folds or more, or of none" in capsys.readouterr().err
+    assert "its validation_fold is 2; give runs of two folds or more, or only runs without" in capsys.readouterr().err
     corpus = tiny_recipe["corpus"] | {"protocol": "device-out", "validation_fold": "all"}
     with pytest.raises(InputError, match="validation_fold is all, which leaves no patients to choose an epoch on"):
         train(Recipe(**(tiny_recipe | {"corpus": corpus, "output_dir": str(tmp_path / "all")})))

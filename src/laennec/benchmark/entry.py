@@ -73,7 +73,7 @@ def enter(
     if benchmark.trained_on not in (None, learned_from):
         raise InputError(f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}")
     if not (selection := selection or run.get("selection_set")):
-        raise InputError("--selection: say which data epochs, thresholds and settings were chosen on")
+        raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
     splits = load_benchmark(benchmark, data_dir)
     shown = place.resolve().name if place.exists() else str(source)
     given = {"--entry": entry, "--trained-on": trained_on, "--selection": selection, "--origin": origin}

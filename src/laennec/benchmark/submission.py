@@ -54,7 +54,10 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
     for name, rows in given.items():
         truth = {f"decided_{label}": column_of(splits[name], label) for label in LABELS}
         if truth.keys() <= set(rows.columns) and all(rows[column].tolist() == own for column, own in truth.items()):
-            raise InputError(f"{path}: crackle and wheeze are the labels of {name}; give decisions, or no such columns")
+            raise InputError(
+                f"{path}: the columns crackle and wheeze are the true labels of {name}; give the decisions of the "
+                "model, or leave both columns out"
+            )
     return given
 
 

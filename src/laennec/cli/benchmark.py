@@ -25,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selection",
         metavar="TEXT",
-        help="which data epochs, thresholds and settings were chosen on (default: as the run recorded)",
+        help="the data on which epochs, thresholds and settings were chosen (default: as the run recorded)",
     )
     parser.add_argument("--origin", metavar="TEXT", help="where the entry comes from, e.g. repository, commit, file")
 

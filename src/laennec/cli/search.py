@@ -17,7 +17,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec search`."""
     index_flags(parser)
     parser.add_argument("query", metavar="CLIP", help="the recording to search for")
-    parser.add_argument("--span", type=float, nargs=2, metavar=("START", "END"), help="part of it, in seconds")
+    parser.add_argument(
+        "--span", type=float, nargs=2, metavar=("START", "END"), help="search for this part, in seconds"
+    )
     parser.add_argument("--top", type=int, default=20, help="number of spans (default: 20)")
     for name, words in _FILTERS.items():
         parser.add_argument(f"--{name}", nargs="+", metavar=name.upper(), help=f"only spans of these {words}")
@@ -31,7 +33,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def index_flags(parser: argparse.ArgumentParser) -> None:
     """Add the index, its model and its corpus."""
     parser.add_argument("index", metavar="INDEX", help="output folder of laennec embed, or a Parquet file of it")
-    parser.add_argument("--model", help="the model that made it (default: the model in the package)")
+    parser.add_argument("--model", help="the model that made the embeddings (default: the model in the package)")
     parser.add_argument("--corpus", help="the corpus that was embedded, for device, chest location and label")
     add_options(parser, "--data-dir", help="folder or zip file of the corpus")
     add_options(parser, "--base", "--tables-dir", "--level", "--option")

@@ -160,7 +160,8 @@ def split_table(
     carves = protocol != "patient-60-20-20" and "validation" not in split_of and not nothing_to_train_on
     if validation_fold is not None and (not carves or protocol == "random-80-20" or not validation_fraction):
         raise InputError(
-            f"validation_fold is {validation_fold}, but protocol {protocol!r} has folds of none; leave it out"
+            f"validation_fold is {validation_fold}, but protocol {protocol!r} with validation_fraction "
+            f"{validation_fraction:g} takes no validation patients from train; leave validation_fold out"
         )
     if validation_fraction and carves and validation_fold != "all":
         rows = _validation_rows(frame, split_of, chosen, validation_fraction, seed, validation_fold)

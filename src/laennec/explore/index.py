@@ -227,7 +227,9 @@ def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, 
     file = Path(path) / EMBEDDINGS if Path(path).is_dir() else Path(path)
     parts = sorted(file.with_suffix("").glob("*.parquet"))  # of a Ray cluster
     if parts and file.is_file():
-        raise InputError(f"{file}: beside the folder {file.stem} of a Ray cluster; remove what is older of the two")
+        raise InputError(
+            f"{file}: the folder {file.stem} beside it has embeddings of a Ray cluster; remove the older of the two"
+        )
     parts = parts or [file]
     if not parts[0].is_file():
         raise InputError(f"{file}: no such file; make it with laennec embed RECORDINGS --out {Path(path)}")

@@ -229,7 +229,9 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
             raise InputError(f"{folder}: this run is an ensemble; give its members")
         seed, fold = record["config"]["seed"], _fold(record)
         if (of_folds and fold is None) or (fold is not None and not of_folds):
-            raise InputError(f"{folder}: its validation_fold is {fold}; give runs of two folds or more, or of none")
+            raise InputError(
+                f"{folder}: its validation_fold is {fold}; give runs of two folds or more, or only runs without"
+            )
         if (seed, fold) in seeds:
             of = f" and fold {fold}" if of_folds else ""
             raise InputError(f"{folder} and {seeds[seed, fold]} both have seed {seed}{of}; give each once")

@@ -358,7 +358,7 @@ def _wait_for(path: Path, identity: dict[str, Any]) -> None:
     while Journal(path).identity != identity:
         if time.monotonic() > until:
             raise InputError(
-                f"{path.parent}: the first rank does not replace what is there; run the same command again"
+                f"{path.parent}: the first process has not replaced the earlier results; run the same command again"
             )
         time.sleep(0.1)
 
