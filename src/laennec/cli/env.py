@@ -5,6 +5,7 @@ number does not say whether a library works. Only a failed check makes the exit 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import io
 import os
@@ -99,7 +100,12 @@ def _cache() -> str:
     with atomic_write(probe, "wb") as file:
         file.write(bytes(1 << 20))
     probe.unlink()
-    return f"{folder} can be written to, {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
+    held = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            held += file.stat().st_size
+    free = shutil.disk_usage(folder).free
+    return f"{folder} can be written to; it holds {held / 1e9:.1f} GB, {free / 1e9:.0f} GB are free"
 
 
 def _model() -> str:
