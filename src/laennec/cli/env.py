@@ -101,9 +101,9 @@ def _cache() -> str:
         file.write(bytes(1 << 20))
     probe.unlink()
     held = 0
-    for file in folder.rglob("*"):
+    for entry in folder.rglob("*"):
         with contextlib.suppress(OSError):  # another process has removed it
-            held += file.stat().st_size
+            held += entry.stat().st_size
     free = shutil.disk_usage(folder).free
     return f"{folder} can be written to; it holds {held / 1e9:.1f} GB, {free / 1e9:.0f} GB are free"
 
