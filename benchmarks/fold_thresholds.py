@@ -17,35 +17,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.operating_point import icbhi, score, with_findings
+from benchmarks.operating_point import GROUPS, compared, icbhi, score, with_findings
 from benchmarks.sprsound import LABELS
 from laennec.training.record import hardware, read_run, versions, write_record
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/fold_thresholds.json"
 
 
-def scores_by_folds(folds: list[pd.DataFrame]) -> dict[str, dict[str, list[float]]]:
-    """ICBHI Score on each fold, by the number of other folds that set the thresholds.
+def scores_of_folds(folds: list[pd.DataFrame]) -> pd.DataFrame:
+    """ICBHI Score of each fold by the number of other folds that set its thresholds.
 
     Args:
         folds: Predictions for the patients of each fold, with `patient_id`, a column of each label and its logit.
     """
     logits = [fold[[f"logit_{name}" for name in LABELS]].to_numpy() for fold in folds]
     truth = [fold[list(LABELS)].to_numpy(dtype=int) for fold in folds]
-    ill = [with_findings(true, fold["patient_id"].to_numpy()) for true, fold in zip(truth, folds, strict=True)]
-    found: dict[str, dict[str, list[float]]] = {}
-    for number in range(1, len(folds)):
-        everyone, with_finding = [], []
-        for held in range(len(folds)):
-            chosen = list(combinations([k for k in range(len(folds)) if k != held], number))
+    rows = []
+    for held, fold in enumerate(folds):
+        groups = np.ones(len(fold), bool), with_findings(truth[held], fold["patient_id"].to_numpy())
+        others = [k for k in range(len(folds)) if k != held]
+        for number in range(1, len(folds)):
             points = [
                 icbhi(np.concatenate([logits[k] for k in some]), np.concatenate([truth[k] for k in some]))
-                for some in chosen
+                for some in combinations(others, number)
             ]
-            for scores, rows in ((everyone, np.ones(len(truth[held]), bool)), (with_finding, ill[held])):
-                scores.append(float(np.mean([score(logits[held][rows], truth[held][rows], p) for p in points])))
-        found[str(number)] = {"all patients": everyone, "patients with findings": with_finding}
-    return found
+            scores = [
+                float(np.mean([score(logits[held][among], truth[held][among], point) for point in points]))
+                for among in groups
+            ]
+            rows.append({"seed": 0, "fold": held, "rule": _rule(number), **dict(zip(GROUPS, scores, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def _rule(number: int) -> str:
+    return "one fold" if number == 1 else f"{number} folds"
 
 
 def main() -> None:
@@ -54,19 +59,14 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, one for each validation fold")
     options = parser.parse_args()
     folds = [pd.read_parquet(run / "predictions-validation.parquet") for run in options.runs]
-    records = [read_run(run / "run.json") for run in options.runs]
+    patients = [int(fold["patient_id"].nunique()) for fold in folds]
+    about = {_rule(n): f"fitted on about {round(np.mean(patients) * n)} patients" for n in range(1, len(folds))}
     record: dict[str, Any] = {
-        "recipe": records[0]["name"],
-        "folds": [one["config"]["corpus"]["validation_fold"] for one in records],
-        "seeds": [one["config"]["seed"] for one in records],
-        "epochs": [one["best_epoch"] for one in records],
-        "patients": [int(fold["patient_id"].nunique()) for fold in folds],
-        "events": sum(map(len, folds)),
-        "scores": scores_by_folds(folds),
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
+        "recipe": read_run(options.runs[0] / "run.json")["name"],
+        "events": sum(map(len, folds)), "patients": sum(patients), "seeds": 1,
+        "base": _rule(1), "rules": compared(scores_of_folds(folds), about, _rule(1)),
+        "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
+    }  # fmt: skip
     write_record(RESULT, record)
 
 

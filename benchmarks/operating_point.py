@@ -9,7 +9,7 @@ fold. Test splits are not read. The result is docs/results/operating_point.json.
 
 import argparse
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from laennec.training.record import hardware, versions, write_record
 
 LAYERS = [7, 11, 13, "embedding"]
 DRAWS = 25
+GROUPS = ("all patients", "patients with findings")
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/operating_point.json"
 Array = np.ndarray[Any, Any]
 
@@ -129,10 +130,29 @@ def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[
             there = with_findings(truth[held], patients[held])
             for rule, decisions in decided.items():
                 both = {}
-                for name, among in (("all patients", np.ones(len(held), bool)), ("patients with findings", there)):
+                for name, among in zip(GROUPS, (np.ones(len(held), bool), there), strict=True):
                     both[name] = float(np.mean([score(z[among], truth[held][among], t) for z, t in decisions]))
                 yield {"seed": seed, "fold": number, "rule": rule, **both}
             print(seed, number, flush=True)
+
+
+def compared(scores: pd.DataFrame, rules: Mapping[str, str], against: str) -> list[dict[str, Any]]:
+    """For each rule, named with its words, its Score and the difference from the base rule, by group of patients."""
+    results = []
+    base = scores[scores.rule == against].set_index(["seed", "fold"])
+    for rule, words in rules.items():
+        of_rule = scores[scores.rule == rule].set_index(["seed", "fold"])
+        row: dict[str, Any] = {"rule": rule, "words": words}
+        for name in GROUPS:
+            gain = (of_rule[name] - base[name]).groupby("fold").mean()
+            row[name] = {
+                "score": float(of_rule[name].mean()),
+                "between folds": float(of_rule[name].groupby("fold").mean().std()),
+                "gain": float(gain.mean()),
+                "folds ahead": int((gain > 0).sum()),
+            }
+        results.append(row)
+    return results
 
 
 def main() -> None:
@@ -144,23 +164,10 @@ def main() -> None:
     options = parser.parse_args()
     values, rows = embedded_train_split(options.data_dir, options.weights, LAYERS, context_cycles=1)
     scores = pd.DataFrame(outer_folds(values, rows, options.seeds))
-    results = []
-    for rule, words in RULES.items():
-        of_rule = scores[scores.rule == rule].set_index(["seed", "fold"])
-        base = scores[scores.rule == "one split"].set_index(["seed", "fold"])
-        row: dict[str, Any] = {"rule": rule, "words": words}
-        for name in ("all patients", "patients with findings"):
-            gain = (of_rule[name] - base[name]).groupby("fold").mean()
-            row[name] = {
-                "score": float(of_rule[name].mean()),
-                "between folds": float(of_rule[name].groupby("fold").mean().std()),
-                "gain": float(gain.mean()),
-                "folds ahead": int((gain > 0).sum()),
-            }
-        results.append(row)
     record = {
         "events": len(rows), "patients": int(rows.patient_id.nunique()), "seeds": options.seeds, "layers": LAYERS,
-        "rules": results, "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
+        "base": "one split", "rules": compared(scores, RULES, "one split"),
+        "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
     write_record(RESULT, record)
 

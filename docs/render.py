@@ -332,39 +332,16 @@ def _operating_point(content: Content, split: str | None) -> Table:
         cells = [row["rule"], row["words"]]
         for group in groups:
             found = row[group]
-            gain = (
-                ""
-                if row["rule"] == "one split"
-                else f" ({found['gain']:+.1f}, {found['folds ahead']} of 5 folds ahead)"
-            )
+            gain = f" ({found['gain']:+.1f}, {found['folds ahead']} of 5 folds ahead)"
+            gain = "" if row["rule"] == content["base"] else gain
             cells.append(f"{found['score']:.1f} ± {found['between folds']:.1f}{gain}")
         rows.append(cells)
     note = (
-        "ICBHI Score ± standard deviation between outer folds; in brackets the difference from one split. "
-        f"{content['events']} events of {content['patients']} patients, {content['seeds']} draws of the folds, "
+        f"ICBHI Score ± standard deviation between folds; in brackets the difference from {content['base']}. "
+        f"{content['events']} events of {content['patients']} patients, draws of the folds: {content['seeds']}, "
         f"{content['date']}."
     )
     return Table(["rule", "thresholds", *groups], rows, [note])
-
-
-def _fold_thresholds(content: Content, split: str | None) -> Table:
-    rows, groups = [], ("all patients", "patients with findings")
-    patients, base = content["patients"], content["scores"]["1"]
-    for number, found in content["scores"].items():
-        about = round(statistics.mean(patients) * int(number))
-        cells = [f"{number} of {len(patients) - 1}", f"{about}"]
-        for group in groups:
-            gains = [own - one for own, one in zip(found[group], base[group], strict=True)]
-            ahead = f", {sum(g > 0 for g in gains)} of {len(gains)} folds ahead" if number != "1" else ""
-            gain = f" ({statistics.mean(gains):+.1f}{ahead})" if ahead else ""
-            cells.append(f"{statistics.mean(found[group]):.1f} ± {statistics.stdev(found[group]):.1f}{gain}")
-        rows.append(cells)
-    note = (
-        "ICBHI Score of one run on the fold it was not trained on ± standard deviation between folds; in brackets the "
-        f"difference from thresholds of one fold. {content['recipe']}, {content['events']} events of {sum(patients)} "
-        f"patients, one seed a fold, {content['date']}."
-    )
-    return Table(["other folds", "patients", *groups], rows, [note])
 
 
 def _leaderboard(content: Content, split: str | None) -> Table:
@@ -506,7 +483,6 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "audit": _audit,
     "reliability": _reliability,
     "operating_point": _operating_point,
-    "fold_thresholds": _fold_thresholds,
     "new_site": _new_site,
     "head_losses": _head_losses,
     "active_learning": _active_learning,
