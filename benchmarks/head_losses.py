@@ -1,18 +1,25 @@
-"""Does an auxiliary loss help a head on frozen features? Nested cross-validation over SPRSound's train patients.
+"""Does an auxiliary loss help, with the same search for each? Nested cross-validation over SPRSound's train patients.
 
     python -m benchmarks.head_losses --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt
+    python -m benchmarks.head_losses --last-layers 2 --trials 5 --epochs 8
 
-A hidden layer on the embeddings of a frozen encoder learns with binary cross entropy and one more loss. Every method
-has the same budget: for each outer fold of patients, so many draws of its own settings, chosen on inner validation
-patients; then so many seeds with the chosen settings, each with its best epoch there. Each seed predicts the outer fold
-once. Test splits are not read. The result is docs/results/head_losses.json.
+A hidden layer on the embeddings of an encoder learns with binary cross entropy and one more loss; the encoder is
+frozen, or its last layers learn too. Every method has the same budget: for each outer fold of patients, so many draws
+of its own settings, chosen on inner validation patients; then so many seeds with the chosen settings, each with its
+best epoch there. Each seed predicts the outer fold once. Test splits are not read. The result is
+docs/results/head_losses.json or docs/results/last_layer_losses.json.
 """
 
 import argparse
+import copy
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +32,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
 from benchmarks.operating_point import Array
-from benchmarks.sprsound import LABELS, embedded_train_split
+from benchmarks.sprsound import LABELS, embedded_train_split, train_split_before_last_layers
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     FocalLoss,
@@ -36,24 +43,35 @@ from laennec.losses import (
 )
 from laennec.training.record import hardware, versions, write_record
 
-RESULT = Path(__file__).resolve().parents[1] / "docs/results/head_losses.json"
-EPOCHS, BATCH, HIDDEN, MARGIN = 15, 128, 256, 0.01
+RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
+BATCH, HIDDEN, MARGIN = 128, 256, 0.01
 Settings = dict[str, float]
 Step = Callable[["Head", Tensor, Tensor, Tensor, Settings], Tensor]
 bce = nn.functional.binary_cross_entropy_with_logits
 
 
 class Head(nn.Module):
-    """Embeddings (batch, dim) -> a hidden layer (batch, HIDDEN) -> logits (batch, labels)."""
+    """Embeddings (batch, dim) -> a hidden layer (batch, HIDDEN) -> logits (batch, labels).
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        body: Makes embeddings of rows of the data: the end of an encoder, or the identity.
+        center: What is subtracted from embeddings, (dim,).
+        scale: What they are divided by; no column is standardised by itself.
+    """
+
+    def __init__(self, body: nn.Module, center: Tensor, scale: float) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Dropout(0.2), nn.Linear(dim, HIDDEN), nn.ReLU())
+        self.body, self.center, self.scale = copy.deepcopy(body), center, scale
+        self.hidden = nn.Sequential(nn.Dropout(0.2), nn.Linear(len(center), HIDDEN), nn.ReLU())
         self.out = nn.Linear(HIDDEN, len(LABELS))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (batch, dim) of rows of the data."""
+        return (self.body(x) - self.center) / self.scale
+
+    def forward(self, embeddings: Tensor) -> Tensor:
         """Logits (batch, labels)."""
-        return self.out(self.hidden(x))
+        return self.out(self.hidden(embeddings))
 
 
 def with_loss(make: Callable[[Settings], nn.Module]) -> Step:
@@ -123,54 +141,83 @@ def areas(truth: Array, logits: Array) -> float:
     return float(np.mean([roc_auc_score(truth[:, k], logits[:, k]) for k in range(len(LABELS))]))
 
 
-def train(step: Step, s: Settings, data: tuple[Tensor, Tensor], inner: Array, held: Array, seed: int) -> Any:
-    """Train one head on the rows `inner`.
+@dataclass
+class Data:
+    """The train split, and how a head on it begins."""
+
+    x: Tensor  # (events, ...): embeddings, or what the last layers get
+    y: Tensor  # (events, labels)
+    body: nn.Module  # makes embeddings of x
+    patients: Array  # (events,)
+    epochs: int
+
+
+def train(
+    data: Data, new: Callable[[], Head], step: Step, s: Settings, rows: tuple[Array, Array, Array], seed: int
+) -> Any:
+    """Train one head.
+
+    Args:
+        data: The events.
+        new: Makes the head.
+        step: The loss of a batch.
+        s: Settings of the method.
+        rows: Events for training, for validation, and those to predict.
+        seed: Of all draws.
 
     Returns:
-        The best validation AUROC (mean of the labels) over epochs, and that epoch's logits of all rows (rows, labels).
+        The best validation AUROC (mean of the labels) over epochs, and that epoch's logits (rows to predict, labels).
     """
     torch.manual_seed(seed)
     np.random.seed(seed)
-    x, y = data
-    classes = (y[:, 0] + 2 * y[:, 1]).long()
-    head = Head(x.shape[1])
+    fitted, left, wanted = rows
+    classes = (data.y[:, 0] + 2 * data.y[:, 1]).long()
+    head = new()
     optimizer = torch.optim.AdamW(head.parameters(), lr=s["learning_rate"], weight_decay=s["weight_decay"])
     best, kept = -1.0, np.zeros(0)
-    for _ in range(EPOCHS):
+    for _ in range(data.epochs):
         head.train()
-        for rows in torch.from_numpy(np.random.permutation(inner)).split(BATCH)[:-1]:
+        for batch in torch.from_numpy(np.random.permutation(fitted)).split(BATCH)[:-1]:
             optimizer.zero_grad()
-            step(head, x[rows], y[rows], classes[rows], s).backward()
+            step(head, head.embed(data.x[batch]), data.y[batch], classes[batch], s).backward()
             optimizer.step()
         head.eval()
-        with torch.no_grad():
-            logits = head(x).numpy()
-        if (reached := areas(y[held].numpy(), logits[held])) > best:
-            best, kept = reached, logits
+        if (reached := areas(data.y[left].numpy(), predict(head, data.x[left]))) > best:
+            best, kept = reached, predict(head, data.x[wanted])
     return best, kept
 
 
-def outer_folds(values: Array, rows: pd.DataFrame, trials: int, seeds: int) -> Iterator[dict[str, Any]]:
-    """For each method and outer fold: the chosen settings, seconds, and logits (seeds, held rows, labels)."""
-    patients = rows.patient_id.to_numpy()
-    y = torch.tensor(rows[list(LABELS)].to_numpy(), dtype=torch.float32)
-    folds = GroupKFold(5, shuffle=True, random_state=0)
-    for fold, (known, held) in enumerate(folds.split(values, groups=patients)):
-        fitted, left = next(iter(GroupKFold(5, shuffle=True, random_state=1).split(known, groups=patients[known])))
-        center, scale = values[known].mean(0), values[known].std().item()  # one scale: no column is standardised
-        data = torch.from_numpy(((values - center) / scale).astype(np.float32)), y
-        for name, (step, own) in METHODS.items():
-            start, draw = time.process_time(), np.random.default_rng(fold)
-            tried = []
-            for _ in range(trials):
-                drawn = {key: float(np.exp(draw.uniform(*np.log(RANGES[key])))) for key in RANGES}
-                s = {key: drawn[key] for key in ("learning_rate", "weight_decay", *own)}
-                tried.append((train(step, s, data, known[fitted], known[left], 0)[0], s))
-            value, s = max(tried, key=lambda one: one[0])
-            runs = [train(step, s, data, known[fitted], known[left], seed)[1][held] for seed in range(1, seeds + 1)]
-            seconds = time.process_time() - start
-            print(f"{fold} {name}: {value:.4f} {s} {seconds:.0f} s", flush=True)
-            yield {"fold": fold, "method": name, "settings": s, "held": held, "logits": np.stack(runs), "s": seconds}
+@torch.no_grad()
+def predict(head: Head, x: Tensor) -> Array:
+    """Logits (rows, labels)."""
+    return torch.cat([head(head.embed(some)) for some in x.split(512)]).numpy()
+
+
+def outer_fold(fold: int, data: Data, trials: int, seeds: int) -> list[dict[str, Any]]:
+    """For each method: the chosen settings, seconds, and logits (seeds, held rows, labels)."""
+    torch.set_num_threads(1)
+    known, held = list(GroupKFold(5, shuffle=True, random_state=0).split(data.y, groups=data.patients))[fold]
+    inner = GroupKFold(5, shuffle=True, random_state=1).split(known, groups=data.patients[known])
+    fitted, left = (known[rows] for rows in next(iter(inner)))
+    with torch.no_grad():
+        before = torch.cat([data.body.eval()(some) for some in data.x[known].split(512)])
+    new = partial(Head, data.body, before.mean(0), before.std().item())
+    found = []
+    for name, (step, own) in METHODS.items():
+        start, draw = time.process_time(), np.random.default_rng(fold)
+        tried = []
+        for _ in range(trials):
+            drawn = {key: float(np.exp(draw.uniform(*np.log(RANGES[key])))) for key in RANGES}
+            s = {key: drawn[key] for key in ("learning_rate", "weight_decay", *own)}
+            tried.append((train(data, new, step, s, (fitted, left, left), 0)[0], s))
+        value, s = max(tried, key=lambda one: one[0])
+        runs = [train(data, new, step, s, (fitted, left, held), seed)[1] for seed in range(1, seeds + 1)]
+        seconds = time.process_time() - start
+        print(f"{fold} {name}: {value:.4f} {s} {seconds:.0f} s", flush=True)
+        found.append(
+            {"fold": fold, "method": name, "settings": s, "held": held, "logits": np.stack(runs), "s": seconds}
+        )
+    return found
 
 
 def mean_area(found: dict[int, Array], truth: Array, held: dict[int, Array]) -> dict[int, float]:
@@ -206,11 +253,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default="data/sprsound")
     parser.add_argument("--weights", default="weights/mn04_as_mAP_432.pt")
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--last-layers", type=int, default=0, help="how many blocks of the encoder learn too")
+    parser.add_argument("--trials", type=int, default=10, help="draws of settings for each method")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    values, rows = embedded_train_split(options.data_dir, options.weights)
-    found = list(outer_folds(values, rows, options.trials, options.seeds))
+    body: nn.Module = nn.Identity()
+    if options.last_layers:
+        x, body, rows = train_split_before_last_layers(options.data_dir, options.weights, options.last_layers)
+    else:
+        x, rows = embedded_train_split(options.data_dir, options.weights)
+    y = torch.tensor(rows[list(LABELS)].to_numpy(), dtype=torch.float32)
+    data = Data(torch.from_numpy(x), y, body, rows.patient_id.to_numpy(), options.epochs)
+    job = partial(outer_fold, data=data, trials=options.trials, seeds=options.seeds)
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        found = [one for fold in pool.map(job, range(5)) for one in fold]
     truth = rows[list(LABELS)].to_numpy(dtype=int)
     held = {one["fold"]: one["held"] for one in found}
     by_method = {m: {one["fold"]: one["logits"] for one in found if one["method"] == m} for m in METHODS}
@@ -226,10 +284,11 @@ def main() -> None:
         results.append(row | ({} if name == "BCE" else compare(logits, by_method["BCE"], held, rows)))
     record = {
         "events": len(rows), "patients": int(rows.patient_id.nunique()), "folds": len(held), "trials": options.trials,
-        "seeds": options.seeds, "epochs": EPOCHS, "margin": MARGIN, "methods": results,
+        "seeds": options.seeds, "epochs": options.epochs, "last_layers": options.last_layers, "margin": MARGIN,
+        "methods": results,
         "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
-    write_record(RESULT, record)
+    write_record(RESULTS / ("last_layer_losses.json" if options.last_layers else "head_losses.json"), record)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_curve
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.sprsound import LABELS, embedded_train_split
 from laennec.evaluation.calibration.operating_point import fit_thresholds_on_validation
-from laennec.evaluation.calibration.probabilities import sigmoid
+from laennec.evaluation.calibration.probabilities import pass_second, sigmoid
 from laennec.evaluation.metrics import confusion_matrix, exact_sensitivity, four_class, specificity
 from laennec.training.record import hardware, versions, write_record
 
@@ -50,6 +52,53 @@ def icbhi(logits: Array, truth: Array) -> Array:
 def youden(logits: Array, truth: Array) -> Array:
     """A threshold (labels,) of the highest sensitivity + specificity of each label."""
     return np.array(list(fit_thresholds_on_validation(logits, truth, LABELS, "youden").values()))
+
+
+def equal_errors(logits: Array, truth: Array) -> Array:
+    """A threshold (labels,) with as many misses among positives as false alarms among negatives, in shares.
+
+    With it every event gets, label by label, the answer of the higher label-conditional conformal p-value.
+    """
+    found = []
+    for scores, flags in zip(logits.T, truth.T, strict=True):
+        alarms, hits, places = roc_curve(flags, scores)
+        found.append(places[np.argmin(np.abs(1 - hits - alarms))])
+    return np.array(found)
+
+
+def shrunk(logits: Array, truth: Array) -> Array:
+    """Half-way between the thresholds of the ICBHI Score and the logit of each label's share."""
+    return (icbhi(logits, truth) + logit(truth.mean(0))) / 2
+
+
+def calibrated(logits: Array, truth: Array, *others: Array) -> list[Array]:
+    """The logits, and others, with slope and intercept fitted for each label."""
+    heads = [LogisticRegression(C=np.inf).fit(logits[:, [k]], truth[:, k]) for k in range(2)]
+    return [
+        np.column_stack([head.decision_function(z[:, [k]]) for k, head in enumerate(heads)]) for z in (logits, *others)
+    ]
+
+
+def likeliest(logits: Array, truth: Array, wanted: Array) -> Array:
+    """Decisions of rule icbhi_likeliest, as 1 and -1, (wanted rows, labels)."""
+    own, z = calibrated(logits, truth, wanted)
+    above = z > list(fit_thresholds_on_validation(own, truth, LABELS, "icbhi_likeliest").values())
+    return np.where(above & pass_second(sigmoid(z), np.full(2, 0.5)), 1, -1)
+
+
+def least_cost(logits: Array, truth: Array, wanted: Array) -> Array:
+    """Decisions of the highest expected ICBHI Score, as 1 and -1, (wanted rows, labels).
+
+    A right answer is worth 1 / the number of normal, or of abnormal events; the probabilities of the four classes
+    follow from calibrated labels, taken as independent.
+    """
+    crackle, wheeze = sigmoid(calibrated(logits, truth, wanted)[1]).T
+    classes = np.column_stack(
+        [(1 - crackle) * (1 - wheeze), crackle * (1 - wheeze), (1 - crackle) * wheeze, crackle * wheeze]
+    )
+    abnormal = truth.any(axis=1).mean()
+    best = (classes / np.array([1 - abnormal, abnormal, abnormal, abnormal])).argmax(axis=1)
+    return np.column_stack([best & 1, best >> 1]) * 2 - 1
 
 
 def averaged(logits: Array, truth: Array, patients: Array, draw: np.random.Generator) -> Array:
@@ -91,9 +140,14 @@ RULES: dict[str, str] = {
     "probability 0.5": "each label at the probability 0.5",
     "one split": "ICBHI Score on one fifth of the patients, a head trained on the other four (common practice)",
     "one split, ensemble": "the same thresholds for the mean of five heads",
+    "one split, likeliest": "ICBHI Score on the same fifth; the less likely label needs the probability 0.5 too",
     "out of fold": "ICBHI Score on all patients, each predicted by a head that had not seen them; mean of five heads",
+    "out of fold, likeliest": "the same; the less likely label needs the probability 0.5 too",
     "out of fold, averaged": f"the mean of the thresholds of {DRAWS} bootstrap samples of these patients",
     "out of fold, youden": "sensitivity + specificity of each label on the same predictions",
+    "out of fold, equal errors": "as many misses as false alarms, in shares, of each label (conformal)",
+    "out of fold, shrunk": "half-way from those of the ICBHI Score to the logit of each label's share",
+    "out of fold, least cost": "no thresholds: the class of the highest expected Score, from calibrated probabilities",
     "out of fold, findings": "ICBHI Score on the patients who have a finding",
     "out of fold, prior shift": "averaged thresholds; logits shifted by the share of each label that EM estimates "
     "from the unlabelled events of the outer fold",
@@ -120,10 +174,18 @@ def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[
             decided: dict[str, list[tuple[Array, Array]]] = {
                 "probability 0.5": [(mean, np.zeros(2))],
                 "one split": list(zip(of_head, single, strict=True)),
+                "one split, likeliest": [
+                    (likeliest(own[left], truth[known[left]], z), np.zeros(2))
+                    for z, (_, left) in zip(of_head, inner, strict=True)
+                ],
                 "one split, ensemble": [(mean, one) for one in single],
                 "out of fold": [(mean, icbhi(own, truth[known]))],
+                "out of fold, likeliest": [(likeliest(own, truth[known], mean), np.zeros(2))],
                 "out of fold, averaged": [(mean, average)],
                 "out of fold, youden": [(mean, youden(own, truth[known]))],
+                "out of fold, equal errors": [(mean, equal_errors(own, truth[known]))],
+                "out of fold, shrunk": [(mean, shrunk(own, truth[known]))],
+                "out of fold, least cost": [(least_cost(own, truth[known], mean), np.zeros(2))],
                 "out of fold, findings": [(mean, icbhi(own[ill], truth[known][ill]))],
                 "out of fold, prior shift": [(prior_shifted(mean, truth[known].mean(0), average), average)],
             }

@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
 from laennec.cache import cache_root
 from laennec.corpora import load_corpus
+from laennec.encoders.masks import TimeMask
 from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe
@@ -20,12 +23,60 @@ def embedded_train_split(
 ) -> tuple[np.ndarray[Any, Any], pd.DataFrame]:
     """Embeddings (events, dim) by a frozen encoder, and the rows of the events: ids, patients and labels."""
     recipe = Recipe(name="sprsound")
-    recipe.encoder.weights, recipe.encoder.trainable, recipe.encoder.layers = weights, "frozen", list(layers)
-    recipe.features.context_cycles = context_cycles
+    recipe.encoder.layers, recipe.features.context_cycles = list(layers), context_cycles
+    model, extractor, split, rows = _train_split(recipe, data_dir, weights)
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    return embed_cycles(model, extractor, split.dataset, split.keys(), cache), rows
+
+
+def train_split_before_last_layers(
+    data_dir: str, weights: str, layers: int
+) -> tuple[np.ndarray[Any, Any], nn.Module, pd.DataFrame]:
+    """What the end of a mobilenet gets for events of two seconds, that end, and the rows of the events.
+
+    Args:
+        data_dir: The corpus.
+        weights: Of the mobilenet.
+        layers: Number of blocks, which the last convolution follows.
+
+    Returns:
+        float32 (events, channels, frequency, time), the layers, and the rows as of `embedded_train_split`.
+    """
+    recipe = Recipe(name="sprsound")
+    recipe.features.preset, recipe.features.length, recipe.features.duration_s = "efficientat", "repeat", 2.0
+    model, extractor, split, rows = _train_split(recipe, data_dir, weights)
+    encoder, seen = model.encoder, []
+    first = encoder.blocks[-layers]
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
+    with torch.no_grad():
+        for row in range(len(rows)):
+            made = extractor([split.dataset.waveforms[row]], sampling_rate=extractor.sampling_rate, filtered=True)
+            model.embed(made["input_values"])
+    hook.remove()
+    return np.concatenate(seen), LastLayers(encoder.blocks[-layers:], encoder.last), rows
+
+
+class LastLayers(nn.Module):
+    """The end of a mobilenet: (batch, channels, frequency, time) of equal lengths -> embeddings (batch, dim)."""
+
+    def __init__(self, blocks: nn.ModuleList, last: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.last = blocks, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over frequency and time."""
+        mask = TimeMask.of(None)
+        for block in self.blocks:
+            x, mask = block(x, mask)
+        return self.last(x, mask).mean((2, 3))
+
+
+def _train_split(recipe: Recipe, data_dir: str, weights: str) -> tuple[Any, Any, Any, pd.DataFrame]:
+    """A frozen model, its feature extractor, the split and its rows."""
+    recipe.encoder.weights, recipe.encoder.trainable = weights, "frozen"
     table = load_corpus("sprsound", data_dir, protocol="none")["all"]
     table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
     extractor = make_extractor(recipe.features)
     split = make_split("train", table, recipe, extractor, None, False)
-    model = make_model(recipe, split.targets.names)
-    values = embed_cycles(model, extractor, split.dataset, split.keys(), EmbeddingCache(cache_root(), model, extractor))
-    return values, table.select_columns(["cycle_id", "recording_id", "patient_id", *LABELS]).to_pandas()
+    rows = table.select_columns(["cycle_id", "recording_id", "patient_id", *LABELS]).to_pandas()
+    return make_model(recipe, split.targets.names).eval(), extractor, split, rows

@@ -107,7 +107,7 @@ def _read(path: Path) -> Content:
 def _chosen(content: Content, split: str | None, only: str | None, document: Path) -> Content:
     """The results of a split, and of the methods that a marker asks for."""
     if split is not None:
-        content = {**content, "results": [row for row in content["results"] if row["split"] == split]}
+        content = {**content, "results": [row for row in content.get("results", ()) if row["split"] == split]}
     if only is None:
         return content
     known = {row["name"].replace(" ", "_"): row["name"] for row in content["results"]}
@@ -327,21 +327,24 @@ def _reliability(content: Content, split: str | None) -> Table:
 
 
 def _operating_point(content: Content, split: str | None) -> Table:
+    content = content | content["tables"][split] if split else content
     rows, groups = [], ("all patients", "patients with findings")
     for row in content["rules"]:
         cells = [row["rule"], row["words"]]
         for group in groups:
             found = row[group]
-            gain = f" ({found['gain']:+.1f}, {found['folds ahead']} of 5 folds ahead)"
+            gain = f" ({found['gain']:+.1f}, {found['folds ahead']} of {content.get('folds', 5)} folds ahead)"
             gain = "" if row["rule"] == content["base"] else gain
             cells.append(f"{found['score']:.1f} ± {found['between folds']:.1f}{gain}")
         rows.append(cells)
+    of_events = split in (None, "events")
+    score = "ICBHI Score" if of_events else f"Score of SPRSound's task {split}"
+    counted = f"{content['events']} events" if of_events else f"{content['recordings']} recordings"
     note = (
-        f"ICBHI Score ± standard deviation between folds; in brackets the difference from {content['base']}. "
-        f"{content['events']} events of {content['patients']} patients, draws of the folds: {content['seeds']}, "
-        f"{content['date']}."
+        f"{score} ± standard deviation between folds; in brackets the difference from {content['base']}. {counted} of "
+        f"{content['patients']} patients, draws of the folds: {content['seeds']}, {content['date']}."
     )
-    return Table(["rule", "thresholds", *groups], rows, [note])
+    return Table(["rule", "thresholds" if of_events else "input", *groups], rows, [note])
 
 
 def _leaderboard(content: Content, split: str | None) -> Table:

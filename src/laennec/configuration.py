@@ -64,8 +64,10 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
         intercepts: What is added to it then (Platt), by label name; 0 where absent.
+        second_thresholds: A second probability, by label name, that a label has to pass where another label of the same
+            span has a higher one; 0 where absent.
         operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on",
-            "notes". All four were fitted on annotated events.
+            "notes". All five were fitted on annotated events.
         operating_points: The same for "windows" and for "recordings" (of the highest logit of a recording's windows),
             fitted on validation windows: {"thresholds", "temperatures", "intercepts", "window_s", "hop_s", ...}.
         tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"

@@ -20,6 +20,7 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.head import Head
+from laennec.model_settings import NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 
 # what members must share, and what it is called in a recipe
@@ -69,7 +70,8 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
         config.frozen_encoder, config.encoder_digest = False, None
     config.encoder_config = encoder.config
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
-    config.temperatures, config.intercepts, config.thresholds, config.operating_points = {}, {}, {}, {}
+    for setting in (*NEUTRAL, "operating_points"):
+        setattr(config, setting, {})
     config.tasks = _tasks(first.config)
     config.head_hidden_dim, config.head_members = first.config.head_hidden_dim * len(models), len(models)
     ensemble = LaennecForAudioClassification(config, encoder)

@@ -26,7 +26,7 @@ from laennec.errors import InputError
 
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
 # what a label has for which nothing was fitted
-NEUTRAL = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0}
+NEUTRAL = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0, "second_thresholds": 0.0}
 REMEDY = "correct it"
 # of the tables of cycles, of predictions and of scores
 COLUMNS = frozenset(
@@ -101,8 +101,9 @@ class DecisionSettings:
     operating_points: Any
 
     def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
-        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded."""
-        values = self.operating_points[spans][setting] if spans in self.operating_points else getattr(self, setting)
+        """One of the settings of `NEUTRAL` for every label; the neutral value where none is recorded."""
+        points = self.operating_points
+        values = points[spans].get(setting, {}) if spans in points else getattr(self, setting)
         return {name: values.get(name, NEUTRAL[setting]) for name in self.label_names}
 
     @property
@@ -125,6 +126,7 @@ class _Numbers(Checked):
     thresholds: dict[str, Probability] = {}
     temperatures: _Temperatures = {}
     intercepts: dict[str, Number] = {}
+    second_thresholds: dict[str, Probability] = {}
 
 
 class _Point(_Numbers, _How):

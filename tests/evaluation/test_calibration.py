@@ -118,6 +118,39 @@ def test_icbhi_rule_reaches_the_best_of_all_pairs_of_thresholds():
     assert score(swapped["crackle"], swapped["wheeze"]) == pytest.approx(best)
 
 
+def test_the_less_likely_label_needs_probability_one_half_too():
+    table = cycles(n_patients=3, per_patient=15, skill=1.0).assign(split="validation")
+    logits, truth = table[["logit_crackle", "logit_wheeze"]].to_numpy(), table[LABELS].to_numpy()
+
+    def decided(c, w):
+        """Label by label, in plain words."""
+        rows = []
+        for crackle, wheeze in logits:
+            rows.append(
+                [crackle > c and (crackle >= wheeze or crackle > 0), wheeze > w and (wheeze >= crackle or wheeze > 0)]
+            )
+        return np.array(rows)
+
+    def score(c, w):
+        predicted = metrics.four_class(*decided(c, w).T)
+        return metrics.icbhi_score(metrics.confusion_matrix(metrics.four_class(*truth.T), predicted, 4))["Score"]
+
+    fitted = fit_on_validation(table, LABELS, rule="icbhi_likeliest", calibration="none")
+    chosen = fitted["thresholds"]
+    best = max(score(c, w) for c in thresholds_tried(logits[:, 0]) for w in thresholds_tried(logits[:, 1]))
+    assert score(chosen["crackle"], chosen["wheeze"]) == pytest.approx(best)
+    assert fitted["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
+    how = {name: fitted[name] for name in ("thresholds", "second_thresholds")}
+    read = read_predictions(table, **TWO, **how)
+    np.testing.assert_array_equal(read.decided, decided(chosen["crackle"], chosen["wheeze"]))
+    low = dict.fromkeys(LABELS, -9.0)
+    assert read_predictions(table, **TWO, thresholds=low).decided.all()
+    one_or_two = read_predictions(table, **TWO, thresholds=low, second_thresholds=fitted["second_thresholds"]).decided
+    np.testing.assert_array_equal(one_or_two, decided(-9.0, -9.0))
+    assert (one_or_two.sum(1) == 1).any() and (one_or_two.sum(1) == 2).any()
+    assert fit_on_validation(table, LABELS, rule="icbhi")["second_thresholds"] == {}
+
+
 def test_fitting_uses_validation_and_refuses_test():
     table = cycles().assign(split="validation")
     table["logit_crackle"] *= 4
@@ -182,7 +215,7 @@ def test_platt_stays_finite_where_the_logits_separate_the_label():
         fit_platt_on_validation([np.nan, 1.0], [0, 1])
 
 
-@pytest.mark.parametrize("rule", ["youden", "f1", "sensitivity", "icbhi", None])
+@pytest.mark.parametrize("rule", ["youden", "f1", "sensitivity", "icbhi", "icbhi_likeliest", None])
 @pytest.mark.parametrize("calibration", ["none", "temperature", "platt"])
 def test_a_calibration_never_changes_what_a_rule_decides(rule, calibration):
     """The thresholds in probability are those in logits, seen through the calibration."""
@@ -212,15 +245,17 @@ def test_a_calibration_never_changes_what_a_rule_decides(rule, calibration):
 
 
 @pytest.mark.parametrize("calibration", ["none", "temperature", "platt"])
-@pytest.mark.parametrize("rule", ["youden", "icbhi", "sensitivity"])
+@pytest.mark.parametrize("rule", ["youden", "icbhi", "icbhi_likeliest", "sensitivity"])
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_label_with_one_class_is_left_as_it_is_and_said(calibration, rule, value):
     table = cycles().assign(split="validation", wheeze=value)
     fitted = fit_on_validation(table, LABELS, rule=rule, calibration=calibration)
     own = (fitted["temperatures"]["wheeze"], fitted["intercepts"]["wheeze"], fitted["thresholds"]["wheeze"])
     assert own == (1.0, 0.0, 0.0) and fitted["threshold_probabilities"]["wheeze"] == 0.5
-    no_normal = rule == "icbhi" and value == 1
-    assert ["rule icbhi: validation has no normal cycle" in note for note in fitted["notes"][1:]] == [True] * no_normal
+    no_normal = rule in ("icbhi", "icbhi_likeliest") and value == 1
+    assert [f"rule {rule}: validation has no normal cycle" in note for note in fitted["notes"][1:]] == [
+        True
+    ] * no_normal
     assert fitted["notes"][0].startswith("wheeze: in validation ")
     assert ("all rows" if value else "no row") in fitted["notes"][0]
     assert (fitted["thresholds"]["crackle"] == 0.0) == no_normal

@@ -44,6 +44,23 @@ def test_a_better_method_differs_from_the_baseline_and_an_equal_one_does_not():
     assert other["difference_interval"][0] < 0 < other["difference_interval"][1] and other["p_holm"] > 0.05
 
 
+def test_a_finding_of_few_patients_gets_no_claim():
+    def few(skill, seed):
+        """Four of 24 patients have crackles."""
+        given = answers(skill, seed)
+        truth = given.truth.copy()
+        truth[(given.table["patient_id"].astype(int) >= 4).to_numpy(), 0] = 0
+        return replace(given, truth=truth)
+
+    drawn = {name: [draw_figures(few(skill, 1), FIGURES, n_draws=200)] for name, skill in (("a", 1.0), ("b", 3.0))}
+    assert drawn["a"][0].effective["crackle.roc_auc"] < 5 < drawn["a"][0].effective["icbhi.Score"]
+    compared = compare_methods(drawn, "a")["b"]
+    crackle, whole = compared["crackle.roc_auc"], compared["icbhi.Score"]
+    assert crackle["difference"] > 0
+    assert all(crackle[name] is None for name in ("difference_interval", "p", "p_holm", "detectable"))
+    assert whole["difference_interval"][0] > 0 and whole["p_holm"] < 0.05
+
+
 def test_the_detectable_difference_is_what_most_studies_find():
     equal = {"plain": runs(1.0), "other": runs(1.0, (4, 5, 6)), "third": runs(1.0, (7, 8, 9))}
     compared = compare_methods(equal, "plain")

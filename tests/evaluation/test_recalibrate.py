@@ -16,6 +16,8 @@ from laennec.evaluation.calibration.operating_point import fit_on_validation, lo
 from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.calibration.recalibrate import format_fitted
 from laennec.evaluation.evaluate import load_model
+from laennec.evaluation.metrics import confusion_matrix, four_class
+from laennec.evaluation.predictions import read_evaluated
 from laennec.inference.batch.run import Predictor
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
@@ -106,6 +108,39 @@ print(json.dumps([say(), say(function_to_apply="none"), say(top_k=1)]))
     assert list(top) == [max(piped, key=piped.get)]
 
 
+def test_the_less_likely_label_is_decided_alike_everywhere(run, small_corpus, tmp_path, capsys):
+    assert main(["calibrate", str(run), "--threshold-rule", "icbhi_likeliest"]) == 0
+    assert "where another label is likelier: crackle above 0.500, wheeze above 0.500" in capsys.readouterr().out
+    path = run / "model" / "config.json"
+    config = read(path)
+    assert config["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
+    path.write_text(json.dumps(config | {"thresholds": dict.fromkeys(LABELS, 0.01)}))
+    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert "wheeze above 0.010; where another label is likelier: crackle above 0.5" in capsys.readouterr().out
+    model, extractor = load_model(run)
+
+    def by_hand(p):
+        return np.array([[a > 0.01 and (a >= b or a > 0.5), b > 0.01 and (b >= a or b > 0.5)] for a, b in p])
+
+    table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    decided = by_hand(model.probabilities(torch.tensor(table[["logit_crackle", "logit_wheeze"]].to_numpy())).numpy())
+    counts = confusion_matrix(four_class(table["crackle"], table["wheeze"]), four_class(*decided.T), 4)
+    evaluation = read(run / "evaluation-test" / "metrics.json")
+    assert evaluation["confusion"]["matrix"] == counts.tolist() and counts[:, 1:3].sum() > 0
+    assert read_evaluated(table, evaluation).confusion.tolist() == counts.tolist()
+    model.config.operating_points = {}
+    recording = sorted(small_corpus.glob("*.wav"))[0]
+    predicted = Predictor(model, extractor)(recording)
+    np.testing.assert_array_equal(predicted.present, by_hand(predicted.probabilities))
+    assert predicted.decision["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
+    given = Predictor(model, extractor, thresholds={"crackle": 0.01})(recording)
+    assert given.decision["second_thresholds"] == {"wheeze": 0.5}
+    np.testing.assert_array_equal(given.present[:, 0], predicted.probabilities[:, 0] > 0.01)
+    for form, file in (("full", "config.json"), ("onnx", "onnx.json")):
+        assert main(["export", str(run), "--format", form, "--out", str(tmp_path / form)]) == 0
+        assert read(tmp_path / form / file)["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
+
+
 def test_scores_made_before_are_named(run, capsys, monkeypatch):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     assert main(["evaluate", str(run), "--draws", "0"]) == 0
@@ -188,7 +223,7 @@ def test_no_calibration_and_no_rule_fit_nothing(tiny_recipe, tmp_path):
     ("arguments", "said"),
     [
         (["--calibration", "isotonic"], "none, temperature or platt"),
-        (["--threshold-rule", "best"], "youden, f1, icbhi, sensitivity, none"),
+        (["--threshold-rule", "best"], "youden, f1, icbhi, icbhi_likeliest, sensitivity, none"),
         (["--threshold-rule", "sensitivity", "--sensitivity", "1.5"], "at most 1"),
         (["--sensitivity", "0.8"], "threshold rule sensitivity"),
     ],

@@ -138,8 +138,8 @@ def test_the_difference_is_paired_over_patients(table):
 
 
 def test_each_side_has_thresholds_of_its_own(table):
-    thresholds = ({"crackle": -9.0, "wheeze": -9.0}, {"crackle": 9.0, "wheeze": 9.0})
-    figures = compare_smoothing(table, 0.5, **TWO, thresholds=thresholds, n_draws=5)["figures"]
+    decisions = [{"thresholds": {"crackle": at, "wheeze": at}} for at in (-9.0, 9.0)]
+    figures = compare_smoothing(table, 0.5, **TWO, decisions=decisions, n_draws=5)["figures"]
     assert figures["icbhi.Sp"]["without"]["value"] == 0 and figures["icbhi.Sp"]["with"]["value"] == 100
 
 

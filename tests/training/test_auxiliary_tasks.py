@@ -270,18 +270,17 @@ def test_crackle_and_wheeze_alone_predict_the_scored_tasks(recipe, corpus):
     table = parts["validation"]
     draws = np.random.default_rng(0).normal(size=(len(table), 2))
     predictions = pd.DataFrame(draws, columns=["logit_crackle", "logit_wheeze"])
-    answers = tasks_by_flags(Recipe.from_yaml(recipe), predictions, {"crackle": 0.5}, table)
+    how = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
+    answers = tasks_by_flags(Recipe.from_yaml(recipe), predictions, how | {"thresholds": {"crackle": 0.5}}, table)
     assert set(answers) == {"1-1", "1-2"} and all(answers["1-2"]["name"].str.endswith(".wav"))
     named = {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"}
     wanted = [named[int(crackle > 0.5), int(wheeze > 0)] for crackle, wheeze in draws]
     assert list(answers["1-2"]["answer"]) == wanted and set(wanted) == set(named.values())
     assert list(answers["1-1"]["answer"] == "Normal") == [name == "Normal" for name in wanted]
     whole = Recipe.from_yaml(recipe, **{"corpus.level": "record", "tasks": {}})
-    assert set(tasks_by_flags(whole, predictions, {}, table)) == {"2-1", "2-2"}
-    assert (
-        tasks_by_flags(Recipe.from_yaml(recipe, **{"corpus.name": "icbhi2017", "tasks": {}}), predictions, {}, table)
-        == {}
-    )
+    assert set(tasks_by_flags(whole, predictions, how, table)) == {"2-1", "2-2"}
+    other = Recipe.from_yaml(recipe, **{"corpus.name": "icbhi2017", "tasks": {}})
+    assert tasks_by_flags(other, predictions, how, table) == {}
 
 
 def test_tasks_without_truth_have_no_score_and_without_predictions_no_files(tmp_path):

@@ -11,7 +11,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--calibration", help="none, temperature or platt (default: as in the run)")
     parser.add_argument(
-        "--threshold-rule", help="youden, f1, icbhi, sensitivity, or none for probability 0.5 (default: as in the run)"
+        "--threshold-rule",
+        help="youden, f1, icbhi, icbhi_likeliest, sensitivity, or none for probability 0.5 (default: as in the run)",
     )
     parser.add_argument("--sensitivity", type=float, help="target of --threshold-rule sensitivity, 0 to 1")
     parser.add_argument(

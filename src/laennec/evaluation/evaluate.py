@@ -36,7 +36,7 @@ from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, s
 from laennec.evaluation.report.write import write_report
 from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
-from laennec.evaluation.summary import digest, evaluate_predictions, format_summary, thresholds_in_use
+from laennec.evaluation.summary import decision_text, digest, evaluate_predictions, format_summary
 from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, model_folder, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
@@ -351,8 +351,7 @@ def _heading(record: dict[str, Any], split: str) -> str:
 def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], config: LaennecConfig) -> str:
     """What the command prints: data, scores, the thresholds in use, notes, smoothing and windows."""
     lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
-    if bounds := thresholds_in_use(evaluation):
-        shown = ", ".join(f"{name} above {p:.3f}" for name, p in bounds.items())
+    if shown := decision_text(evaluation):
         lines.append(f"a label is predicted: {shown} (calibrated probability)")
     lines += [f"note: {note}" for note in fitting_notes(config, "events")]
     if "smoothing" in evaluation:

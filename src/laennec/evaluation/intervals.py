@@ -101,6 +101,11 @@ def effective_patients(codes: IntArray, flags: Any) -> float:
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
 
+def number_behind(effective: Mapping[str, float], name: str) -> float | None:
+    """The effective number of patients behind a metric, by its name or by the label before its last dot."""
+    return effective.get(name, effective.get(name.rpartition(".")[0]))
+
+
 def patient_intervals(
     predictions: Any, statistic: Statistic, effective: Mapping[str, float] | None = None, *, shares: bool = True
 ) -> dict[str, Interval]:
@@ -127,13 +132,13 @@ def patient_intervals(
         weights = (codes[None, :] != left_out[first : first + _CHUNK, None]).astype(float)
         _append(found, statistic(weights))
     everyone = effective_patients(codes, np.ones(len(codes)))
-    effective = effective or {}
     bounds = {}
     for name, chunks in found.items():
-        behind = effective.get(name, effective.get(name.rpartition(".")[0], everyone))
+        behind = number_behind(effective or {}, name)
         values = np.concatenate(chunks)
         top = _top(name, values) if shares else None
-        bounds[name] = _bounds(values, behind, top) if n_patients >= MIN_PATIENTS else None
+        enough = n_patients >= MIN_PATIENTS
+        bounds[name] = _bounds(values, everyone if behind is None else behind, top) if enough else None
     return bounds
 
 

@@ -16,7 +16,13 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics as scores
-from laennec.evaluation.calibration.probabilities import calibrated_logits, calibration_summary, sigmoid, softmax
+from laennec.evaluation.calibration.probabilities import (
+    calibrated_logits,
+    calibration_summary,
+    pass_second,
+    sigmoid,
+    softmax,
+)
 from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes
 from laennec.evaluation.metrics import (
     CLASSES,
@@ -88,6 +94,7 @@ def read_predictions(
     thresholds: Thresholds = None,
     temperatures: Mapping[str, float] | None = None,
     intercepts: Mapping[str, float] | None = None,
+    second_thresholds: Mapping[str, float] | None = None,
     metrics: Sequence[Metric | str] = (),
 ) -> Predictions:
     """Read a predictions table into arrays.
@@ -101,6 +108,8 @@ def read_predictions(
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: Added to it afterwards, by name; 0 where absent.
+        second_thresholds: Calibrated probabilities, by name, that a label has to pass too where another label of the
+            row has a higher one; for multi_label only.
         metrics: Own metrics, evaluated with the built-in ones; see `own_metrics.Metric`.
     """
     names = [str(name) for name in label_names]
@@ -126,7 +135,8 @@ def read_predictions(
     calibrated = calibrated_logits(logits, names, temperatures, intercepts)
     unlabelled = int((~known).sum())
     if problem_type == "multi_label":
-        predictions = _read_labels(rows, unlabelled, names, logits, thresholds, sigmoid(calibrated))
+        second = np.array([(second_thresholds or {}).get(name, 0.0) for name in names])
+        predictions = _read_labels(rows, unlabelled, names, logits, thresholds, sigmoid(calibrated), second)
     else:
         predictions = _read_classes(rows, unlabelled, names, calibrated)
     if not metrics:
@@ -153,6 +163,7 @@ def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:
         thresholds=evaluation["thresholds"],
         temperatures=evaluation.get("temperatures"),
         intercepts=evaluation.get("intercepts"),
+        second_thresholds=evaluation.get("second_thresholds"),
     )
 
 
@@ -182,13 +193,20 @@ def _truth_columns(table: Any, problem_type: ProblemType, names: list[str]) -> l
 
 
 def _read_labels(
-    table: Any, unlabelled: int, names: list[str], logits: FloatArray, thresholds: Thresholds, probabilities: FloatArray
+    table: Any,
+    unlabelled: int,
+    names: list[str],
+    logits: FloatArray,
+    thresholds: Thresholds,
+    probabilities: FloatArray,
+    second: FloatArray,
 ) -> Predictions:
     """Binary labels; crackle and wheeze form the four classes."""
     truth = _flags(table, names)
     row = scores.threshold_row(thresholds, names)
     given = [f"decided_{name}" for name in names]
-    decided = _flags(table, given) if set(given) <= set(table.columns) else (logits > row).astype(np.int64)
+    present = ((logits > row) & pass_second(probabilities, second)).astype(np.int64)
+    decided = _flags(table, given) if set(given) <= set(table.columns) else present
     classes: tuple[str, ...] = ()
     true = predicted = np.zeros(0, dtype=np.int64)
     if set(names) == {"crackle", "wheeze"}:

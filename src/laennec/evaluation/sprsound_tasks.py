@@ -19,7 +19,7 @@ from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
+from laennec.evaluation.calibration.operating_point import ADVENTITIOUS, adjusted_classes, decision_settings
 from laennec.evaluation.calibration.smoothing import smooth_logits
 from laennec.evaluation.metrics import (
     POOR_QUALITY,
@@ -31,6 +31,7 @@ from laennec.evaluation.metrics import (
     sprsound_score,
     uar,
 )
+from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text
 from laennec.files import atomic_folder, atomic_write, json_text
 from laennec.training.auxiliary_tasks import level_tables, task_logits
@@ -132,7 +133,7 @@ def official_tasks(
         logits = task_logits(model, extractor, head, table, recipe, None if whole else embeddings)
         found |= _task_predictions(model, head, tasks, logits, table)
     elif model.config.is_multi_label and set(labels) == {"crackle", "wheeze"}:
-        found |= tasks_by_flags(recipe, predictions, logit_thresholds(model.config) or {}, table)
+        found |= tasks_by_flags(recipe, predictions, decision_settings(model.config), table)
     elif set(labels) <= {*SPRSOUND_TASKS[tasks[1]]}:  # the labels are the task's classes
         order = sorted(labels, key=lambda name: name != "Normal")
         logits = np.column_stack([predictions[f"logit_{name}"] for name in order])
@@ -205,17 +206,18 @@ def _task_predictions(
 
 
 def tasks_by_flags(
-    recipe: Recipe, predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
+    recipe: Recipe, predictions: pd.DataFrame, settings: Mapping[str, Any], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """As `official_tasks`, of events or of recordings, from crackle and wheeze alone."""
+    """As `official_tasks`, of events or of recordings, from crackle and wheeze alone.
+
+    `settings` are those of `read_predictions`.
+    """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     two, every = _tasks_of_level(recipe)[1]
-    bits = [
-        (predictions[f"logit_{name}"] > thresholds.get(name, 0.0)).astype(int).tolist()
-        for name in ("crackle", "wheeze")
-    ]
-    named = [_OF_BITS[every][pair] for pair in zip(*bits, strict=True)]
+    known = predictions.assign(crackle=0, wheeze=0)  # whatever their truth, all rows are decided
+    decided = pd.DataFrame(read_predictions(known, **settings).decided, columns=settings["label_names"])
+    named = [_OF_BITS[every][pair] for pair in zip(decided["crackle"], decided["wheeze"], strict=True)]
     either = ["Normal" if name == "Normal" else ADVENTITIOUS for name in named]
     return {two: _task_table(two, table, either), every: _task_table(every, table, named)}
 

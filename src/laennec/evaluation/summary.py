@@ -18,6 +18,7 @@ from laennec.evaluation.calibration.probabilities import (
     calibration_caution,
     calibration_name,
     sigmoid,
+    thresholds_text,
 )
 from laennec.evaluation.intervals import (
     LEVEL,
@@ -76,9 +77,9 @@ AGE_BANDS = (("0-2", 0, 3), ("3-11", 3, 12), ("12-18", 12, 19), ("19-64", 19, 65
 GROUPINGS = ("corpus", "device", "chest_location", "sex", "age_band")
 UNKNOWN = "unknown"
 _DIGEST = (
-    "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "counts", "definitions",
-    "headline", "bootstrap", "effective_patients", "confusion", "warnings", "notes", "failures", "within_lengths",
-    "duration_blind", "official",
+    "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "second_thresholds",
+    "counts", "definitions", "headline", "bootstrap", "effective_patients", "confusion", "warnings", "notes",
+    "failures", "within_lengths", "duration_blind", "official",
 )  # fmt: skip
 WINDOWS = "windows."  # before the name of a metric of windows, in results of studies
 _MOST_LABELS = 4  # a card shows the metrics of this many single labels
@@ -92,6 +93,7 @@ def evaluate_predictions(
     thresholds: Thresholds = None,
     temperatures: Mapping[str, float] | None = None,
     intercepts: Mapping[str, float] | None = None,
+    second_thresholds: Mapping[str, float] | None = None,
     metrics: Sequence[Metric | str] = (),
     train_table: Any = None,
     n_draws: int = 1000,
@@ -106,6 +108,7 @@ def evaluate_predictions(
         thresholds: In logits, fitted on validation; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, fitted on validation; calibration is measured after it.
         intercepts: Added to each output's logit afterwards, by name, fitted on validation.
+        second_thresholds: As for `predictions.read_predictions`.
         metrics: Own metrics, each a function (or the dotted name of one) from the table to {name: number}; see
             `own_metrics.Metric`. They get intervals and subgroups like the built-in metrics.
         train_table: Cycle table of the training split, to fit the shortcut baselines on; None leaves most of them out,
@@ -126,10 +129,11 @@ def evaluate_predictions(
     names = _output_names(table) if label_names is None else list(label_names)
     kind = problem_type or ("multi_label" if set(names) <= set(table.columns) else "single_label")
     how: dict[str, Any] = {"problem_type": kind, "label_names": names, "thresholds": thresholds}
-    predictions = read_predictions(table, **how, temperatures=temperatures, intercepts=intercepts, metrics=metrics)
+    calibration: dict[str, Any] = {"temperatures": temperatures, "intercepts": intercepts}
+    calibration["second_thresholds"] = second_thresholds
+    predictions = read_predictions(table, **how, **calibration, metrics=metrics)
     evaluation = describe(predictions, kind, names)
-    evaluation["temperatures"] = dict(temperatures) if temperatures else None
-    evaluation["intercepts"] = dict(intercepts) if intercepts else None
+    evaluation |= {name: dict(values) if values else None for name, values in calibration.items()}
     raw = calibration_of(read_predictions(table, **how))
     evaluation["calibration"] |= {"ece_before": raw["ece"], "brier_before": raw["brier"]}
     evaluation["failures"] = named_errors(predictions)
@@ -188,6 +192,11 @@ def thresholds_in_use(evaluation: Mapping[str, Any]) -> dict[str, float]:
     temperatures, intercepts = evaluation.get("temperatures"), evaluation.get("intercepts")
     logits = calibrated_logits(list(thresholds.values()), list(thresholds), temperatures, intercepts)
     return dict(zip(thresholds, sigmoid(logits).tolist(), strict=True))
+
+
+def decision_text(evaluation: Mapping[str, Any]) -> str:
+    """How the labels are decided, by calibrated probability; "" where the most probable class is predicted."""
+    return thresholds_text(thresholds_in_use(evaluation), evaluation.get("second_thresholds"))
 
 
 def length_alone(evaluation: Mapping[str, Any]) -> dict[str, float | None]:

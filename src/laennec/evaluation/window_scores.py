@@ -15,7 +15,13 @@ import numpy as np
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
-from laennec.evaluation.calibration.probabilities import calibrated_logits, expected_calibration_error, sigmoid
+from laennec.evaluation.calibration.probabilities import (
+    calibrated_logits,
+    expected_calibration_error,
+    pass_second,
+    sigmoid,
+    thresholds_text,
+)
 from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
 from laennec.evaluation.predictions import read_predictions
@@ -87,22 +93,32 @@ def score_windows(
     for unit, groups in (("seconds", covering), ("recordings", of_recording)):
         outcome[unit] = (_highest(decided, groups), _highest(probabilities, groups))
     fitted_on = dict.fromkeys(UNITS, "windows" if "windows" in config.operating_points else "events")
-    thresholds = dict.fromkeys(UNITS, config.per_label("thresholds", "windows") if config.is_multi_label else None)
+    bounds = dict.fromkeys(UNITS, _bounds(config, "windows"))
     if "recordings" in config.operating_points:
-        bounds = config.per_label("thresholds", "recordings")
-        fitted_on["recordings"], thresholds["recordings"] = "recordings", bounds
+        fitted_on["recordings"], bounds["recordings"] = "recordings", _bounds(config, "recordings")
         highest, names = recordings[[*_columns(labels, logits)]].to_numpy(dtype=float), ("temperatures", "intercepts")
         p = sigmoid(calibrated_logits(highest, labels, *(config.per_label(name, "recordings") for name in names)))
-        outcome["recordings"] = (p > np.array([bounds[label] for label in labels]), p)
+        first, second = (
+            np.array([*config.per_label(name, "recordings").values()]) for name in ("thresholds", "second_thresholds")
+        )
+        outcome["recordings"] = ((p > first) & pass_second(p, second), p)
     units = {}
     several = len(labels) > 1 and (config.is_multi_label or set(labels) == {"crackle", "wheeze"})
     for name in UNITS:
         found = _unit(scored[name], labels, *outcome[name], several=several)
-        units[name] = found | {"thresholds": thresholds[name]}
+        units[name] = found | bounds[name]
         if {"crackle", "wheeze"} <= set(labels):
             trained = None if train is None else train[name]
             units[name]["baselines"] = _baselines(name, trained, scored[name], labels, seed)
     return {"fitted_on": fitted_on, "units": units}
+
+
+def _bounds(config: Any, spans: str) -> dict[str, Any]:
+    """Thresholds and second thresholds; None for a single-label model."""
+    if not config.is_multi_label:
+        return {"thresholds": None}
+    second = {name: p for name, p in config.per_label("second_thresholds", spans).items() if p}
+    return {"thresholds": config.per_label("thresholds", spans)} | ({"second_thresholds": second} if second else {})
 
 
 def _by_label(table: Any, config: Any) -> tuple[list[str], FloatArray, Any, FloatArray]:
@@ -239,7 +255,7 @@ def unit_title(section: Mapping[str, Any], unit: str) -> str:
     text = f"{found['rows']} {unit} of {found['patients']} patients: {positives}{left_out}"
     if found["thresholds"] is None:
         return f"{text}; most probable class"
-    bounds = ", ".join(f"{label} above {p:.3f}" for label, p in found["thresholds"].items())
+    bounds = thresholds_text(found["thresholds"], found.get("second_thresholds"))
     return f"{text}; {bounds} (fitted on {section['fitted_on'][unit]})"
 
 

@@ -219,6 +219,7 @@ def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "calibration": fitted.get("calibration") or "temperature",
         "rule": fitted.get("rule"),
         "sensitivity": fitted.get("sensitivity"),
+        "second": ", ".join(sorted({f"{p:g}" for p in (fitted.get("second_thresholds") or {}).values()})),
         "on": fitted["fitted_on"],
         "notes": fitted.get("notes") or [],
     }

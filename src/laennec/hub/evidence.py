@@ -65,7 +65,7 @@ def write_evidence(evidence: Evidence, folder: str | Path) -> Path:
 
 def _same_decision(metrics: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
     """Whether thresholds and calibration are equal up to rounding; a missing value is logit 0 or the identity."""
-    for kind, neutral in (("thresholds", 0.0), ("temperatures", 1.0), ("intercepts", 0.0)):
+    for kind, neutral in (("thresholds", 0.0), ("temperatures", 1.0), ("intercepts", 0.0), ("second_thresholds", 0.0)):
         one, other = metrics.get(kind) or {}, fitted.get(kind) or {}
         if any(abs(one.get(n, neutral) - other.get(n, neutral)) > 1e-4 for n in {*one, *other}):
             return False

@@ -31,6 +31,7 @@ from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
 from laennec.inference.backends import fingerprint_of
 from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digest, file_digests, padded
+from laennec.model_settings import NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record, versions, write_record
 
@@ -237,7 +238,7 @@ def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtrac
         "sampling_rate": extractor.sampling_rate,
         "min_samples": extractor.front.min_samples,
         "recording_filter": extractor.recording_filter,
-        **{name: config.per_label(name) for name in ("temperatures", "intercepts", "thresholds")},
+        **{name: config.per_label(name) for name in NEUTRAL},
         "operating_point": config.operating_point,
         "operating_points": config.operating_points,
         "span": config.span,

@@ -78,6 +78,7 @@ def to_stock(
             "id2label": dict(ours.id2label),
             "label2id": dict(ours.label2id),
             "thresholds": ours.per_label("thresholds"),
+            **({"second_thresholds": ours.second_thresholds} if ours.second_thresholds else {}),
         }
     )
     stock = AutoModelForAudioClassification.from_config(config).eval()

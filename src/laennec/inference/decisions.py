@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
-from laennec.evaluation.calibration.probabilities import calibrated_logits, sigmoid, softmax
+from laennec.evaluation.calibration.probabilities import calibrated_logits, pass_second, sigmoid, softmax
 
 GIVEN_RULE, ANY_SPAN = "given", "any span"
 _NUMBERS = ("thresholds", "temperatures", "intercepts")
@@ -44,10 +44,18 @@ def decision_of(config: Any, given: Mapping[str, float], spans: str) -> dict[str
         rule = f"{own}; {', '.join(sorted(given))} {GIVEN_RULE}"
     thresholds = config.per_label("thresholds", spans) | dict(given)
     decision = {"rule": rule, "thresholds": {name: float(value) for name, value in thresholds.items()}, **calibration}
+    decision |= _second(config, spans, given)
     recording: Any = ANY_SPAN
     if spans == "windows" and not given and "recordings" in config.operating_points:
         recording = {name: config.per_label(name, "recordings") for name in _NUMBERS}
+        recording |= _second(config, "recordings", given)
     return {**decision, "fitted_on": fitted_on, "recording": recording}
+
+
+def _second(config: Any, spans: str, given: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The model's second thresholds, of labels without a given threshold; {} where it has none."""
+    second = {name: p for name, p in config.per_label("second_thresholds", spans).items() if p and name not in given}
+    return {"second_thresholds": second} if second else {}
 
 
 def probabilities_of(config: Any, logits: Probabilities, spans: str) -> Probabilities:
@@ -61,8 +69,10 @@ def present_labels(config: Any, probabilities: Probabilities, decision: Mapping[
     """Thresholds for multi-label models, the most probable class otherwise: (spans, labels) -> (spans, labels)."""
     names = config.label_names
     if decision["thresholds"] is not None:
-        # a label is present above its threshold, as in evaluation
-        return probabilities > np.array([decision["thresholds"][name] for name in names])
+        # as in evaluation
+        second = decision.get("second_thresholds", {})
+        above = probabilities > np.array([decision["thresholds"][name] for name in names])
+        return above & pass_second(probabilities, [second.get(name, 0.0) for name in names])
     return np.eye(len(names), dtype=bool)[probabilities.argmax(1)]
 
 

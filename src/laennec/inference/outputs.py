@@ -86,7 +86,8 @@ def as_lines(timeline: Timeline) -> list[str]:
     present = [f"{n} in {sum(row[n] for row in timeline['timeline'])}" for n in labels]
     overall = [f"{n} {one['probability']:.2f}{'*' * one['present']}" for n, one in timeline["overall"].items()]
     lines.append(f"whole recording: {', '.join(overall)}")
-    return [*lines, f"* above its threshold: {', '.join(present)} of {len(timeline['timeline'])} spans"]
+    second = " (and above a second one where another label is likelier)" * ("second_thresholds" in timeline["decision"])
+    return [*lines, f"* above its threshold{second}: {', '.join(present)} of {len(timeline['timeline'])} spans"]
 
 
 def write_json(path: Path, timeline: Timeline) -> Path:

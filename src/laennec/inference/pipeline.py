@@ -25,6 +25,7 @@ from laennec.audio.context import InContext
 from laennec.audio.cycles import input_length_s
 from laennec.audio.recording import ButterworthFilter, read_recording, refuse_integers, resample
 from laennec.errors import InputError
+from laennec.inference.decisions import decision_of, present_labels
 from laennec.modeling import LaennecForAudioClassification
 
 _TASK = "audio-classification"
@@ -37,7 +38,8 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
 
     The result is a list of {"label", "score", "present"}, the highest score first. `score` is the calibrated
     probability; `present` states whether it is above the label's threshold (`model.config.thresholds`, 0.5 if there
-    is none), or for a single-label model whether the label is the most probable one.
+    is none, and `second_thresholds` where another label is likelier), or for a single-label model whether the label is
+    the most probable one.
 
     A sound may be a path, a URL, the bytes of a file, an array or tensor of shape (samples,) at the extractor's
     sampling rate, {"array" or "raw", "sampling_rate"} at any rate, or {"bytes", "path"} as data sets store it.
@@ -112,12 +114,7 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         """Logits (1, labels) -> the labels with their scores, the highest first."""
         logits, config = model_outputs["logits"], self.model.config
         calibrated = self.model.probabilities(logits, spans)[0]
-        if config.is_multi_label:
-            thresholds = torch.tensor([*config.per_label("thresholds", spans).values()])
-            # compared in float64, as where the thresholds were fitted
-            present = calibrated.double() > thresholds.double()
-        else:
-            present = torch.arange(config.num_labels) == calibrated.argmax()
+        present = present_labels(config, calibrated[None].numpy(), decision_of(config, {}, spans))[0]
         plain = {"sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1), "none": logits}
         scores = calibrated if function_to_apply is None else plain[function_to_apply][0]
         return [

@@ -87,6 +87,7 @@ def _score(
         "thresholds": fitted.get("thresholds"),
         "temperatures": fitted.get("temperatures"),
         "intercepts": fitted.get("intercepts"),
+        "second_thresholds": fitted.get("second_thresholds"),
     }
     predictions = predict(table)
     evaluation = evaluate_predictions(predictions, **settings, n_draws=of_run["bootstrap"]["n_draws"])
@@ -95,7 +96,7 @@ def _score(
         seconds = of_run["duration_blind"]["seconds"]
         evaluation["duration_blind"] = segment_scores(predict(middle_segments(table, seconds)), seconds, settings)
     if set(names) == {"crackle", "wheeze"} and multi_label:
-        tasks = tasks_by_flags(recipe, predictions, settings["thresholds"] or {}, table)
+        tasks = tasks_by_flags(recipe, predictions, settings, table)
         evaluation["official"] = official_scores(tasks)
     record |= changes
     record["config"] = record["config"] | {"name": record["name"]}

@@ -262,7 +262,7 @@ def _mixed(rows: Tensor, mixture: Any) -> Tensor:
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
     """Logits of one of a model's auxiliary tasks: float32 (rows, labels); embeddings are made where none are given."""
     if embeddings is None:
-        embeddings = _embeddings(model, extractor, name, table, recipe)
+        embeddings = task_embeddings(model, extractor, name, table, recipe)
     with torch.inference_mode():
         head = model.tasks[name].eval()
         device = next(head.parameters()).device
@@ -270,7 +270,7 @@ def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
     return logits
 
 
-def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:
+def task_embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:
     """Embeddings (rows, dim) of the rows of a task: of recordings, the mean over their windows."""
     window_s = model.config.tasks[name].get("window_s")
     owners, cut = np.arange(len(table)), table

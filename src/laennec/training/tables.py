@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import FittingRule, fit_operating_point, set_operating_point
+from laennec.evaluation.calibration.operating_point import (
+    ICBHI_RULES,
+    FittingRule,
+    fit_operating_point,
+    set_operating_point,
+)
 from laennec.evaluation.predictions import predictions_metrics
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.targets import FOUR_CLASSES
@@ -168,8 +173,8 @@ def calibrate(
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:
     """Refuse a threshold rule that these labels cannot have."""
-    if multi_label and settings.threshold_rule == "icbhi" and set(names) != {"crackle", "wheeze"}:
+    if multi_label and settings.threshold_rule in ICBHI_RULES and set(names) != {"crackle", "wheeze"}:
         raise InputError(
-            f"head.threshold_rule is icbhi, which is for crackle and wheeze, but the labels are {', '.join(names)}; "
-            "take youden, f1 or sensitivity"
+            f"head.threshold_rule is {settings.threshold_rule}, which is for crackle and wheeze, but the labels are "
+            f"{', '.join(names)}; take youden, f1 or sensitivity"
         )

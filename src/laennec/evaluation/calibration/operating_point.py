@@ -11,6 +11,10 @@ The score of a label for a recording is the highest logit of its windows; whethe
 another question than whether a window has it, so recordings have an operating point of their own. Windows and
 recordings are calibrated by slope and intercept wherever events are calibrated at all: windows have other shares of
 positive examples than training, and the highest of many logits is too high by a shift.
+
+The ICBHI Score counts an abnormal cycle as right only if both labels are. Its best thresholds are low, because normal
+cycles are many, and two low thresholds often give a second label that is wrong. Rule icbhi_likeliest therefore asks the
+less likely label of a cycle for the probability 0.5 too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +31,7 @@ from laennec.evaluation.calibration.probabilities import (
     expected_calibration_error,
     fit_platt_on_validation,
     fit_temperature_on_validation,
+    pass_second,
     sigmoid,
     softmax,
 )
@@ -42,12 +47,15 @@ from laennec.evaluation.metrics import (
     specificity,
     sprsound_score,
 )
+from laennec.model_settings import NEUTRAL
 
 Calibration: TypeAlias = Literal["none", "temperature", "platt"]
-ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "sensitivity"]
+ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "icbhi_likeliest", "sensitivity"]
+ICBHI_RULES = ("icbhi", "icbhi_likeliest")  # for crackle and wheeze alone
 ADVENTITIOUS = "Adventitious"
 WAYS = ("two", "all")  # normal or not; every class
 _GRID = 400
+SECOND = 0.5  # probability that rule icbhi_likeliest asks of the less likely label
 MIN_EXAMPLES = 10  # positives, and negatives, that a calibration needs
 _ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 
@@ -74,9 +82,11 @@ def fit_thresholds_on_validation(
     Args:
         logits: (cycles, labels) of validation patients.
         truth: 0/1 (cycles, labels).
-        names: Label names; "icbhi" needs exactly crackle and wheeze.
+        names: Label names; "icbhi" and "icbhi_likeliest" need exactly crackle and wheeze.
         rule: "youden" maximises sensitivity + specificity; "sensitivity" is the highest threshold with the wanted
-            sensitivity; "f1" maximises F1; "icbhi" chooses both thresholds together for the highest ICBHI Score.
+            sensitivity; "f1" maximises F1; "icbhi" chooses both thresholds together for the highest ICBHI Score;
+            "icbhi_likeliest" does so where the less likely label of a cycle has to pass logit 0 too (logits must be
+            calibrated).
         sensitivity: The sensitivity of rule "sensitivity".
 
     Returns:
@@ -87,8 +97,11 @@ def fit_thresholds_on_validation(
         raise ValueError(f"logits {values.shape} and labels {labels.shape} must both be (cycles, {len(names)})")
     if rule not in get_args(ThresholdRule):
         raise ValueError(f"no threshold rule {rule!r}; the rules are {', '.join(get_args(ThresholdRule))}")
-    if rule == "icbhi":
-        return _icbhi_thresholds(values, labels, list(names))
+    if rule in ICBHI_RULES and set(names) != {"crackle", "wheeze"}:
+        raise ValueError(f"rule {rule} needs the labels crackle and wheeze, not {list(names)}")
+    if rule in ICBHI_RULES:
+        may_be = pass_second(sigmoid(values), np.full(2, SECOND if rule == "icbhi_likeliest" else 0.0))
+        return _icbhi_thresholds(values, labels, may_be, list(names))
     return {name: _one_threshold(values[:, k], labels[:, k], rule, sensitivity) for k, name in enumerate(names)}
 
 
@@ -124,10 +137,8 @@ def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitiv
     return float(places[np.flatnonzero(found / positives >= sensitivity - 1e-12).max()])
 
 
-def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[str, float]:
-    """Both thresholds at once: every pair of candidates is scored."""
-    if set(names) != {"crackle", "wheeze"}:
-        raise ValueError(f"rule icbhi needs the labels crackle and wheeze, not {names}")
+def _icbhi_thresholds(logits: FloatArray, truth: Any, may_be: Any, names: list[str]) -> dict[str, float]:
+    """Both thresholds at once, for labels where they may be present: every pair of candidates is scored."""
     scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
     flags = [truth[:, names.index(name)] for name in ("crackle", "wheeze")]
     both_classes = [0 < flag.sum() < len(flag) for flag in flags]
@@ -136,7 +147,9 @@ def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[
     n_normal, n_abnormal = int((true == 0).sum()), int((true > 0).sum())
     if not n_normal or not n_abnormal:
         return dict.fromkeys(names, 0.0)
-    called = [s[None, :] > p[:, None] for p, s in zip(places, scores, strict=True)]  # (thresholds, cycles)
+    allowed = [may_be[:, names.index(name)] for name in ("crackle", "wheeze")]
+    # (thresholds, cycles)
+    called = [(s[None, :] > p[:, None]) & may for p, s, may in zip(places, scores, allowed, strict=True)]
     score = np.zeros((len(places[0]), len(places[1])))
     for k in range(4):  # cycles of class k whose two labels are both predicted right
         crackle, wheeze = (
@@ -170,8 +183,9 @@ def fit_on_validation(
 
     Returns:
         {"calibration", "thresholds" in logits, "temperatures", "intercepts", "threshold_probabilities" (calibrated),
-        "rule", "sensitivity", "ece_before", "ece_after", "brier_before", "brier_after", "notes": one line for each
-        label that was left unfitted, "fitted_on": {"split", "cycles", "patients"}}; fitted numbers and errors by label.
+        "second_thresholds" (calibrated, with rule "icbhi_likeliest"), "rule", "sensitivity", "ece_before", "ece_after",
+        "brier_before", "brier_after", "notes": one line for each label that was left unfitted, "fitted_on": {"split",
+        "cycles", "patients"}}; fitted numbers and errors by label.
     """
     names = list(label_names)
     if calibration not in get_args(Calibration):
@@ -179,18 +193,22 @@ def fit_on_validation(
     table, fitted_on = _validation_rows(table, names)
     logits = np.column_stack([table[f"logit_{name}"].to_numpy(dtype=float) for name in names])
     truth = np.column_stack([table[name].to_numpy(dtype=float) for name in names]).astype(np.int64)
+    any_abnormal, any_normal = bool(truth.any()), not truth.any(axis=1).all()
     fits = [_fit_label(name, logits[:, k], truth[:, k], calibration) for k, name in enumerate(names)]
     temperatures = {name: fit[0] for name, fit in zip(names, fits, strict=True)}
     intercepts = {name: fit[1] for name, fit in zip(names, fits, strict=True)}
     if rule is None:
         thresholds = {name: -intercepts[name] * temperatures[name] for name in names}
+    elif rule == "icbhi_likeliest" and any_normal and any_abnormal:
+        calibrated = calibrated_logits(logits, names, temperatures, intercepts)
+        fitted = fit_thresholds_on_validation(calibrated, truth, names, rule)
+        thresholds = {name: (at - intercepts[name]) * temperatures[name] for name, at in fitted.items()}
     else:
         thresholds = fit_thresholds_on_validation(logits, truth, names, rule, sensitivity=sensitivity)
     notes = [fit[2] for fit in fits if fit[2]]
-    abnormal = truth.any(axis=1)
-    if rule == "icbhi" and abnormal.all() != (~abnormal).all():
-        kind = "normal" if abnormal.all() else "abnormal"
-        notes.append(f"rule icbhi: validation has no {kind} cycle, so the score is undefined: thresholds at logit 0")
+    if rule in ICBHI_RULES and not (any_normal and any_abnormal):
+        kind = "abnormal" if any_normal else "normal"
+        notes.append(f"rule {rule}: validation has no {kind} cycle, so the score is undefined: thresholds at logit 0")
     raw, scaled = sigmoid(logits), sigmoid(calibrated_logits(logits, names, temperatures, intercepts))
     at = calibrated_logits([thresholds[name] for name in names], names, temperatures, intercepts)
     return {
@@ -199,6 +217,7 @@ def fit_on_validation(
         "temperatures": temperatures,
         "intercepts": intercepts,
         "threshold_probabilities": {name: float(p) for name, p in zip(names, sigmoid(at), strict=True)},
+        "second_thresholds": dict.fromkeys(names, SECOND) if rule == "icbhi_likeliest" else {},
         "rule": rule,
         "sensitivity": sensitivity if rule == "sensitivity" else None,
         **_errors({name: (raw[:, k], scaled[:, k], truth[:, k]) for k, name in enumerate(names)}),
@@ -236,6 +255,7 @@ def fit_classes_on_validation(
         "temperatures": dict.fromkeys(names, temperature),
         "intercepts": dict.fromkeys(names, 0.0),
         "threshold_probabilities": {},
+        "second_thresholds": {},
         "rule": None,
         "sensitivity": None,
         **errors,
@@ -314,14 +334,14 @@ def operating_point_of(fitted: Mapping[str, Any] | None) -> dict[str, dict[str, 
     how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
     if notes := fitted.get("notes"):
         how["notes"] = list(notes)
-    places = {"temperatures": "temperatures", "intercepts": "intercepts", "thresholds": "threshold_probabilities"}
+    places = {name: name for name in NEUTRAL} | {"thresholds": "threshold_probabilities"}
     numbers = {place: {k: float(v) for k, v in fitted.get(name, {}).items()} for place, name in places.items()}
     return {**numbers, "operating_point": how}
 
 
 def own_operating_point(config: Any) -> dict[str, Any] | None:
     """The operating point in a model's configuration."""
-    numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
+    numbers = {name: getattr(config, name) for name in NEUTRAL if name != "thresholds"}
     found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
     return {name: values for name, values in found.items() if values} or None
 
@@ -335,6 +355,7 @@ def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
         "thresholds": logit_thresholds(config, spans),
         "temperatures": point.get("temperatures", config.temperatures),
         "intercepts": point.get("intercepts", config.intercepts),
+        "second_thresholds": {name: p for name, p in config.per_label("second_thresholds", spans).items() if p},
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, none_if_nan
@@ -45,6 +45,26 @@ def calibrated_logits(
     divisors = np.array([float((temperatures or {}).get(name, 1.0)) for name in names])
     offsets = np.array([float((intercepts or {}).get(name, 0.0)) for name in names])
     return np.asarray(np.asarray(logits, dtype=float) / divisors + offsets)
+
+
+def pass_second(probabilities: ArrayLike, second_thresholds: ArrayLike) -> NDArray[np.bool_]:
+    """Where a label is the likeliest of its row, passes its second threshold, or has none: (rows, labels) bool.
+
+    Args:
+        probabilities: (rows, labels), or their logits.
+        second_thresholds: (labels,); 0 for none.
+    """
+    values, second = np.asarray(probabilities), np.asarray(second_thresholds)
+    return (values >= values.max(axis=1, keepdims=True, initial=-np.inf)) | (values > second) | (second == 0)
+
+
+def thresholds_text(thresholds: Mapping[str, float], second_thresholds: Mapping[str, float] | None) -> str:
+    """The probabilities above which labels are present, in words."""
+    text, second = (
+        ", ".join(f"{name} above {p:.3f}" for name, p in (values or {}).items())
+        for values in (thresholds, second_thresholds)
+    )
+    return f"{text}; where another label is likelier: {second}" if second else text
 
 
 def reliability_bins(

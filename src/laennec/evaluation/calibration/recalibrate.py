@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import (
+    ICBHI_RULES,
     Calibration,
     FittingRule,
+    ThresholdRule,
+    decision_settings,
     fit_operating_point,
     fit_windows,
-    logit_thresholds,
     operating_point_of,
     set_operating_point,
     window_points_of,
 )
-from laennec.evaluation.calibration.probabilities import calibration_caution, calibration_name
+from laennec.evaluation.calibration.probabilities import calibration_caution, calibration_name, thresholds_text
 from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
 from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 VALIDATION = "predictions-validation.parquet"
 WINDOWS = "windows-validation.parquet"
-RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
+RULES = (*get_args(ThresholdRule), "none")
 
 
 def fitted_rule(run: Mapping[str, Any]) -> FittingRule:
@@ -65,7 +67,8 @@ def recalibrate(
     Args:
         run: The folder of a finished run.
         calibration: "none", "temperature" or "platt"; None: as it was fitted before.
-        threshold_rule: "youden", "f1", "icbhi", "sensitivity", or "none" for probability 0.5; None: as before.
+        threshold_rule: "youden", "f1", "icbhi", "icbhi_likeliest", "sensitivity", or "none" for probability 0.5;
+            None: as before.
         sensitivity: The sensitivity of rule "sensitivity", 0 to 1; None: as before.
         command: The literal command, for the record.
         spans: "windows" predicts the validation windows first where the run does not have them.
@@ -143,9 +146,9 @@ def _new_rule(
     if rule not in (None, *RULES):
         raise InputError(f"threshold_rule {rule} (--threshold-rule): it can be {', '.join(RULES)}")
     wanted = before.threshold_rule if rule is None else None if rule == "none" else rule
-    if multi_label and wanted == "icbhi" and set(names) != {"crackle", "wheeze"}:
+    if multi_label and wanted in ICBHI_RULES and set(names) != {"crackle", "wheeze"}:
         raise InputError(
-            f"threshold rule icbhi: for crackle and wheeze, but the labels are {', '.join(names)}; take youden, f1 "
+            f"threshold rule {wanted}: for crackle and wheeze, but the labels are {', '.join(names)}; take youden, f1 "
             "or sensitivity"
         )
     if sensitivity is not None and wanted != "sensitivity":
@@ -189,6 +192,8 @@ def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
         t, b = fitted["temperatures"][name], fitted["intercepts"][name]
         logit = f"logit / {t:.3f} {'-' if b < 0 else '+'} {abs(b):.3f}"
         lines.append(f"  {name}: probability = sigmoid({logit}), threshold {p:.3f}")
+    if second := thresholds_text(fitted.get("second_thresholds") or {}, None):
+        lines.append(f"  where another label is likelier: {second}")
     if fitted["thresholds"] is None:
         temperature = next(iter(fitted["temperatures"].values()))
         lines.append(f"  one temperature: {temperature:.3f}; the most probable class is predicted")
@@ -275,13 +280,15 @@ def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame", 
     from laennec.evaluation.calibration.smoothing import compare_smoothing
 
     fitted = smoothing.fitted
-    own = logit_thresholds(config)
+    names = ("thresholds", "temperatures", "intercepts", "second_thresholds")
+    own = {name: value for name, value in decision_settings(config).items() if name in names}
+    of_smoothed = {name: fitted[name] for name in names} if fitted else own
     section = compare_smoothing(
         table,
         smoothing.strength,
         problem_type="multi_label" if config.is_multi_label else "single_label",
         label_names=config.label_names,
-        thresholds=(own, fitted["thresholds"] if fitted else own),
+        decisions=(own, of_smoothed),
         n_draws=draws,
     )
     origin = "the model's own thresholds on both sides"

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import refuse_test_split
 from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
-from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
+from laennec.evaluation.metrics import FloatArray, auroc
 from laennec.rendering import text_table
 
 if TYPE_CHECKING:
@@ -159,16 +159,19 @@ def compare_smoothing(
     *,
     problem_type: "ProblemType",
     label_names: Sequence[str],
-    thresholds: tuple[Thresholds, Thresholds] = (None, None),
+    decisions: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A predictions table scored without and with smoothing, and the paired difference, with minus without."""
+    """A predictions table scored without and with smoothing, and the paired difference, with minus without.
+
+    `decisions` are further settings of `read_predictions` for either side.
+    """
     from laennec.evaluation.predictions import point_values, read_predictions, statistics_of
 
     sides = [
-        read_predictions(one, problem_type=problem_type, label_names=label_names, thresholds=bound)
-        for one, bound in zip((table, smooth_predictions(table, label_names, strength)), thresholds, strict=True)
+        read_predictions(one, problem_type=problem_type, label_names=label_names, **how)
+        for one, how in zip((table, smooth_predictions(table, label_names, strength)), decisions, strict=True)
     ]
     before, after = (point_values(one) for one in sides)
     _, n_patients = patient_codes(sides[0].table)

@@ -15,7 +15,7 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, p_text, power_text
-from laennec.evaluation.intervals import interval_note
+from laennec.evaluation.intervals import effective_note, interval_note
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
@@ -251,6 +251,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     for one in evaluations:
         if one.run.get("selection_set") != "validation":
             notes.append(f"{_run_name(one.folder)}: selected on {one.run.get('selection_set')}")
+    few = interval_note(patients), effective_note(first.metrics.get("effective_patients") or {})
     return {
         "part": first.split,
         "corpus": (first.run["evaluated"].get("corpus") or {}).get("name"),
@@ -260,7 +261,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "cycles": first.metrics["counts"]["cycles"],
         "span": row_noun(first.metrics),
         "patients": patients,
-        "notes": [*notes, *filter(None, [interval_note(patients)])],
+        "notes": [*notes, *filter(None, few)],
     }
 
 

@@ -4,21 +4,23 @@ Decisions: a method is a set of runs with different seeds; the folds of one seed
 replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
 mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
 printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
-methods compared with the baseline in one metric. Beside them stand the smallest p that these draws can give, and the
-difference found in four of five studies: "not significant" is no evidence that two methods are equal.
+methods compared with the baseline in one metric. Where fewer than five effective patients have the finding, a
+difference gets neither interval nor p value: a claim would rest on one or two of them. Beside p values stand the
+smallest one that these draws can give, and the difference found in four of five studies: "not significant" is no
+evidence that two methods are equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import FEW_EFFECTIVE, bootstrap_values, interval, number_behind, patient_codes
 from laennec.evaluation.metrics import FloatArray
-from laennec.evaluation.predictions import Predictions, statistics_of
+from laennec.evaluation.predictions import Predictions, effective_numbers, statistics_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class RunFigures:
     draws: dict[str, FloatArray]  # {metric: (draws,)}
     cycles: frozenset[str]  # ids of the scored cycles; runs are compared only over the same cycles
     n_patients: int  # number of patients
+    effective: Mapping[str, float] = field(default_factory=dict)  # {metric: effective number of patients behind it}
 
 
 def pool_folds(folds: Sequence[Predictions]) -> Predictions:
@@ -63,7 +66,10 @@ def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int 
     kept = [name for name in figures if name in once]
     cycles = frozenset(map(str, predictions.table["cycle_id"]))
     values = {name: float(once[name][0]) for name in kept}
-    return RunFigures(values, {name: drawn[name] for name in kept}, cycles, patient_codes(predictions.table)[1])
+    behind = effective_numbers(predictions)
+    effective = {name: number for name in kept if (number := number_behind(behind, name)) is not None}
+    patients = patient_codes(predictions.table)[1]
+    return RunFigures(values, {name: drawn[name] for name in kept}, cycles, patients, effective)
 
 
 def compare_methods(
@@ -106,7 +112,8 @@ def compare_methods(
             if figure in found[other]:
                 cell, differences = found[method][figure], drawn[method, figure] - drawn[other, figure]
                 cell["difference"] = cell["mean"] - found[other][figure]["mean"]
-                cell["difference_interval"] = interval(differences, n_patients)
+                enough = methods[method][0].effective.get(figure, FEW_EFFECTIVE) >= FEW_EFFECTIVE
+                cell["difference_interval"] = interval(differences, n_patients) if enough else None
                 if cell["difference_interval"] is not None:  # too few patients for it are too few for a p value
                     cell["p"] = p_values.setdefault(figure, {})[method] = _two_sided(differences)
                     errors[method, figure] = float(np.nanstd(differences))

@@ -18,6 +18,7 @@ from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.summary import (
     bounds_text,
+    decision_text,
     figure_name,
     figure_text,
     interval_method,
@@ -118,11 +119,9 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     interval = f"95 %, {interval_method(evaluation)}"
     if effective := evaluation.get("effective_patients"):
         interval += f"; effective patients: {', '.join(f'{name} {number:.1f}' for name, number in effective.items())}"
-    thresholds = evaluation["thresholds"]
     decision = "the most probable class"
-    if thresholds is not None:
-        texts = (f"{name} above {p:.3f}" for name, p in thresholds_in_use(evaluation).items())
-        decision = f"calibrated probability: {', '.join(texts)}"
+    if evaluation["thresholds"] is not None:
+        decision = f"calibrated probability: {decision_text(evaluation)}"
     split = (run.get("evaluated") or {}).get("split")
     times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
     caveats = [provenance.get("stamp"), "shared data, see above" if provenance.get("leaks") else None]

@@ -236,8 +236,10 @@ class HeadSettings(Settings):
         default="temperature",
         description="fitted on validation patients; platt: slope and intercept of each yes/no label",
     )
-    threshold_rule: Literal["youden", "f1", "icbhi", "sensitivity"] | None = Field(
-        default=None, description="how thresholds are chosen on validation patients; probability 0.5 where left out"
+    threshold_rule: Literal["youden", "f1", "icbhi", "icbhi_likeliest", "sensitivity"] | None = Field(
+        default=None,
+        description="how thresholds are chosen on validation patients; probability 0.5 where left out; "
+        "icbhi_likeliest: as icbhi, but the less likely label of a cycle needs the probability 0.5 too",
     )
     sensitivity: float = Field(
         default=0.9, gt=0, le=1, description="threshold_rule sensitivity: the sensitivity to reach"
