@@ -51,7 +51,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def refuse(tiny_recipe, tmp_path, capfd):
+def assert_refused(tiny_recipe, tmp_path, capfd):
     """Train with these weights: one line, exit code 2, and the run that was there before is still there."""
 
     def check(kind, weights, *said, features=None):
@@ -98,22 +98,24 @@ def add_six(state):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_missing_and_extra_keys_are_listed_shortened_and_refused(kind, folders, refuse, tmp_path):
+def test_missing_and_extra_keys_are_listed_shortened_and_refused(kind, folders, assert_refused, tmp_path):
     names = sorted(load_file(folders / kind / "model.safetensors"))
     bare = names[0].removeprefix("model.")
-    refuse(kind, edited(folders / kind, tmp_path, drop_seven), bare.rsplit(".", 1)[-1], "missing", "and 3 more)")
+    assert_refused(
+        kind, edited(folders / kind, tmp_path, drop_seven), bare.rsplit(".", 1)[-1], "missing", "and 3 more)"
+    )
     extra = edited(folders / kind, tmp_path, add_six)
-    refuse(kind, extra, "other.0 is left over (and other.1, other.2, other.3 and 2 more)")
+    assert_refused(kind, extra, "other.0 is left over (and other.1, other.2, other.3 and 2 more)")
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("how", ["deeper", "shallower", "wider"])
-def test_another_depth_or_width_than_config_json_says(kind, how, folders, refuse, tmp_path):
+def test_another_depth_or_width_than_config_json_says(kind, how, folders, assert_refused, tmp_path):
     change = dict(zip(("deeper", "shallower", "wider"), ENCODERS[kind][2:], strict=True))[how]
     if change is None:
         pytest.skip("has no such setting")
     said = {"deeper": "missing", "shallower": "left over", "wider": "of another shape"}[how]
-    refuse(kind, edited(folders / kind, tmp_path, config=change), said, " more)", "its depth or width differs")
+    assert_refused(kind, edited(folders / kind, tmp_path, config=change), said, " more)", "its depth or width differs")
 
 
 @pytest.mark.parametrize("kind", ["mobilenet", "cnn", "ast", "whisper"])
@@ -155,14 +157,14 @@ def test_settings_that_no_encoder_can_have_are_one_line(kind, values, folders, t
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_pickle_with_code_in_a_folder_is_never_run(kind, folders, refuse, tmp_path):
+def test_a_pickle_with_code_in_a_folder_is_never_run(kind, folders, assert_refused, tmp_path):
     folder = edited(folders / kind, tmp_path)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state | {"evil": Opens(tmp_path / "ran")}, folder / "pytorch_model.bin")
-    refuse(kind, folder, "holds code", "mkdir", "never run")
+    assert_refused(kind, folder, "holds code", "mkdir", "never run")
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Opens(tmp_path / "ran"), protocol=2))
-    refuse(kind, folder, "never run")
+    assert_refused(kind, folder, "never run")
     assert not (tmp_path / "ran").exists()
     torch.save(state, folder / "pytorch_model.bin")  # the same file without the code is fine
     assert load_encoder(folder, type=kind)
@@ -170,14 +172,14 @@ def test_a_pickle_with_code_in_a_folder_is_never_run(kind, folders, refuse, tmp_
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", ["mobilenet", "beats"])
-def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, refuse, shared_root, tmp_path):
+def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, assert_refused, shared_root, tmp_path):
     released = {"mobilenet": "weights/mn04_as_mAP_432.pt", "beats": "conformance/beats_tiny.pt"}[kind]
     content = torch.load(shared_root / released, weights_only=True)
     path = tmp_path / f"released{suffix}"
     torch.save(content | {"evil": Opens(tmp_path / "ran")}, path)
-    refuse(kind, path, "cannot be read as a file of tensors")
+    assert_refused(kind, path, "cannot be read as a file of tensors")
     path.write_bytes(pickle.dumps(Opens(tmp_path / "ran")))
-    refuse(kind, path, "cannot be read as a file of tensors")
+    assert_refused(kind, path, "cannot be read as a file of tensors")
     assert not (tmp_path / "ran").exists()
     # were it unpickled, it would run: the file is a real one
     pickle.loads(path.read_bytes())
@@ -228,17 +230,17 @@ def test_a_preprocessor_config_of_another_rate_or_size_is_refused(tiny_run, smal
     one_line(capfd, model, "no preprocessor_config.json")
 
 
-def test_trained_weights_want_the_front_end_they_were_trained_with(folders, refuse, shared_root, tmp_path):
+def test_trained_weights_want_the_front_end_they_were_trained_with(folders, assert_refused, shared_root, tmp_path):
     released = shared_root / "weights" / "mn04_as_mAP_432.pt"
-    refuse("mobilenet", released, "'efficientat' (32000 Hz)", "is 'ast' (16000 Hz)", "set", features="ast")
-    refuse("ast", folders / "ast", "'ast' (16000 Hz)", "is 'efficientat' (32000 Hz)", features="efficientat")
-    refuse("beats", folders / "beats", "set features.preset: beats", features="ast")
+    assert_refused("mobilenet", released, "'efficientat' (32000 Hz)", "is 'ast' (16000 Hz)", "set", features="ast")
+    assert_refused("ast", folders / "ast", "'ast' (16000 Hz)", "is 'efficientat' (32000 Hz)", features="efficientat")
+    assert_refused("beats", folders / "beats", "set features.preset: beats", features="ast")
     own = edited(folders / "cnn", tmp_path)  # as pre-training leaves it: the front end lies beside the weights
     (own / "preprocessor_config.json").write_text(json.dumps({"preset": "song2021", "sampling_rate": 16000}))
-    refuse("cnn", own, "set features.preset: song2021", features="ast")
+    assert_refused("cnn", own, "set features.preset: song2021", features="ast")
     other = edited(folders / "hubert", tmp_path)
     (other / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 8000}))
-    refuse("hubert", other, "made for 8000 Hz", "gives 16000 Hz")
+    assert_refused("hubert", other, "made for 8000 Hz", "gives 16000 Hz")
 
 
 def test_a_rate_or_mel_bins_that_a_recipe_cannot_have(tiny_recipe, tmp_path, capfd):
@@ -255,5 +257,5 @@ def test_a_rate_or_mel_bins_that_a_recipe_cannot_have(tiny_recipe, tmp_path, cap
         assert not (tmp_path / "run").exists()
 
 
-def test_an_id_out_of_reach_is_one_line_offline(refuse):
-    refuse("ast", "nobody/nothing", "the Hub cannot be reached or does not have it", "give a local folder")
+def test_an_id_out_of_reach_is_one_line_offline(assert_refused):
+    assert_refused("ast", "nobody/nothing", "the Hub cannot be reached or does not have it", "give a local folder")

@@ -221,7 +221,7 @@ def prints_of(case, root):
     }
 
 
-def same_prints(case, root):
+def assert_same_prints(case, root):
     wanted, got = golden("fingerprints")[case_name(case)], prints_of(case, root)
     columns = wanted.pop("columns", {})
     assert {key: got[key] for key in wanted} == wanted
@@ -314,13 +314,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(study_place):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", TWINS, ids=case_name)
 def test_a_twin_has_the_same_fingerprints(case, twins):
-    same_prints(case, twins)
+    assert_same_prints(case, twins)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", REAL, ids=case_name)
 def test_a_real_corpus_has_the_same_fingerprints(case, shared_root):
-    same_prints(case, shared_root)
+    assert_same_prints(case, shared_root)
 
 
 def numbers(values):
@@ -371,16 +371,16 @@ def of_scores(found):
     return [of_scores(one) for one in found] if isinstance(found, list) else found
 
 
-def refuse_other(got, wanted, place):
+def assert_equal_scores(got, wanted, place):
     """Fail where a number or a name of `wanted` is another in `got`, which may hold more."""
     if isinstance(wanted, dict):
         assert isinstance(got, dict) and set(wanted) <= set(got), place
         for key, value in wanted.items():
-            refuse_other(got[key], value, f"{place}, {key}")
+            assert_equal_scores(got[key], value, f"{place}, {key}")
     elif isinstance(wanted, list):
         assert isinstance(got, list) and len(got) == len(wanted), place
         for number, pair in enumerate(zip(got, wanted, strict=True)):
-            refuse_other(*pair, f"{place}, {number}")
+            assert_equal_scores(*pair, f"{place}, {number}")
     elif isinstance(wanted, float):
         assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9), place
     else:
@@ -397,7 +397,7 @@ def test_a_stored_table_has_the_same_scores(what, scored):
     wanted = golden("scores")[what]
     if what in ("two labels", "four classes"):
         wanted = of_scores(wanted)
-    refuse_other(scored[what], wanted, what)
+    assert_equal_scores(scored[what], wanted, what)
 
 
 def stand_ins(recipe, name, twins, shared):
@@ -482,7 +482,7 @@ def make_base(twins):
     return twins
 
 
-def same_steps(key, got):
+def assert_same_steps(key, got):
     """Equal to 1e-6; second steps to 1e-5, for a first step's gradient is summed in the order a processor likes."""
     wanted = golden("steps")[key]
     assert set(got) == set(wanted)
@@ -497,10 +497,10 @@ def same_steps(key, got):
 def test_a_recipe_takes_the_same_first_steps(name, two_step_twins, tmp_path, request):
     beats = "type: beats" in RECIPES[name].read_text()
     shared = request.getfixturevalue("shared_root") if beats else None
-    same_steps(name, first_steps(name, two_step_twins, shared, tmp_path / "run"))
+    assert_same_steps(name, first_steps(name, two_step_twins, shared, tmp_path / "run"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_a_recipe_pre_trains_with_the_same_first_steps(name, two_step_twins, tmp_path):
-    same_steps(f"{name} pretrain", first_steps(name, two_step_twins, None, tmp_path / "run", True))
+    assert_same_steps(f"{name} pretrain", first_steps(name, two_step_twins, None, tmp_path / "run", True))

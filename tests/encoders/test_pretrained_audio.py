@@ -110,7 +110,7 @@ class TestRefused:
         return tmp_path / "whisper"
 
     @staticmethod
-    def refused(folder: Path | str, *said: str, **kwargs: object) -> str:
+    def assert_refused(folder: Path | str, *said: str, **kwargs: object) -> str:
         with pytest.raises(InputError) as error:
             load_encoder(folder, **kwargs)
         text = str(error.value)
@@ -127,30 +127,32 @@ class TestRefused:
 
     def test_a_part_of_something_else_is_refused_where_it_does_not_belong(self, folder: Path) -> None:
         self.edit(folder, lambda state: state.update({"model.lm_head.weight": torch.zeros(2)}))
-        self.refused(folder, "lm_head.weight is left over")
+        self.assert_refused(folder, "lm_head.weight is left over")
 
     def test_broken_files(self, folder: Path) -> None:
         whole = (folder / "model.safetensors").read_bytes()
         for content in (b"", whole[: len(whole) // 2], b"not tensors at all"):
             (folder / "model.safetensors").write_bytes(content)
-            self.refused(folder)
+            self.assert_refused(folder)
         (folder / "model.safetensors").unlink()
-        self.refused(folder, "there is no model.safetensors", "give a folder with config.json and model.safetensors")
+        self.assert_refused(
+            folder, "there is no model.safetensors", "give a folder with config.json and model.safetensors"
+        )
         for index, said in (
             ("{}", "no index of weights"),
             ('{"weight_map": {"a": "../other.safetensors"}}', "no file of weights beside it"),
             ('{"weight_map": {"a": "part.safetensors"}}', "part.safetensors is missing"),
         ):
             (folder / "model.safetensors.index.json").write_text(index)
-            self.refused(folder, said)
+            self.assert_refused(folder, said)
 
     def test_another_type_and_models_that_are_no_audio_encoder(self, folder: Path) -> None:
-        self.refused(folder, "holds a whisper encoder, not hubert", type="hubert")
+        self.assert_refused(folder, "holds a whisper encoder, not hubert", type="hubert")
         (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        self.refused(folder, "'bert' model, which is not a supported encoder", "whisper", "clap")
+        self.assert_refused(folder, "'bert' model, which is not a supported encoder", "whisper", "clap")
 
     def test_a_file_instead_of_a_folder(self, folder: Path) -> None:
-        self.refused(folder / "model.safetensors", "read from a folder or the Hub", type="whisper")
+        self.assert_refused(folder / "model.safetensors", "read from a folder or the Hub", type="whisper")
 
 
 def test_what_a_checkpoint_says_of_its_features(tmp_path: Path) -> None:

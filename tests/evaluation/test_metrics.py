@@ -15,7 +15,7 @@ CASES = {
 WORKED = [[1290, 160, 110, 19], [330, 250, 40, 29], [190, 45, 140, 10], [50, 60, 13, 20]]
 
 
-def close(got, expected):
+def assert_close(got, expected):
     assert set(expected) <= set(got)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
@@ -26,11 +26,11 @@ def test_every_score_variant_matches_the_published_case(case):
     confusion = np.array(CASES[case]["inputs"]["confusion_matrix_rows_true_cols_pred"])
     expected = CASES[case]["expected"]
     score = metrics.icbhi_score(confusion)
-    close(score, expected["official_4class"])
-    close(metrics.any_abnormal_score(confusion), expected["two_class_se"])
-    close(metrics.any_abnormal_score(confusion), expected["sam_ast_repo"])
-    close(metrics.macro_one_vs_rest(confusion), expected["macro_ovr_wrong"])
-    close(metrics.sprsound_score(score["Se"], score["Sp"]), expected["sprsound"])
+    assert_close(score, expected["official_4class"])
+    assert_close(metrics.any_abnormal_score(confusion), expected["two_class_se"])
+    assert_close(metrics.any_abnormal_score(confusion), expected["sam_ast_repo"])
+    assert_close(metrics.macro_one_vs_rest(confusion), expected["macro_ovr_wrong"])
+    assert_close(metrics.sprsound_score(score["Se"], score["Sp"]), expected["sprsound"])
     assert float(metrics.accuracy(confusion)) == pytest.approx(expected["accuracy"], rel=1e-12)
     assert float(metrics.uar(confusion)) == pytest.approx(expected["uar"], rel=1e-12)
     assert metrics.per_class_recall(confusion) == pytest.approx(expected["per_class_recall"], rel=1e-12)
@@ -45,16 +45,16 @@ def test_binary_figures_match_the_published_case():
     figures |= {"score": score["Score"], "accuracy": float(metrics.accuracy(confusion)) / 100}
     figures |= {"uar": float(metrics.uar(confusion)) / 100}
     figures["macro_f1"] = float(metrics.f1_of(np.diag(confusion), confusion.sum(0), confusion.sum(1)).mean())
-    close(figures, case["expected"])
+    assert_close(figures, case["expected"])
 
 
 def test_multilabel_metrics_have_the_published_layout_and_numbers():
     case = CASES["multilabel_metrics"]
     inputs, expected = case["inputs"], case["expected"]
     got = metrics.multilabel_metrics(inputs["logits"], inputs["labels"], inputs["label_names"])
-    close(got["aggregated"], expected["aggregated"])
+    assert_close(got["aggregated"], expected["aggregated"])
     for label, figures in expected["label_specific"].items():
-        close(got["label_specific"][label], figures)
+        assert_close(got["label_specific"][label], figures)
         assert set(got["label_specific"][label]) == {*figures, "average_precision"}
 
 
