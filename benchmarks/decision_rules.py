@@ -19,13 +19,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.operating_point import GROUPS, Array, compared, score, with_findings
 from benchmarks.sprsound import LABELS
-from laennec.evaluation.calibration.operating_point import adjusted_classes, fit_adjustments, fit_on_validation
+from laennec.evaluation.calibration.operating_point import (
+    adjusted_classes,
+    fit_adjustments,
+    fit_on_validation,
+    highest_logits,
+)
+from laennec.evaluation.calibration.recalibrate import VALIDATION, WINDOWS
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.evaluation.predictions import read_predictions
@@ -36,7 +42,8 @@ from laennec.training.record import hardware, read_run, versions, write_record
 from laennec.training.tables import head_logits
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/decision_rules.json"
-PREDICTIONS = "predictions-validation.parquet"  # in the folder of a run
+# of the operating points of a run
+CALIBRATIONS = {"events": "temperature", "windows": "platt", "recordings": "platt"}
 TASKS = {"2-1": "two", "2-2": "all"}
 EVENT_RULES = {
     "icbhi": "both thresholds together, for the highest ICBHI Score",
@@ -66,7 +73,7 @@ def recordings_of(run: Path) -> Recordings:
     of_events, of_records = (
         next(task for task in tasks_of(recipe) if task.level == level) for level in (None, "record")
     )
-    patients = set(pd.read_parquet(run / PREDICTIONS).patient_id)
+    patients = set(pd.read_parquet(run / VALIDATION).patient_id)
     _, table = level_tables(recipe, "record", patients)
     codes = codes_of(of_records, table)
     table = table.select(np.flatnonzero((codes >= 0) & (codes < of_records.labels.index(POOR_QUALITY))))
@@ -92,24 +99,38 @@ def decide(data: Recordings, rule: str, fitted: Array, wanted: Array, way: str) 
     if rule == "record head":
         own, logits = x[fitted, :-1], x[wanted, :-1]
     else:
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-        inner = GroupKFold(5, shuffle=True, random_state=0)
-        own = cross_val_predict(
-            head, x[fitted], codes[fitted], cv=inner, groups=data.patients[fitted], method="predict_log_proba"
-        )
-        logits = head.fit(x[fitted], codes[fitted]).predict_log_proba(x[wanted])
+        own, logits = np.empty((len(fitted), len(labels))), stacked(x, codes, fitted, wanted, len(labels))
+        for known, left in GroupKFold(5, shuffle=True, random_state=0).split(fitted, groups=data.patients[fitted]):
+            own[left] = stacked(x, codes, fitted[known], fitted[left], len(labels))
     return adjusted_classes(labels, logits, fit_adjustments(labels, codes[fitted], own)[way], way)
 
 
-def event_scores(run: Path, fold: int, draws: int) -> Iterator[dict[str, Any]]:
-    """ICBHI Score of each rule for events and group of patients, for each draw of the fifths."""
-    table = pd.read_parquet(run / PREDICTIONS)
+def stacked(x: Array, codes: Array, fitted: Array, wanted: Array, classes: int) -> Array:
+    """Log-probabilities (wanted rows, classes) of a logistic regression on the fitted rows."""
+    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x[fitted], codes[fitted])
+    found = np.full((len(wanted), classes), -50.0)  # a class that no fitted row has
+    found[:, head.classes_] = head.predict_log_proba(x[wanted])
+    return found
+
+
+def tables_of(run: Path) -> dict[str, pd.DataFrame]:
+    """The predictions of a run for events, for windows and, by the highest logit, for recordings."""
+    windows = pd.read_parquet(run / WINDOWS).dropna(subset=list(LABELS)).reset_index(drop=True)
+    return {
+        "events": pd.read_parquet(run / VALIDATION),
+        "windows": windows,
+        "recordings": highest_logits(windows, LABELS),
+    }
+
+
+def label_scores(table: pd.DataFrame, fold: int, calibration: Any, draws: int) -> Iterator[dict[str, Any]]:
+    """ICBHI Score of each rule and group of patients, for each draw of the fifths."""
     truth, patients = table[list(LABELS)].to_numpy(dtype=int), table.patient_id.to_numpy()
     groups = np.ones(len(table), bool), with_findings(truth, patients)
     for draw, rule in itertools.product(range(draws), EVENT_RULES):
         said = np.empty(truth.shape)
         for fitted, wanted in GroupKFold(5, shuffle=True, random_state=draw).split(table, groups=patients):
-            point = fit_on_validation(table.iloc[fitted], LABELS, rule=rule)
+            point = fit_on_validation(table.iloc[fitted], LABELS, rule=rule, calibration=calibration)
             how = {name: point[name] for name in ("thresholds", "temperatures", "intercepts", "second_thresholds")}
             rows = table.iloc[wanted]
             said[wanted] = read_predictions(rows, problem_type="multi_label", label_names=LABELS, **how).decided
@@ -137,18 +158,22 @@ def main() -> None:
     options = parser.parse_args()
     runs, draws = list(enumerate(options.runs)), options.draws
     data = [recordings_of(run) for run in options.runs]
-    events = pd.DataFrame(row for k, run in runs for row in event_scores(run, k, draws))
+    predicted = [tables_of(run) for _, run in runs]
+    tables = {}
     base, *_ = EVENT_RULES
-    tables = {"events": {"base": base, "rules": compared(events, EVENT_RULES, base)}}
+    for name, calibration in CALIBRATIONS.items():
+        of_runs = [one[name] for one in predicted]
+        rows = pd.DataFrame(row for k, one in enumerate(of_runs) for row in label_scores(one, k, calibration, draws))
+        counted = f"{sum(map(len, of_runs))} {name}"
+        tables[name] = {"base": base, "rules": compared(rows, EVENT_RULES, base), "rows": counted}
+    counted = f"{sum(len(one.codes) for one in data)} recordings"
     for task in TASKS:
         rows = pd.DataFrame(row for k, one in enumerate(data) for row in recording_scores(one, k, task, draws))
         base, *_ = RECORDING_RULES
-        tables[task] = {"base": base, "rules": compared(rows, RECORDING_RULES, base)}
-    predicted = [pd.read_parquet(run / PREDICTIONS) for run in options.runs]
+        tables[task] = {"base": base, "rules": compared(rows, RECORDING_RULES, base), "rows": counted}
     record = {
         "recipe": read_run(options.runs[0] / "run.json")["name"], "tables": tables, "seeds": draws, "folds": len(runs),
-        "events": sum(map(len, predicted)), "recordings": sum(len(one.codes) for one in data),
-        "patients": sum(table.patient_id.nunique() for table in predicted),
+        "patients": sum(one["events"].patient_id.nunique() for one in predicted),
         "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
     write_record(RESULT, record)

@@ -30,7 +30,7 @@ def embedded_train_split(
 
 
 def train_split_before_last_layers(
-    data_dir: str, weights: str, layers: int
+    data_dir: str, weights: str, layers: int, corpus: str = "sprsound"
 ) -> tuple[np.ndarray[Any, Any], nn.Module, pd.DataFrame]:
     """What the end of a mobilenet gets for events of two seconds, that end, and the rows of the events.
 
@@ -38,13 +38,14 @@ def train_split_before_last_layers(
         data_dir: The corpus.
         weights: Of the mobilenet.
         layers: Number of blocks, which the last convolution follows.
+        corpus: "sprsound", or another one, of which all cycles are taken.
 
     Returns:
         float32 (events, channels, frequency, time), the layers, and the rows as of `embedded_train_split`.
     """
-    recipe = Recipe(name="sprsound")
+    recipe = Recipe(name=corpus)
     recipe.features.preset, recipe.features.length, recipe.features.duration_s = "efficientat", "repeat", 2.0
-    model, extractor, split, rows = _train_split(recipe, data_dir, weights)
+    model, extractor, split, rows = _train_split(recipe, data_dir, weights, corpus)
     encoder, seen = model.encoder, []
     first = encoder.blocks[-layers]
     hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
@@ -71,12 +72,17 @@ class LastLayers(nn.Module):
         return self.last(x, mask).mean((2, 3))
 
 
-def _train_split(recipe: Recipe, data_dir: str, weights: str) -> tuple[Any, Any, Any, pd.DataFrame]:
+def _train_split(
+    recipe: Recipe, data_dir: str, weights: str, corpus: str = "sprsound"
+) -> tuple[Any, Any, Any, pd.DataFrame]:
     """A frozen model, its feature extractor, the split and its rows."""
     recipe.encoder.weights, recipe.encoder.trainable = weights, "frozen"
-    table = load_corpus("sprsound", data_dir, protocol="none")["all"]
-    table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
+    table = load_corpus(corpus, data_dir, protocol="none", **{} if corpus == "sprsound" else {"allow_missing": True})[
+        "all"
+    ]
+    if corpus == "sprsound":
+        table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
     extractor = make_extractor(recipe.features)
     split = make_split("train", table, recipe, extractor, None, False)
-    rows = table.select_columns(["cycle_id", "recording_id", "patient_id", *LABELS]).to_pandas()
+    rows = table.select_columns(["cycle_id", "recording_id", "patient_id", "device", "age_years", *LABELS]).to_pandas()
     return make_model(recipe, split.targets.names).eval(), extractor, split, rows

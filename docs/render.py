@@ -337,14 +337,14 @@ def _operating_point(content: Content, split: str | None) -> Table:
             gain = "" if row["rule"] == content["base"] else gain
             cells.append(f"{found['score']:.1f} ± {found['between folds']:.1f}{gain}")
         rows.append(cells)
-    of_events = split in (None, "events")
-    score = "ICBHI Score" if of_events else f"Score of SPRSound's task {split}"
-    counted = f"{content['events']} events" if of_events else f"{content['recordings']} recordings"
+    of_task = split is not None and split[0].isdigit()
+    score = f"Score of SPRSound's task {split}" if of_task else "ICBHI Score"
+    counted = content.get("rows") or f"{content['events']} events"
     note = (
         f"{score} ± standard deviation between folds; in brackets the difference from {content['base']}. {counted} of "
         f"{content['patients']} patients, draws of the folds: {content['seeds']}, {content['date']}."
     )
-    return Table(["rule", "thresholds" if of_events else "input", *groups], rows, [note])
+    return Table(["rule", "input" if of_task else "thresholds", *groups], rows, [note])
 
 
 def _leaderboard(content: Content, split: str | None) -> Table:

@@ -113,6 +113,9 @@ def test_the_less_likely_label_is_decided_alike_everywhere(run, small_corpus, tm
     assert "where another label is likelier: crackle above 0.500, wheeze above 0.500" in capsys.readouterr().out
     path = run / "model" / "config.json"
     config = read(path)
+    points = config["operating_points"]
+    assert points["windows"]["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
+    assert (points["recordings"]["rule"], points["recordings"]["second_thresholds"]) == ("icbhi", {})
     assert config["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
     path.write_text(json.dumps(config | {"thresholds": dict.fromkeys(LABELS, 0.01)}))
     assert main(["evaluate", str(run), "--draws", "0"]) == 0

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,6 +209,7 @@ def outcome(done: "BatchResult") -> str:
 def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
     """Print the model, what ran it, the thresholds in use, what they were fitted on, and what was not fitted."""
     from laennec.evaluation.calibration.operating_point import fitting_notes, window_note
+    from laennec.evaluation.calibration.probabilities import thresholds_text
     from laennec.inference.decisions import ANY_SPAN, GIVEN_RULE
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)
@@ -217,9 +218,11 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
     say(f"model: {name}{f'; trained on {trained}' if trained else ''}", f"backend: {predictor.backend.name}")
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:
-        bounds = f": {_above(decision['thresholds'])}"
+        bounds = f": {thresholds_text(decision['thresholds'], decision.get('second_thresholds'))}"
         if decision["recording"] != ANY_SPAN:
-            bounds = f" in a window{bounds}; in the recording: {_above(decision['recording']['thresholds'])}"
+            whole = decision["recording"]
+            recording = thresholds_text(whole["thresholds"], whole.get("second_thresholds"))
+            bounds = f" in a window{bounds}; in the recording: {recording}"
         kind, origin = "calibrated probability", f"rule {decision['rule']}, fitted on {decision['fitted_on']}"
         if not (config.thresholds or config.temperatures or config.operating_points):
             kind, origin = "probability", "nothing was fitted"
@@ -270,7 +273,3 @@ def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: st
 
 def _note(text: str) -> None:
     say(f"laennec: note: {text}", file=sys.stderr)
-
-
-def _above(thresholds: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} above {p:.3f}" for name, p in thresholds.items())

@@ -14,11 +14,11 @@ positive examples than training, and the highest of many logits is too high by a
 
 The ICBHI Score counts an abnormal cycle as right only if both labels are. Its best thresholds are low, because normal
 cycles are many, and two low thresholds often give a second label that is wrong. Rule icbhi_likeliest therefore asks the
-less likely label of a cycle for the probability 0.5 too.
+less likely label of a cycle for the probability 0.5 too; not for recordings, which may well have both labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -386,9 +386,13 @@ def fit_windows(
     """{"windows": operating point, "recordings": operating point}, fitted on validation windows of these lengths."""
     platt = rule.calibration != "none" and multi_label
     how = FittingRule("platt" if platt else rule.calibration, rule.threshold_rule, rule.sensitivity)
-    tables = {"windows": table} | ({"recordings": highest_logits(table, label_names)} if multi_label else {})
     cut = {"window_s": window_s, "hop_s": hop_s}
-    return {name: fit_operating_point(rows, label_names, multi_label, how) | cut for name, rows in tables.items()}
+    found = {"windows": fit_operating_point(table, label_names, multi_label, how) | cut}
+    if multi_label:
+        if rule.threshold_rule == "icbhi_likeliest":  # crackles and wheezes of a recording may be in different windows
+            how = replace(how, threshold_rule="icbhi")
+        found["recordings"] = fit_operating_point(highest_logits(table, label_names), label_names, True, how) | cut
+    return found
 
 
 def window_points_of(points: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ Decisions: a method is a set of runs with different seeds; the folds of one seed
 replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
 mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
 printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
-methods compared with the baseline in one metric. Where fewer than five effective patients have the finding, a
+methods compared with the baseline in one metric. Where fewer than three effective patients have the finding, a
 difference gets neither interval nor p value: a claim would rest on one or two of them. Beside p values stand the
 smallest one that these draws can give, and the difference found in four of five studies: "not significant" is no
 evidence that two methods are equal.
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from laennec.evaluation.intervals import FEW_EFFECTIVE, bootstrap_values, interval, number_behind, patient_codes
+from laennec.evaluation.intervals import LEAST_EFFECTIVE, bootstrap_values, interval, number_behind, patient_codes
 from laennec.evaluation.metrics import FloatArray
 from laennec.evaluation.predictions import Predictions, effective_numbers, statistics_of
 
@@ -112,7 +112,7 @@ def compare_methods(
             if figure in found[other]:
                 cell, differences = found[method][figure], drawn[method, figure] - drawn[other, figure]
                 cell["difference"] = cell["mean"] - found[other][figure]["mean"]
-                enough = methods[method][0].effective.get(figure, FEW_EFFECTIVE) >= FEW_EFFECTIVE
+                enough = methods[method][0].effective.get(figure, LEAST_EFFECTIVE) >= LEAST_EFFECTIVE
                 cell["difference_interval"] = interval(differences, n_patients) if enough else None
                 if cell["difference_interval"] is not None:  # too few patients for it are too few for a p value
                     cell["p"] = p_values.setdefault(figure, {})[method] = _two_sided(differences)
