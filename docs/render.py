@@ -473,6 +473,29 @@ def _head_losses(content: Content, split: str | None) -> Table:
     return Table(heads, rows, [note])
 
 
+def _last_layers(content: Content, split: str | None) -> Table:
+    """AUROCs of the methods on one set of patients, given as the split."""
+    part = (split or "").replace("_", " ")
+    rows = []
+    for row in content["methods"]:
+        cells = [row["method"]]
+        for label in ("crackle", "wheeze"):
+            found = row[part][label]
+            cells.append(figure_text(f"{label}.roc_auc", found["auroc"], found["interval"]))
+            gain = found.get("difference")
+            between = found.get("difference_interval")
+            cells.append("" if gain is None else figure_text(f"{label}.roc_auc", gain, between, "+"))
+        rows.append(cells)
+    first = content["methods"][0][part]
+    behind = ", ".join(f"{name} {number:.1f}" for name, number in first["effective_patients"].items())
+    note = (
+        f"{part}: {first['cycles']} cycles of {first['patients']} patients (effective: {behind}). Mean over "
+        f"{content['seeds']} seeds [95 % interval over patients]. {content['date']}."
+    )
+    heads = [f"{label} AUROC{what}" for label in ("crackle", "wheeze") for what in ("", ", difference")]
+    return Table(["method", *heads], rows, [note])
+
+
 def _rows(content: Content) -> list[Row]:
     return [Row(**row) for row in content["rows"]]
 
@@ -487,6 +510,7 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "reliability": _reliability,
     "operating_point": _operating_point,
     "new_site": _new_site,
+    "last_layers": _last_layers,
     "head_losses": _head_losses,
     "active_learning": _active_learning,
     "leaderboard": _leaderboard,
