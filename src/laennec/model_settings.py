@@ -106,6 +106,10 @@ class DecisionSettings:
         values = points[spans].get(setting, {}) if spans in points else getattr(self, setting)
         return {name: values.get(name, NEUTRAL[setting]) for name in self.label_names}
 
+    def labels_with_second(self, spans: str = "events") -> dict[str, float]:
+        """The second thresholds, of the labels that have one."""
+        return {name: p for name, p in self.per_label("second_thresholds", spans).items() if p}
+
     @property
     def is_multi_label(self) -> bool:
         """Whether each label is decided by itself."""

@@ -117,7 +117,7 @@ def _bounds(config: Any, spans: str) -> dict[str, Any]:
     """Thresholds and second thresholds; None for a single-label model."""
     if not config.is_multi_label:
         return {"thresholds": None}
-    second = {name: p for name, p in config.per_label("second_thresholds", spans).items() if p}
+    second = config.labels_with_second(spans)
     return {"thresholds": config.per_label("thresholds", spans)} | ({"second_thresholds": second} if second else {})
 
 

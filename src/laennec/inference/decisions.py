@@ -54,7 +54,7 @@ def decision_of(config: Any, given: Mapping[str, float], spans: str) -> dict[str
 
 def _second(config: Any, spans: str, given: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The model's second thresholds, of labels without a given threshold; {} where it has none."""
-    second = {name: p for name, p in config.per_label("second_thresholds", spans).items() if p and name not in given}
+    second = {name: p for name, p in config.labels_with_second(spans).items() if name not in given}
     return {"second_thresholds": second} if second else {}
 
 

@@ -355,7 +355,7 @@ def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
         "thresholds": logit_thresholds(config, spans),
         "temperatures": point.get("temperatures", config.temperatures),
         "intercepts": point.get("intercepts", config.intercepts),
-        "second_thresholds": {name: p for name, p in config.per_label("second_thresholds", spans).items() if p},
+        "second_thresholds": config.labels_with_second(spans),
     }
 
 

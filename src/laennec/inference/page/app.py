@@ -235,7 +235,7 @@ def threshold_origin(model: LaennecForAudioClassification) -> str:
     count = f"{on['cycles']} validation {spans}{patients}" if on.get("cycles") else "validation patients"
     rule = f" by the rule {fitted['rule']}" if fitted.get("rule") else ""
     others = ", not on windows" if spans == "cycles" else "; annotated cycles have thresholds of their own"
-    second = max(config.per_label("second_thresholds", "windows").values())
+    second = max(config.labels_with_second("windows").values(), default=0)
     also = f" Where another label is likelier, a label also has to be above {second:g}." if second else ""
     return f"The thresholds were fitted on {count}{rule}{others}; the test split was not used for this.{also}"
 
