@@ -119,6 +119,7 @@ def test_a_split_used_before_scoring_is_no_headline(ensemble, tmp_path, capsys, 
         ),
         (lambda record: record.update(labels=["crackle", "rhonchus"]), "trained on other data or another split"),
         (lambda record: record.update(members=[{"seed": 0}]), "this run is an ensemble"),
+        (lambda record: record["operating_points"].update(rule="f1"), "thresholds or calibration of different rules"),
     ],
 )
 def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, change, said):
@@ -130,6 +131,15 @@ def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, ch
     problem = capsys.readouterr().err
     assert said in problem and problem.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_members_that_were_calibrated_again_share_their_rule_with_the_ensemble(seeds, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in seeds[:2]]
+    for run in runs:
+        assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "icbhi_likeliest"]) == 0
+    assert main(["ensemble", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    points = read(tmp_path / "out" / "run.json")["operating_points"]
+    assert (points["calibration"], points["rule"]) == ("platt", "icbhi_likeliest")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ members that had not seen them.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of
 from laennec.evaluation.calibration.probabilities import calibrated_logits
-from laennec.evaluation.calibration.recalibrate import read_validation
+from laennec.evaluation.calibration.recalibrate import fitted_rule, read_validation
 from laennec.evaluation.comparison.runs import recipe_difference
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.scored_data import check_split, recipe_of
@@ -72,6 +72,8 @@ def ensemble_runs(
         )
     recipe = recipe_of(folders[0], first, {"data_dir": data_dir})
     recipe.name, recipe.output_dir = name or f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
+    rule = fitted_rule(first)  # that of `laennec calibrate`, where it was used on the members
+    recipe.head = recipe.head.model_copy(update=asdict(rule))
     timings = Timings()
     with claimed(out, recipe, overwrite) as begin:
         configure_process(recipe.train.threads)
@@ -225,6 +227,11 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
     seeds: dict[Any, Path] = {}
     of_folds = len({_fold(record) for record in records}) > 1
     for folder, record in zip(folders, records, strict=True):
+        if fitted_rule(record) != fitted_rule(records[0]):
+            raise InputError(
+                f"{folder} and {folders[0]} have thresholds or calibration of different rules; fit them by one rule "
+                "first: laennec calibrate RUN --calibration ... --threshold-rule ..."
+            )
         if record.get("members"):
             raise InputError(f"{folder}: this run is an ensemble; give its members")
         seed, fold = record["config"]["seed"], _fold(record)
