@@ -67,7 +67,8 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         second_thresholds: A second probability, by label name, that a label has to pass where another label of the same
             span has a higher one; 0 where absent.
         operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on",
-            "notes". All five were fitted on annotated events.
+            "notes"; and "smoothing", the weight of the recording's mean in the logits of its annotated events. All were
+            fitted on annotated events.
         operating_points: The same for "windows" and for "recordings" (of the highest logit of a recording's windows),
             fitted on validation windows: {"thresholds", "temperatures", "intercepts", "window_s", "hop_s", ...}.
         tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"

@@ -98,6 +98,7 @@ class DecisionSettings:
 
     label_names: Sequence[str]
     problem_type: Any
+    operating_point: Any
     operating_points: Any
 
     def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
@@ -111,6 +112,11 @@ class DecisionSettings:
         return {name: p for name, p in self.per_label("second_thresholds", spans).items() if p}
 
     @property
+    def smoothing(self) -> float:
+        """The weight of the recording's mean in the logits of its annotated cycles; 0 for no smoothing."""
+        return float(self.operating_point.get("smoothing", 0.0))
+
+    @property
     def is_multi_label(self) -> bool:
         """Whether each label is decided by itself."""
         return bool(self.problem_type == PROBLEM_TYPES["multi_label"])
@@ -122,6 +128,7 @@ class _How(Checked):
     rule: Line | None = None
     calibration: Line | None = None
     sensitivity: Probability | None = None
+    smoothing: Probability = 0.0
     fitted_on: dict[Line, int | float | Line | None] = {}
     notes: list[Line] = []
 

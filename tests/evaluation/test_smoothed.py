@@ -1,14 +1,18 @@
 """Smoothing on the command line: chosen on validation, compared, and used by predict."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from evaluation_tables import LABELS, read
 
 from laennec.cli.main import main
+from laennec.errors import InputError
 from laennec.evaluation import fit_on_validation
-from laennec.evaluation.calibration.probabilities import sigmoid
+from laennec.evaluation.calibration.probabilities import calibrated_logits, sigmoid
 from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
+from laennec.inference.predictor import Predictor
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -66,6 +70,46 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
             np.testing.assert_allclose(got, wanted, atol=1e-4)
             limit = thresholds["threshold_probabilities"][name]
             assert [row[name] for row in half["timeline"]] == [int(v > limit) for v in got]
+
+
+def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no_pages, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    raw = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    validation = pd.read_parquet(run / "predictions-validation.parquet")
+    strength = choose_smoothing(validation, problem_type="multi_label", label_names=LABELS)["strength"]
+    assert main(["calibrate", str(run), "--smooth"]) == 0
+    assert f"logits mixed with the mean of the recording, weight {strength:g}" in capsys.readouterr().out
+    smoothed = fit_on_validation(smooth_predictions(validation, LABELS, strength), LABELS, rule="youden")
+    assert read(run / "run.json")["operating_points"] == smoothed | {"smoothing": strength}
+    path = run / "model" / "config.json"
+    config = read(path)
+    config["operating_point"]["smoothing"] = 0.4
+    path.write_text(json.dumps(config))
+    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert "logits mixed with the mean of the recording, weight 0.4" in capsys.readouterr().out
+    scored, columns = pd.read_parquet(run / "evaluation-test" / "predictions.parquet"), [f"logit_{n}" for n in LABELS]
+    np.testing.assert_array_equal(scored[columns], smooth_predictions(raw, LABELS, 0.4)[columns])
+    assert main(["export", str(run), "--format", "onnx", "--out", str(tmp_path / "onnx")]) == 0
+    name = scored["recording_id"].iloc[0]
+    rows = scored.loc[scored["recording_id"] == name]
+    for source in (run / "model", tmp_path / "onnx"):
+        predictor = Predictor.from_pretrained(source)
+        predicted = predictor(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt")
+        own = predictor.model.config
+        wanted = calibrated_logits(rows[columns], LABELS, own.per_label("temperatures"), own.per_label("intercepts"))
+        np.testing.assert_allclose(predicted.probabilities, sigmoid(wanted), atol=1e-4)
+        assert predicted.smoothing == 0.4 and predictor(small_corpus / f"{name}.wav").smoothing == 0
+        with pytest.raises(InputError, match="smoothing over the whole recording cannot be streamed"):
+            next(predictor.stream(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt"))
+        plain = Predictor.from_pretrained(source, smoothing=0)
+        assert plain(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt").smoothing == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--smoothing", "0.5"]) == 2
+    one_line(capsys, "this model smooths its predictions itself, by 0.4")
+    assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
+    assert read(path)["operating_point"].get("smoothing", 0) == strength
+    assert main(["calibrate", str(run), "--no-smooth"]) == 0
+    assert "smoothing" not in read(path)["operating_point"]
 
 
 def test_a_model_without_its_run_takes_a_strength_but_chooses_none(run, small_corpus, tmp_path, capsys):

@@ -16,6 +16,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sensitivity", type=float, help="target of --threshold-rule sensitivity, 0 to 1")
     parser.add_argument(
+        "--smooth",
+        action=argparse.BooleanOptionalAction,
+        help="mix predictions of annotated events with the mean of their recording, by the weight that ranks "
+        "validation best (default: as in the run)",
+    )
+    parser.add_argument(
         "--spans",
         choices=("events", "windows"),
         default="events",
@@ -29,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
-    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir")
+    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir", "smooth")
     fitted = recalibrate(options.run_folder, command=options.line, **chosen(options, *names))
     for spans, point in fitted.items():
         say(*format_fitted(point, spans).splitlines())

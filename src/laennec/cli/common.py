@@ -123,7 +123,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--smoothing": {
         "default": "none", "metavar": "auto|none|W",
         "help": "smooth predictions: mix the logits of each span with the mean of its recording, with weight W from 0 "
-        "to 1, or auto for the weight chosen on validation (default: none)",
+        "to 1, or auto for the weight chosen on validation (default: the model's own, for annotated spans)",
     },
     "--jobs": {
         "type": int, "default": 1, "metavar": "N",

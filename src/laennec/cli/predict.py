@@ -97,7 +97,6 @@ def run(options: argparse.Namespace) -> int:
         return run_ray(options, RayWork(predictor, {"laennec": __version__, **identity}, settings.annotation), inputs)
     if not predictor.whole:
         settings.window_s, settings.hop_s = predictor.window_s, predictor.hop_s
-    settings.smoothing = settings.smoothing or "none"
     done = predict(
         predictor,
         inputs,
@@ -141,7 +140,7 @@ def _make_predictor(options: argparse.Namespace, settings: "Settings", source: s
     if neighbours < 0:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
     model, extractor = load_for_prediction(source, options.base, options.backend)
-    strength = 0.0
+    strength = 0.0 if settings.smoothing == "none" else None
     if settings.smoothing not in (None, "none"):
         from laennec.evaluation.calibration.recalibrate import smooth_model
 
@@ -209,7 +208,7 @@ def outcome(done: "BatchResult") -> str:
 def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
     """Print the model, what ran it, the thresholds in use, what they were fitted on, and what was not fitted."""
     from laennec.evaluation.calibration.operating_point import fitting_notes, window_note
-    from laennec.evaluation.calibration.probabilities import thresholds_text
+    from laennec.evaluation.calibration.probabilities import smoothing_text, thresholds_text
     from laennec.inference.decisions import ANY_SPAN, GIVEN_RULE
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)
@@ -227,6 +226,8 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
         if not (config.thresholds or config.temperatures or config.operating_points):
             kind, origin = "probability", "nothing was fitted"
         say(f"a label is present{bounds} ({kind}; {'given' if given else origin})")
+    if smoothed := smoothing_text(predictor.smoothing_for(annotated)):
+        say(smoothed)
     notes = fitting_notes(config, decision["fitted_on"])
     if not (annotated or predictor.segmentation or predictor.whole or given):
         notes.insert(0, window_note(config, predictor.window_s, predictor.hop_s) or "")

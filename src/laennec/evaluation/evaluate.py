@@ -28,6 +28,7 @@ from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, own_operating_point
+from laennec.evaluation.calibration.probabilities import smoothing_text
 from laennec.evaluation.calibration.recalibrate import resolve_smoothing, smoothing_section
 from laennec.evaluation.calibration.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.geometry import class_distances
@@ -195,6 +196,11 @@ def score(
         model, extractor = load_model(source, base)
         splits = load_splits(recipe, check_jobs(jobs))
         origin = provenance(splits)
+        if parse_smoothing(smoothing) is not None and model.config.smoothing:
+            raise InputError(
+                f"smoothing {smoothing}: this model smooths its predictions itself, by {model.config.smoothing:g}; "
+                "leave --smoothing out"
+            )
         smooth = resolve_smoothing(smoothing, source, model)
         check_split(run, recipe, origin)
         refuse_lost_neighbours(splits, origin.get("protocol"), extractor.context_cycles)
@@ -353,6 +359,8 @@ def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], con
     lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
     if shown := decision_text(evaluation):
         lines.append(f"a label is predicted: {shown} (calibrated probability)")
+    if smoothed := smoothing_text(config.smoothing):
+        lines.append(smoothed)
     lines += [f"note: {note}" for note in fitting_notes(config, "events")]
     if "smoothing" in evaluation:
         lines += ["", format_smoothing(evaluation["smoothing"])]
@@ -364,14 +372,17 @@ def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], con
 def predict_split(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
 ) -> tuple[Any, NDArray[np.float32], SplitData]:
-    """The predictions table of a split, its embeddings (cycles, dim), and its data set."""
+    """The predictions table of a split, smoothed if the model smooths, its embeddings (cycles, dim), and its data."""
     names = model.config.label_names
     data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
     cache = embedding_cache(recipe, model, extractor)
     embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
     truth = truth_table(data.table, split, recipe.target.column, names)
-    return predictions_table(model, truth, embeddings), embeddings, data
+    predictions = predictions_table(model, truth, embeddings)
+    if model.config.smoothing:
+        predictions = smooth_predictions(predictions, names, model.config.smoothing)
+    return predictions, embeddings, data
 
 
 def _write(

@@ -12,6 +12,7 @@ from laennec.configuration import span_noun
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
 from laennec.encoders import encoder_class
+from laennec.evaluation.calibration.probabilities import smoothing_text
 from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
 from laennec.evaluation.report.sections import (
     baseline_table,
@@ -220,6 +221,7 @@ def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "rule": fitted.get("rule"),
         "sensitivity": fitted.get("sensitivity"),
         "second": ", ".join(sorted({f"{p:g}" for p in (fitted.get("second_thresholds") or {}).values()})),
+        "smoothing": smoothing_text(fitted.get("smoothing")),
         "on": fitted["fitted_on"],
         "notes": fitted.get("notes") or [],
     }

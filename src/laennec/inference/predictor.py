@@ -125,7 +125,8 @@ class Predictor:
         window_s: Length of a window, in seconds; None for what the model was trained on, whole recordings or windows;
             for a model of cycles 3 s, or the length of the model's input where that is less.
         hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
-        smoothing: Weight of the mean that each span's logits are mixed with, 0 to 1.
+        smoothing: Weight of the mean that each span's logits are mixed with, 0 to 1; None for the model's own, which it
+            has for annotated spans alone.
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
         thresholds: Probabilities above which a label is present, by label name; missing labels keep the model's own.
         segmentation: Predict segmented breath cycles instead of windows.
@@ -139,7 +140,7 @@ class Predictor:
         extractor: Any = None,
         window_s: float | None = None,
         hop_s: float | None = None,
-        smoothing: float = 0.0,
+        smoothing: float | None = None,
         *,
         neighbours: int = 0,
         thresholds: Mapping[str, float] | None = None,
@@ -152,14 +153,14 @@ class Predictor:
         if window_s is None and not isinstance(trained, str):
             window_s = min(float(trained), self.input_s)
         self.window_s, self.hop_s = window_lengths(extractor, window_s, hop_s)
-        if not 0 <= smoothing <= 1 or neighbours < 0:
+        if not 0 <= (smoothing or 0.0) <= 1 or neighbours < 0:
             raise InputError(
-                f"smoothing {smoothing:g} with {neighbours} neighbours: the smoothing must be 0 to 1 (--smoothing) "
-                "and the number of neighbours 0 or more (--smoothing-neighbours)"
+                f"smoothing {smoothing or 0:g} with {neighbours} neighbours: the smoothing must be 0 to 1 "
+                "(--smoothing) and the number of neighbours 0 or more (--smoothing-neighbours)"
             )
         self.backend = make_backend(model, extractor, backend)
         self.model, self.extractor = model, extractor
-        self.smoothing, self.neighbours = float(smoothing), neighbours if smoothing else 0
+        self.smoothing, self.neighbours = smoothing, neighbours if smoothing else 0
         self.segmentation = segmentation
         self.given_thresholds = dict(thresholds or {})
         self.decision = self.decision_for(annotated=False)
@@ -209,9 +210,10 @@ class Predictor:
         """
         path = recording if isinstance(recording, str | Path | bytes) else wave_file(recording, sampling_rate)
         stream, places, found, logits = self.run(self.backend.logits, path, annotation, listener)
-        logits = smooth_logits(logits, [0] * len(found), self.smoothing, self.neighbours).astype(np.float32)
+        annotated = annotation is not None
+        decision, smoothing = self.decision_for(annotated), self.smoothing_for(annotated)
+        logits = smooth_logits(logits, [0] * len(found), smoothing, self.neighbours).astype(np.float32)
         order = np.argsort(places, kind="stable")
-        decision = self.decision_for(annotation is not None)
         logits, spans = logits[order], [found[row] for row in order]
         probabilities = self._probabilities(logits, decision)
         present = present_labels(self.model.config, probabilities, decision)
@@ -223,7 +225,7 @@ class Predictor:
             probabilities,
             present,
             self.model.config.label_names,
-            self.smoothing,
+            smoothing,
             self.neighbours,
             self.places(annotation),
             decision,
@@ -237,11 +239,12 @@ class Predictor:
         Smoothing over neighbours delays the results by as many spans. Problems that show only at the end of a file (a
         truncated file, an annotation longer than the recording) are raised there, after the earlier spans.
         """
-        if self.smoothing and not self.neighbours:
+        annotated = annotation is not None
+        if self.smoothing_for(annotated) and not self.neighbours:
             raise InputError(
                 "smoothing over the whole recording cannot be streamed; set neighbours, or call the predictor instead"
             )
-        spans, decision = self._spans(path, annotation), self.decision_for(annotation is not None)
+        spans, decision = self._spans(path, annotation), self.decision_for(annotated)
         with self._opened(path, None) as stream:
             outputs = self._outputs(self.backend.logits, stream, spans, annotation)
             logits = ((span, row) for _, span, row in outputs)
@@ -255,7 +258,7 @@ class Predictor:
         """Every setting that changes predictions, except the weights and the annotations, as plain values."""
         return {
             "spans": {"from": "annotation"} if annotated else self.places(None),
-            "smoothing": smoothing_record(self.smoothing, self.neighbours),
+            "smoothing": smoothing_record(self.smoothing_for(annotated), self.neighbours),
             "decision": self.decision_for(annotated),
             "labels": self.model.config.label_names,
             "backend": self.backend.name,
@@ -282,8 +285,16 @@ class Predictor:
 
     def decision_for(self, annotated: bool) -> dict[str, Any]:
         """The decision rule of annotated spans, or of the predictor's own."""
-        spans = "events" if annotated or self.whole or self.segmentation is not None else "windows"
-        return decision_of(self.model.config, self.given_thresholds, spans)
+        return decision_of(self.model.config, self.given_thresholds, "events" if self._events(annotated) else "windows")
+
+    def smoothing_for(self, annotated: bool) -> float:
+        """The weight of the mean in the logits of annotated spans, or of the predictor's own."""
+        own = self.model.config.smoothing if self._events(annotated) else 0.0
+        return float(own if self.smoothing is None else self.smoothing)
+
+    def _events(self, annotated: bool) -> bool:
+        """Whether the spans are predicted as annotated events are, not as windows."""
+        return annotated or self.whole or self.segmentation is not None
 
     def _spans(self, path: str | Path | bytes, annotation: str | Path | None) -> list[Span] | None:
         """The spans to predict; None for windows."""

@@ -15,6 +15,9 @@ positive examples than training, and the highest of many logits is too high by a
 The ICBHI Score counts an abnormal cycle as right only if both labels are. Its best thresholds are low, because normal
 cycles are many, and two low thresholds often give a second label that is wrong. Rule icbhi_likeliest therefore asks the
 less likely label of a cycle for the probability 0.5 too; not for recordings, which may well have both labels.
+
+A model that smooths mixes the logits of annotated cycles with the mean of their recording, and its operating point is
+fitted on validation predictions that were smoothed with the strength that ranks them best.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
+from laennec.evaluation.calibration import refuse_test_split
 from laennec.evaluation.calibration.probabilities import (
     brier_score,
     calibrated_logits,
@@ -35,6 +39,7 @@ from laennec.evaluation.calibration.probabilities import (
     sigmoid,
     softmax,
 )
+from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
 from laennec.evaluation.metrics import (
     POOR_QUALITY,
     PREDICTED_CLASS,
@@ -62,11 +67,12 @@ _ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 
 @dataclass(frozen=True)
 class FittingRule:
-    """How an operating point is fitted: a `Calibration`, a `ThresholdRule` (None: probability 0.5), its sensitivity."""
+    """How an operating point is fitted."""
 
-    calibration: str
-    threshold_rule: str | None
-    sensitivity: float = 0.9
+    calibration: str  # a `Calibration`
+    threshold_rule: str | None  # a `ThresholdRule`; None: probability 0.5
+    sensitivity: float = 0.9  # of rule "sensitivity"
+    smooth: bool = False  # whether on predictions smoothed over each recording
 
 
 def fit_thresholds_on_validation(
@@ -273,14 +279,6 @@ def _validation_rows(table: Any, columns: list[str]) -> tuple[Any, dict[str, Any
     return table, {"split": splits, "cycles": len(table), "patients": patients}
 
 
-def refuse_test_split(table: Any, action: str) -> str | None:
-    """Refuse a predictions table of a test split; its splits as text, None where it has none."""
-    splits = sorted({str(split) for split in table["split"]}) if "split" in table.columns else []
-    if any("test" in split.lower() for split in splits):
-        raise InputError(f"predictions of split {', '.join(splits)}: {action} on validation, never on test")
-    return ", ".join(splits) or None
-
-
 def _fit_label(name: str, logits: FloatArray, truth: Any, calibration: Calibration) -> tuple[float, float, str]:
     """Temperature and intercept of one label, and a note where it was left unfitted."""
     if int(truth.sum()) in (0, len(truth)):
@@ -312,14 +310,23 @@ def _errors(curves: Mapping[str, tuple[Any, Any, Any]]) -> dict[str, Any]:
 
 
 def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rule: Any) -> dict[str, Any]:
-    """`fit_on_validation` or `fit_classes_on_validation` by a `FittingRule`, or by the head settings of a recipe."""
-    calibration, wanted = rule.calibration, rule.threshold_rule
+    """`fit_on_validation` or `fit_classes_on_validation` by a `FittingRule`, or by the head settings of a recipe.
+
+    Returns:
+        What these return, and where the rule smooths "smoothing", the strength that was chosen.
+    """
+    calibration, wanted, smoothed = rule.calibration, rule.threshold_rule, {}
+    if rule.smooth:
+        kind: Any = "multi_label" if multi_label else "single_label"
+        smoothed = {"smoothing": choose_smoothing(table, problem_type=kind, label_names=names)["strength"]}
+        table = smooth_predictions(table, names, smoothed["smoothing"])
     if multi_label:
-        return fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)
-    fitted = fit_classes_on_validation(table, names, calibration=calibration)
-    if wanted is not None:
-        fitted["notes"].append(f"threshold rule {wanted}: not used, the most probable class is predicted")
-    return fitted
+        fitted = fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)
+    else:
+        fitted = fit_classes_on_validation(table, names, calibration=calibration)
+        if wanted is not None:
+            fitted["notes"].append(f"threshold rule {wanted}: not used, the most probable class is predicted")
+    return fitted | smoothed
 
 
 def set_operating_point(config: Any, fitted: Mapping[str, Any] | None) -> None:
@@ -332,8 +339,7 @@ def operating_point_of(fitted: Mapping[str, Any] | None) -> dict[str, dict[str, 
     """What config.json holds of an operating point: its numbers, and how they were fitted."""
     fitted = fitted or {}
     how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
-    if notes := fitted.get("notes"):
-        how["notes"] = list(notes)
+    how |= {name: fitted[name] for name in ("smoothing", "notes") if fitted.get(name)}
     places = {name: name for name in NEUTRAL} | {"thresholds": "threshold_probabilities"}
     numbers = {place: {k: float(v) for k, v in fitted.get(name, {}).items()} for place, name in places.items()}
     return {**numbers, "operating_point": how}

@@ -9,6 +9,7 @@ What is slow to import is imported after the arguments were checked.
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,7 +26,12 @@ from laennec.evaluation.calibration.operating_point import (
     set_operating_point,
     window_points_of,
 )
-from laennec.evaluation.calibration.probabilities import calibration_caution, calibration_name, thresholds_text
+from laennec.evaluation.calibration.probabilities import (
+    calibration_caution,
+    calibration_name,
+    smoothing_text,
+    thresholds_text,
+)
 from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
 from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
@@ -47,6 +53,7 @@ def fitted_rule(run: Mapping[str, Any]) -> FittingRule:
         calibration=fitted.get("calibration") or head.get("calibration", "temperature"),
         threshold_rule=fitted["rule"] if "rule" in fitted else head.get("threshold_rule"),
         sensitivity=fitted.get("sensitivity") or head.get("sensitivity", 0.9),
+        smooth="smoothing" in fitted if fitted else bool(head.get("smooth")),
     )
 
 
@@ -58,6 +65,7 @@ def recalibrate(
     command: str = "",
     spans: str = "events",
     data_dir: str | None = None,
+    smooth: bool | None = None,
 ) -> dict[str, Any]:
     """Fit calibration and thresholds of a run on its stored validation predictions, and store them in its model.
 
@@ -73,6 +81,7 @@ def recalibrate(
         command: The literal command, for the record.
         spans: "windows" predicts the validation windows first where the run does not have them.
         data_dir: Folder of the corpus, for that; None: as in the run.
+        smooth: Whether predictions of annotated events are mixed with the mean of their recording; None: as before.
 
     Returns:
         The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
@@ -82,7 +91,9 @@ def recalibrate(
     record, config = read_run(folder / "run.json"), _model_config(folder)
     names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
     multi_label = config.get("problem_type") == "multi_label_classification"
-    rule = _new_rule(fitted_rule(record), names, multi_label, calibration, threshold_rule, sensitivity)
+    before_rule = fitted_rule(record)
+    rule = _new_rule(before_rule, names, multi_label, calibration, threshold_rule, sensitivity)
+    rule = replace(rule, smooth=before_rule.smooth if smooth is None else smooth)
     fitted = fit_operating_point(read_validation(folder / VALIDATION), names, multi_label, rule)
     before = (record.get("window_points") or {}).get("windows")
     lengths = (before["window_s"], before["hop_s"]) if before else None
@@ -194,6 +205,8 @@ def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
         lines.append(f"  {name}: probability = sigmoid({logit}), threshold {p:.3f}")
     if second := thresholds_text(fitted.get("second_thresholds") or {}, None):
         lines.append(f"  where another label is likelier: {second}")
+    if smoothed := smoothing_text(fitted.get("smoothing")):
+        lines.append(f"  {smoothed}")
     if fitted["thresholds"] is None:
         temperature = next(iter(fitted["temperatures"].values()))
         lines.append(f"  one temperature: {temperature:.3f}; the most probable class is predicted")
@@ -246,7 +259,7 @@ def resolve_smoothing(
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
     strength = chosen["strength"] if chosen else float(wanted)
-    rule = fitted_rule(run) if run else None
+    rule = replace(fitted_rule(run), smooth=False) if run else None
     if rule is None or rule.threshold_rule is None or not config.is_multi_label:
         return Smoothing(strength, chosen)
     smoothed = smooth_predictions(validation, names, strength, neighbours)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import refuse_test_split
+from laennec.evaluation.calibration import refuse_test_split
 from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray, auroc
 from laennec.rendering import text_table

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.corpora.splits import WITH_FOLDS
-from laennec.evaluation.calibration.probabilities import calibration_name
+from laennec.evaluation.calibration.probabilities import calibration_name, smoothing_text
 from laennec.evaluation.calibration.smoothing import smoothing_rows
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS
@@ -122,6 +122,8 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     decision = "the most probable class"
     if evaluation["thresholds"] is not None:
         decision = f"calibrated probability: {decision_text(evaluation)}"
+    if smoothed := smoothing_text((evaluation.get("fitted") or {}).get("smoothing")):
+        decision += f"; {smoothed}"
     split = (run.get("evaluated") or {}).get("split")
     times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
     caveats = [provenance.get("stamp"), "shared data, see above" if provenance.get("leaks") else None]

@@ -106,7 +106,7 @@ def _settings(predictor: Predictor, annotation: str | Path | None) -> Settings:
         hop_s=None if predictor.whole else predictor.hop_s,
         annotation=None if annotation is None else str(annotation),
         segment=None if segmentation is None or annotation is not None else asdict(segmentation),
-        smoothing=predictor.smoothing or "none",
+        smoothing="none" if predictor.smoothing == 0 else predictor.smoothing,
         smoothing_neighbours=predictor.neighbours,
         thresholds=predictor.given_thresholds or None,
     )

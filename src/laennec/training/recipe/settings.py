@@ -244,6 +244,11 @@ class HeadSettings(Settings):
     sensitivity: float = Field(
         default=0.9, gt=0, le=1, description="threshold_rule sensitivity: the sensitivity to reach"
     )
+    smooth: StrictBool = Field(
+        default=False,
+        description="whether predictions of annotated cycles are mixed with the mean of their recording, by the weight "
+        "that ranks validation patients best",
+    )
 
 
 class LossSettings(Settings):
