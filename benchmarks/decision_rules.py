@@ -19,19 +19,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.operating_point import GROUPS, Array, compared, score, with_findings
+from benchmarks.operating_point import AUROC, GROUPS, Array, compared, score, with_findings
 from benchmarks.sprsound import LABELS
 from laennec.evaluation.calibration.operating_point import (
+    FittingRule,
     adjusted_classes,
     fit_adjustments,
-    fit_on_validation,
+    fit_operating_point,
     highest_logits,
 )
 from laennec.evaluation.calibration.recalibrate import VALIDATION, WINDOWS
+from laennec.evaluation.calibration.smoothing import smooth_predictions
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.evaluation.predictions import read_predictions
@@ -48,6 +51,7 @@ TASKS = {"2-1": "two", "2-2": "all"}
 EVENT_RULES = {
     "icbhi": "both thresholds together, for the highest ICBHI Score",
     "icbhi_likeliest": "the same, where the less likely label needs the probability 0.5 too",
+    "icbhi_likeliest, smoothed": "the same, after each prediction was mixed with the mean of its recording",
 }
 RECORDING_RULES = {
     "record head": "the model's head for recordings, on the mean embedding of the windows",
@@ -124,18 +128,22 @@ def tables_of(run: Path) -> dict[str, pd.DataFrame]:
 
 
 def label_scores(table: pd.DataFrame, fold: int, calibration: Any, draws: int) -> Iterator[dict[str, Any]]:
-    """ICBHI Score of each rule and group of patients, for each draw of the fifths."""
+    """ICBHI Score of each rule and group of patients, and its mean AUROC, for each draw of the fifths."""
     truth, patients = table[list(LABELS)].to_numpy(dtype=int), table.patient_id.to_numpy()
     groups = np.ones(len(table), bool), with_findings(truth, patients)
     for draw, rule in itertools.product(range(draws), EVENT_RULES):
-        said = np.empty(truth.shape)
+        said, probabilities = np.empty(truth.shape), np.empty(truth.shape)
         for fitted, wanted in GroupKFold(5, shuffle=True, random_state=draw).split(table, groups=patients):
-            point = fit_on_validation(table.iloc[fitted], LABELS, rule=rule, calibration=calibration)
-            how = {name: point[name] for name in ("thresholds", "temperatures", "intercepts", "second_thresholds")}
-            rows = table.iloc[wanted]
-            said[wanted] = read_predictions(rows, problem_type="multi_label", label_names=LABELS, **how).decided
+            named, _, smoothed = rule.partition(", ")
+            how = FittingRule(calibration, named, smooth=bool(smoothed))
+            point = fit_operating_point(table.iloc[fitted], LABELS, True, how)
+            rows = smooth_predictions(table.iloc[wanted], LABELS, point.get("smoothing", 0.0))
+            settings = {name: point[name] for name in ("thresholds", "temperatures", "intercepts", "second_thresholds")}
+            found = read_predictions(rows, problem_type="multi_label", label_names=LABELS, **settings)
+            said[wanted], probabilities[wanted] = found.decided, found.probabilities
         scores = [score(said[among], truth[among], np.full(2, 0.5)) for among in groups]
-        yield {"seed": draw, "fold": fold, "rule": rule, **dict(zip(GROUPS, scores, strict=True))}
+        ranking = float(np.mean([roc_auc_score(truth[:, k], probabilities[:, k]) for k in range(len(LABELS))]))
+        yield {"seed": draw, "fold": fold, "rule": rule, **dict(zip(GROUPS, scores, strict=True)), AUROC: ranking}
 
 
 def recording_scores(data: Recordings, fold: int, task: str, draws: int) -> Iterator[dict[str, Any]]:

@@ -31,6 +31,7 @@ from laennec.training.record import hardware, versions, write_record
 LAYERS = [7, 11, 13, "embedding"]
 DRAWS = 25
 GROUPS = ("all patients", "patients with findings")
+AUROC = "mean AUROC"  # of the labels, over all patients
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/operating_point.json"
 Array = np.ndarray[Any, Any]
 
@@ -199,13 +200,13 @@ def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[
 
 
 def compared(scores: pd.DataFrame, rules: Mapping[str, str], against: str) -> list[dict[str, Any]]:
-    """For each rule, named with its words, its Score and the difference from the base rule, by group of patients."""
+    """For each rule, named with its words, its Score by group of patients, and the difference from the base rule."""
     results = []
     base = scores[scores.rule == against].set_index(["seed", "fold"])
     for rule, words in rules.items():
         of_rule = scores[scores.rule == rule].set_index(["seed", "fold"])
         row: dict[str, Any] = {"rule": rule, "words": words}
-        for name in GROUPS:
+        for name in scores.columns.intersection([*GROUPS, AUROC]):
             gain = (of_rule[name] - base[name]).groupby("fold").mean()
             row[name] = {
                 "score": float(of_rule[name].mean()),

@@ -328,14 +328,16 @@ def _reliability(content: Content, split: str | None) -> Table:
 
 def _operating_point(content: Content, split: str | None) -> Table:
     content = content | content["tables"][split] if split else content
-    rows, groups = [], ("all patients", "patients with findings")
+    groups = ("all patients", "patients with findings")
+    columns = [*groups, *(["mean AUROC"] if "mean AUROC" in content["rules"][0] else [])]
+    rows = []
     for row in content["rules"]:
         cells = [row["rule"], row["words"]]
-        for group in groups:
-            found = row[group]
-            gain = f" ({found['gain']:+.1f}, {found['folds ahead']} of {content.get('folds', 5)} folds ahead)"
+        for name in columns:
+            found, digits = row[name], 3 if name == "mean AUROC" else 1
+            gain = f" ({found['gain']:+.{digits}f}, {found['folds ahead']} of {content.get('folds', 5)} folds ahead)"
             gain = "" if row["rule"] == content["base"] else gain
-            cells.append(f"{found['score']:.1f} ± {found['between folds']:.1f}{gain}")
+            cells.append(f"{found['score']:.{digits}f} ± {found['between folds']:.{digits}f}{gain}")
         rows.append(cells)
     of_task = split is not None and split[0].isdigit()
     score = f"Score of SPRSound's task {split}" if of_task else "ICBHI Score"
@@ -344,7 +346,7 @@ def _operating_point(content: Content, split: str | None) -> Table:
         f"{score} ± standard deviation between folds; in brackets the difference from {content['base']}. {counted} of "
         f"{content['patients']} patients, draws of the folds: {content['seeds']}, {content['date']}."
     )
-    return Table(["rule", "input" if of_task else "thresholds", *groups], rows, [note])
+    return Table(["rule", "input" if of_task else "thresholds", *columns], rows, [note])
 
 
 def _leaderboard(content: Content, split: str | None) -> Table:

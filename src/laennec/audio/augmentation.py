@@ -39,8 +39,10 @@ STREAMS = {
     "crops": 21,
     "transforms": 22,
     "response": 23,
+    "crop": 24,
 }
-WAVEFORM_PARTS = ("stretch", "pitch", "shift", "response", "noise", "gain")  # in the order of application
+WAVEFORM_PARTS = ("stretch", "pitch", "shift", "response", "noise", "gain", "crop")  # in the order of application
+_SAMPLES = {"response": 1, "crop": 2}  # number of the generator of "noise samples", 0 for noise
 _LOWEST_HZ, _OCTAVES = 31.25, 10  # of a response: up to 16 kHz
 _HALF_PIECE_S = 0.02  # of WSOLA: a piece spans four periods of the lowest wheezes (100 Hz)
 
@@ -172,19 +174,46 @@ class FrequencyResponse(_Part):
 
 
 @dataclass(frozen=True)
+class RandomCrop(_Part):
+    """Keep a random part of a cycle, from `min_duration_s` to all of it, uniformly; a shorter cycle stays whole.
+
+    The length of a cycle then says less about its label.
+    """
+
+    min_duration_s: float = 0.4
+    _limits = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_duration_s < math.inf:
+            raise ValueError(f"{self}: min_duration_s must be above 0")
+        super().__post_init__()
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        return 0.0, 1.0  # of what is beyond the least duration
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        least = min(round(self.min_duration_s * sampling_rate), len(waveform))
+        size = least + round(value * (len(waveform) - least))
+        start = int(samples.integers(len(waveform) - size + 1))
+        return waveform[start : start + size]
+
+
+@dataclass(frozen=True)
 class WaveformAugmentation:
-    """White noise, time shift and stretch, pitch shift, gain, frequency response and transforms of your own.
+    """White noise, time shift and stretch, pitch shift, gain, frequency response, crop and transforms of your own.
 
     Each is optional, for example `WaveformAugmentation(noise=WhiteNoise(0.5, 10, 30), shift=TimeShift(1.0))`. Applied
-    in the order stretch, pitch, shift, response, noise, gain, transforms.
+    in the order stretch, pitch, shift, response, noise, gain, crop, transforms.
 
     Args:
-        noise: None for never, as for the five below.
+        noise: None for never, as for the six below.
         shift: Circular shift.
         stretch: Time stretch.
         pitch: Pitch shift.
         gain: Gain.
         response: Random frequency response, such as stethoscopes differ in.
+        crop: Random crop.
         transforms: Callables `(waveform, sampling_rate, generator) -> waveform` on float32 (samples,). All of their
             randomness must come from the generator, which depends on (seed, epoch, cycle) and their position alone.
     """
@@ -195,6 +224,7 @@ class WaveformAugmentation:
     pitch: PitchShift | None = None
     gain: Gain | None = None
     response: FrequencyResponse | None = None
+    crop: RandomCrop | None = None
     transforms: tuple[Transform, ...] = ()
 
     def __call__(self, waveform: Waveform, sampling_rate: int, *, seed: int, epoch: int, cycle_index: int) -> Waveform:
@@ -207,7 +237,7 @@ class WaveformAugmentation:
         if changed.ndim != 1:
             raise ValueError(f"a cycle is one-dimensional (samples,), not {changed.shape}; mix channels down first")
         for name, value in self.draw(seed=seed, epoch=epoch, cycle_index=cycle_index).items():
-            samples = counter_generator(seed, epoch, cycle_index, "noise samples", number=int(name == "response"))
+            samples = counter_generator(seed, epoch, cycle_index, "noise samples", _SAMPLES.get(name, 0))
             changed = getattr(self, name)._apply(changed, sampling_rate, value, samples)
         for number, transform in enumerate(self.transforms):
             generator = counter_generator(seed, epoch, cycle_index, "transforms", number)

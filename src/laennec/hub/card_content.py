@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from laennec.audio.augmentation import WAVEFORM_PARTS
 from laennec.configuration import span_noun
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
@@ -235,7 +236,7 @@ def _started_from(start: Mapping[str, Any]) -> Markdown:
 
 
 def _augmentation(augment: Mapping[str, Any]) -> str:
-    used = [name for name in ("noise", "shift", "stretch", "pitch", "gain", "spec", "mix") if augment.get(name)]
+    used = [name for name in (*WAVEFORM_PARTS, "spec", "mix") if augment.get(name)]
     return ", ".join([*used, *(["concatenate"] if augment.get("concatenate_probability") else [])]) or "none"
 
 

@@ -26,6 +26,7 @@ from laennec.audio.augmentation import (
     FrequencyResponse,
     Gain,
     PitchShift,
+    RandomCrop,
     SpecAugment,
     TimeShift,
     TimeStretch,
@@ -429,6 +430,7 @@ class AugmentSettings(Settings):
     pitch: PitchShift | None = None
     gain: Gain | None = None
     response: FrequencyResponse | None = None
+    crop: RandomCrop | None = None
     spec: SpecAugment | None = None
     custom: list[OwnObject] = Field(
         default_factory=list, description="own augmentations of the waveform, applied last, in this order"
