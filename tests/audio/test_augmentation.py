@@ -10,6 +10,7 @@ from laennec.audio.augmentation import (
     FrequencyResponse,
     Gain,
     PitchShift,
+    RandomCrop,
     SpecAugment,
     TimeShift,
     TimeStretch,
@@ -23,8 +24,9 @@ from laennec.audio.augmentation import (
 
 RATE_HZ = 16000
 ALWAYS = WaveformAugmentation(
-    WhiteNoise(1.0), TimeShift(1.0), TimeStretch(1.0), PitchShift(1.0), Gain(1.0), FrequencyResponse(1.0)
-)
+    WhiteNoise(1.0), TimeShift(1.0), TimeStretch(1.0), PitchShift(1.0), Gain(1.0), FrequencyResponse(1.0),
+    RandomCrop(1.0),
+)  # fmt: skip
 
 
 def tone(hz, seconds=1.0):
@@ -68,7 +70,7 @@ def test_switching_one_part_off_leaves_the_others_draws_alone():
     every = ALWAYS.draw(seed=1, epoch=2, cycle_index=3)
     some = fewer.draw(seed=1, epoch=2, cycle_index=3)
     assert some == {"pitch": every["pitch"], "noise": every["noise"]}
-    assert list(every) == ["stretch", "pitch", "shift", "response", "noise", "gain"]
+    assert list(every) == ["stretch", "pitch", "shift", "response", "noise", "gain", "crop"]
 
 
 def test_draws_fill_their_ranges_and_happen_as_often_as_asked():
@@ -119,6 +121,19 @@ def test_a_frequency_response_is_smooth_and_within_its_range():
     assert np.abs(filtered).argmax() == RATE_HZ // 2 and len(filtered) == len(click), "no sound moves in time"
     for length in (0, 1, 2):
         assert len(augmented(augmentation, click[:length])) == length
+
+
+def test_a_crop_is_a_part_of_the_cycle_of_any_length_above_the_least():
+    ramp = np.arange(RATE_HZ, dtype=np.float32)
+    augmentation = WaveformAugmentation(crop=RandomCrop(1.0, 0.4))
+    parts = [augmented(augmentation, ramp, index=i) for i in range(400)]
+    assert all(np.array_equal(part, np.arange(part[0], part[0] + len(part))) for part in parts)
+    lengths, starts = np.array([len(part) for part in parts]), np.array([part[0] for part in parts])
+    assert 0.4 * RATE_HZ <= lengths.min() < 0.41 * RATE_HZ and 0.99 * RATE_HZ < lengths.max() <= RATE_HZ
+    assert lengths.mean() == pytest.approx(0.7 * RATE_HZ, rel=0.05)
+    assert (starts / (RATE_HZ - lengths + 1e-9)).mean() == pytest.approx(0.5, abs=0.06)
+    short = ramp[: round(0.3 * RATE_HZ)]
+    assert np.array_equal(augmented(augmentation, short), short)
 
 
 def test_a_transform_of_ones_own_draws_from_its_own_generator():
@@ -188,6 +203,7 @@ def test_any_cycle_stays_finite_float32_and_at_most_twice_as_long(samples, kind,
     strong = WaveformAugmentation(
         *(WhiteNoise(0.5), TimeShift(0.5, 1.0), TimeStretch(0.9, 0.5, 2.0), PitchShift(0.5, 12.0), Gain(0.5, -20, 20)),
         FrequencyResponse(0.5, 40),
+        RandomCrop(0.5, 0.1),
     )
     before = waveform.copy()
     changed = strong(waveform, sampling_rate, seed=0, epoch=0, cycle_index=index)
@@ -207,6 +223,8 @@ def test_any_cycle_stays_finite_float32_and_at_most_twice_as_long(samples, kind,
         lambda: WhiteNoise(0.5, 20, 10),
         lambda: FrequencyResponse(0.5, -1),
         lambda: FrequencyResponse(0.5, 61),
+        lambda: RandomCrop(0.5, 0.0),
+        lambda: RandomCrop(0.5, float("inf")),
         lambda: TimeShift(0.5, 2.0),
         lambda: TimeStretch(0.5, 0.3, 1.0),
         lambda: TimeStretch(0.5, 1.2, 1.0),
