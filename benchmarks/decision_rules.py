@@ -47,11 +47,12 @@ from laennec.training.tables import head_logits
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/decision_rules.json"
 # of the operating points of a run
 CALIBRATIONS = {"events": "temperature", "windows": "platt", "recordings": "platt"}
+SMOOTHING = 0.3  # weight of the recording's mean
 TASKS = {"2-1": "two", "2-2": "all"}
 EVENT_RULES = {
     "icbhi": "both thresholds together, for the highest ICBHI Score",
     "icbhi_likeliest": "the same, where the less likely label needs the probability 0.5 too",
-    "icbhi_likeliest, smoothed": "the same, after each prediction was mixed with the mean of its recording",
+    "icbhi_likeliest, smoothed": "the same, on logits mixed with the mean of their recording",
 }
 RECORDING_RULES = {
     "record head": "the model's head for recordings, on the mean embedding of the windows",
@@ -135,7 +136,7 @@ def label_scores(table: pd.DataFrame, fold: int, calibration: Any, draws: int) -
         said, probabilities = np.empty(truth.shape), np.empty(truth.shape)
         for fitted, wanted in GroupKFold(5, shuffle=True, random_state=draw).split(table, groups=patients):
             named, _, smoothed = rule.partition(", ")
-            how = FittingRule(calibration, named, smooth=bool(smoothed))
+            how = FittingRule(calibration, named, smoothing=SMOOTHING if smoothed else 0.0)
             point = fit_operating_point(table.iloc[fitted], LABELS, True, how)
             rows = smooth_predictions(table.iloc[wanted], LABELS, point.get("smoothing", 0.0))
             settings = {name: point[name] for name in ("thresholds", "temperatures", "intercepts", "second_thresholds")}

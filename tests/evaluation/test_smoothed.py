@@ -77,10 +77,10 @@ def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no
     raw = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     validation = pd.read_parquet(run / "predictions-validation.parquet")
     strength = choose_smoothing(validation, problem_type="multi_label", label_names=LABELS)["strength"]
-    assert main(["calibrate", str(run), "--smooth"]) == 0
+    assert main(["calibrate", str(run), "--smoothing", "auto"]) == 0
     assert f"logits mixed with the mean of the recording, weight {strength:g}" in capsys.readouterr().out
     smoothed = fit_on_validation(smooth_predictions(validation, LABELS, strength), LABELS, rule="youden")
-    assert read(run / "run.json")["operating_points"] == smoothed | {"smoothing": strength}
+    assert read(run / "run.json")["operating_points"] == smoothed | {"smoothing": strength, "smoothing_rule": "auto"}
     path = run / "model" / "config.json"
     config = read(path)
     config["operating_point"]["smoothing"] = 0.4
@@ -108,7 +108,14 @@ def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no
     one_line(capsys, "this model smooths its predictions itself, by 0.4")
     assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
     assert read(path)["operating_point"].get("smoothing", 0) == strength
-    assert main(["calibrate", str(run), "--no-smooth"]) == 0
+    assert main(["calibrate", str(run), "--smoothing", "0.3"]) == 0
+    assert read(path)["operating_point"]["smoothing"] == 0.3
+    assert main(["calibrate", str(run), "--calibration", "platt"]) == 0
+    fitted = fit_on_validation(smooth_predictions(validation, LABELS, 0.3), LABELS, rule="f1", calibration="platt")
+    assert read(run / "run.json")["operating_points"] == fitted | {"smoothing": 0.3}
+    assert main(["calibrate", str(run), "--smoothing", "2"]) == 2
+    one_line(capsys, "auto, none or a strength from 0 to 1")
+    assert main(["calibrate", str(run), "--smoothing", "none"]) == 0
     assert "smoothing" not in read(path)["operating_point"]
 
 

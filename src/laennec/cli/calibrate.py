@@ -15,11 +15,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="youden, f1, icbhi, icbhi_likeliest, sensitivity, or none for probability 0.5 (default: as in the run)",
     )
     parser.add_argument("--sensitivity", type=float, help="target of --threshold-rule sensitivity, 0 to 1")
-    parser.add_argument(
-        "--smooth",
-        action=argparse.BooleanOptionalAction,
-        help="mix predictions of annotated events with the mean of their recording, by the weight that ranks "
-        "validation best (default: as in the run)",
+    add_options(
+        parser,
+        "--smoothing",
+        default=None,
+        help="mix the logits of annotated events with the mean of their recording, with weight W from 0 to 1, or auto "
+        "for the weight that ranks validation best (default: as in the run)",
     )
     parser.add_argument(
         "--spans",
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
-    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir", "smooth")
+    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir", "smoothing")
     fitted = recalibrate(options.run_folder, command=options.line, **chosen(options, *names))
     for spans, point in fitted.items():
         say(*format_fitted(point, spans).splitlines())

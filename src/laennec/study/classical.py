@@ -56,7 +56,7 @@ def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path)
             return predictions.assign(**{f"logit_{name}": logits[:, k] for k, name in enumerate(names)})
 
         validation = predict(splits["validation"], "validation", recipe)
-        fitted = fit_operating_point(validation, names, multi_label, recipe.head.model_copy(update={"smooth": False}))
+        fitted = fit_operating_point(validation, names, multi_label, recipe.head.model_copy(update={"smoothing": 0.0}))
     changes = {
         "name": f"{record['name']}, {CLASSICAL[kind]}",
         "classical": kind,

@@ -161,7 +161,7 @@ def calibrate(
     Returns:
         The fitted values, for the run record; None if there are none.
     """
-    if settings.threshold_rule is None and settings.calibration == "none" and not settings.smooth:
+    if settings.threshold_rule is None and settings.calibration == "none" and not settings.smoothing:
         fitted = None
     else:
         fitted = fit_operating_point(predictions, model.config.label_names, model.config.is_multi_label, settings)

@@ -17,7 +17,7 @@ cycles are many, and two low thresholds often give a second label that is wrong.
 less likely label of a cycle for the probability 0.5 too; not for recordings, which may well have both labels.
 
 A model that smooths mixes the logits of annotated cycles with the mean of their recording, and its operating point is
-fitted on validation predictions that were smoothed with the strength that ranks them best.
+fitted on smoothed validation predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ class FittingRule:
     calibration: str  # a `Calibration`
     threshold_rule: str | None  # a `ThresholdRule`; None: probability 0.5
     sensitivity: float = 0.9  # of rule "sensitivity"
-    smooth: bool = False  # whether on predictions smoothed over each recording
+    smoothing: str | float = 0.0  # weight of the recording's mean; "auto": the one that ranks validation best
 
 
 def fit_thresholds_on_validation(
@@ -313,12 +313,15 @@ def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rul
     """`fit_on_validation` or `fit_classes_on_validation` by a `FittingRule`, or by the head settings of a recipe.
 
     Returns:
-        What these return, and where the rule smooths "smoothing", the strength that was chosen.
+        What these return; "smoothing", the weight, where the rule smooths, and "smoothing_rule", if that is "auto".
     """
-    calibration, wanted, smoothed = rule.calibration, rule.threshold_rule, {}
-    if rule.smooth:
+    calibration, wanted = rule.calibration, rule.threshold_rule
+    smoothed: dict[str, Any] = {"smoothing": rule.smoothing} if rule.smoothing else {}
+    if rule.smoothing == "auto":
         kind: Any = "multi_label" if multi_label else "single_label"
-        smoothed = {"smoothing": choose_smoothing(table, problem_type=kind, label_names=names)["strength"]}
+        chosen = choose_smoothing(table, problem_type=kind, label_names=names)["strength"]
+        smoothed = {"smoothing": chosen, "smoothing_rule": "auto"}
+    if smoothed:
         table = smooth_predictions(table, names, smoothed["smoothing"])
     if multi_label:
         fitted = fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)

@@ -53,7 +53,7 @@ def fitted_rule(run: Mapping[str, Any]) -> FittingRule:
         calibration=fitted.get("calibration") or head.get("calibration", "temperature"),
         threshold_rule=fitted["rule"] if "rule" in fitted else head.get("threshold_rule"),
         sensitivity=fitted.get("sensitivity") or head.get("sensitivity", 0.9),
-        smooth="smoothing" in fitted if fitted else bool(head.get("smooth")),
+        smoothing=fitted.get("smoothing_rule", fitted.get("smoothing", 0.0)) if fitted else head.get("smoothing", 0.0),
     )
 
 
@@ -65,7 +65,7 @@ def recalibrate(
     command: str = "",
     spans: str = "events",
     data_dir: str | None = None,
-    smooth: bool | None = None,
+    smoothing: str | float | None = None,
 ) -> dict[str, Any]:
     """Fit calibration and thresholds of a run on its stored validation predictions, and store them in its model.
 
@@ -81,7 +81,8 @@ def recalibrate(
         command: The literal command, for the record.
         spans: "windows" predicts the validation windows first where the run does not have them.
         data_dir: Folder of the corpus, for that; None: as in the run.
-        smooth: Whether predictions of annotated events are mixed with the mean of their recording; None: as before.
+        smoothing: Weight of the mean of their recording in predictions of annotated events, "auto" for the one that
+            ranks validation best, or "none"; None: as before.
 
     Returns:
         The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
@@ -91,9 +92,9 @@ def recalibrate(
     record, config = read_run(folder / "run.json"), _model_config(folder)
     names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
     multi_label = config.get("problem_type") == "multi_label_classification"
-    before_rule = fitted_rule(record)
-    rule = _new_rule(before_rule, names, multi_label, calibration, threshold_rule, sensitivity)
-    rule = replace(rule, smooth=before_rule.smooth if smooth is None else smooth)
+    rule = _new_rule(fitted_rule(record), names, multi_label, calibration, threshold_rule, sensitivity)
+    if smoothing is not None:
+        rule = replace(rule, smoothing=parse_smoothing(smoothing) or 0.0)
     fitted = fit_operating_point(read_validation(folder / VALIDATION), names, multi_label, rule)
     before = (record.get("window_points") or {}).get("windows")
     lengths = (before["window_s"], before["hop_s"]) if before else None
@@ -167,7 +168,7 @@ def _new_rule(
     if sensitivity is not None and not 0 < sensitivity <= 1:
         raise InputError(f"sensitivity {sensitivity:g}: it must be above 0 and at most 1")
     chosen = before.sensitivity if sensitivity is None else sensitivity
-    return FittingRule(calibration or before.calibration, wanted, chosen)
+    return FittingRule(calibration or before.calibration, wanted, chosen, before.smoothing)
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def resolve_smoothing(
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
     strength = chosen["strength"] if chosen else float(wanted)
-    rule = replace(fitted_rule(run), smooth=False) if run else None
+    rule = replace(fitted_rule(run), smoothing=0.0) if run else None
     if rule is None or rule.threshold_rule is None or not config.is_multi_label:
         return Smoothing(strength, chosen)
     smoothed = smooth_predictions(validation, names, strength, neighbours)

@@ -245,10 +245,10 @@ class HeadSettings(Settings):
     sensitivity: float = Field(
         default=0.9, gt=0, le=1, description="threshold_rule sensitivity: the sensitivity to reach"
     )
-    smooth: StrictBool = Field(
-        default=False,
-        description="whether predictions of annotated cycles are mixed with the mean of their recording, by the weight "
-        "that ranks validation patients best",
+    smoothing: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="weight of the mean of their recording in the logits of annotated cycles; auto: the one that ranks "
+        "validation patients best",
     )
 
 
