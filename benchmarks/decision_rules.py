@@ -26,10 +26,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.operating_point import AUROC, GROUPS, Array, compared, score, with_findings
 from benchmarks.sprsound import LABELS
+from laennec.evaluation.calibration.logit_adjustment import adjusted_classes, fit_adjustments
 from laennec.evaluation.calibration.operating_point import (
     FittingRule,
-    adjusted_classes,
-    fit_adjustments,
     fit_operating_point,
     highest_logits,
 )

@@ -90,6 +90,7 @@ FORMER = {
         "features.keep": "first", "train.epoch_cosine": False, "train.moving_average": None,
         "train.lr_scheduler_type": "constant",
     },
+    "sprsound/best_mobilenet": {"augment.crop": None},
     "icbhi2017_official/simclr_age_sex": {"pretrain.negatives": "all", "pretrain.pairs": "self"},
 }  # fmt: skip
 PRETRAINED = [name for name, path in RECIPES.items() if "\npretrain:" in path.read_text()]

@@ -12,7 +12,7 @@ from transformers import AutoModelForAudioClassification
 
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.calibration.logit_adjustment import adjusted_classes, fit_adjustments
 from laennec.evaluation.calibration.smoothing import fit_class_smoothing
 from laennec.evaluation.sprsound_tasks import (
     POOR_QUALITY,

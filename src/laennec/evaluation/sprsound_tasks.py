@@ -19,7 +19,8 @@ from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import ADVENTITIOUS, adjusted_classes, decision_settings
+from laennec.evaluation.calibration.logit_adjustment import ADVENTITIOUS, adjusted_classes
+from laennec.evaluation.calibration.operating_point import decision_settings
 from laennec.evaluation.calibration.smoothing import smooth_logits
 from laennec.evaluation.metrics import (
     POOR_QUALITY,

@@ -28,7 +28,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
-from laennec.evaluation.calibration.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.calibration.logit_adjustment import adjusted_classes, fit_adjustments
 from laennec.evaluation.calibration.smoothing import fit_class_smoothing, smooth_logits
 from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.training.data.batches import CycleDataset, collate_cycles, view_seed

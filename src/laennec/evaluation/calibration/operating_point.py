@@ -1,11 +1,8 @@
-"""Operating points: thresholds, calibration and logit adjustment, fitted on validation patients.
+"""Operating points: thresholds and calibration, fitted on validation patients.
 
 Decisions: a table of a test split is refused. Thresholds are in raw logits, half-way between two scores, so that
 rounding changes no decision; of equally good ones the one nearest to 0 is taken. A label with fewer than 10 positives
-or negatives is left uncalibrated, one with one class only has no threshold either; a note says so. Logit adjustment
-lowers the logit of the normal class, because scores that weigh normal and abnormal recall alike (SPRSound, ICBHI) need
-more abnormal predictions than the most probable class gives; the two-class decision has its own. Poor Quality is
-predicted only on request, because the official score counts it only as an error.
+or negatives is left uncalibrated, one with one class only has no threshold either; a note says so.
 
 The score of a label for a recording is the highest logit of its windows; whether a recording has a label anywhere is
 another question than whether a window has it, so recordings have an operating point of their own. Windows and
@@ -25,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from laennec.errors import InputError
 from laennec.evaluation.calibration import refuse_test_split
@@ -41,28 +38,20 @@ from laennec.evaluation.calibration.probabilities import (
 )
 from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
 from laennec.evaluation.metrics import (
-    POOR_QUALITY,
     PREDICTED_CLASS,
     FloatArray,
-    confusion_matrix,
-    exact_sensitivity,
     f1_of,
     four_class,
     none_if_nan,
-    specificity,
-    sprsound_score,
 )
 from laennec.model_settings import NEUTRAL
 
 Calibration: TypeAlias = Literal["none", "temperature", "platt"]
 ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "icbhi_likeliest", "sensitivity"]
 ICBHI_RULES = ("icbhi", "icbhi_likeliest")  # for crackle and wheeze alone
-ADVENTITIOUS = "Adventitious"
-WAYS = ("two", "all")  # normal or not; every class
 _GRID = 400
 SECOND = 0.5  # probability that rule icbhi_likeliest asks of the less likely label
 MIN_EXAMPLES = 10  # positives, and negatives, that a calibration needs
-_ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 
 
 @dataclass(frozen=True)
@@ -433,44 +422,3 @@ def fitting_notes(config: Any, spans: str) -> list[str]:
     if config.span == "recording":
         spans = "recordings"
     return [f"{spans}: {note}" for note in point.get("notes") or []]
-
-
-def adjusted_classes(
-    labels: Sequence[str], logits: FloatArray, adjustment: float, way: str, poor_quality: bool = False
-) -> NDArray[np.str_]:
-    """Predicted class names (rows,) of logits (rows, labels), with that of the normal class, the first, lowered.
-
-    Way "two" names the normal class or "Adventitious", "all" every class; Poor Quality only where that is asked for.
-    """
-    shown = [name for name in labels if poor_quality or name != POOR_QUALITY]
-    kept = np.asarray(logits, dtype=np.float64)[:, [list(labels).index(name) for name in shown]]
-    log_shares = kept - np.logaddexp.reduce(kept, axis=1, keepdims=True)
-    log_shares[:, 0] -= adjustment
-    if way == "all":
-        return np.array(shown)[log_shares.argmax(1)].astype(str)
-    abnormal = [k for k, name in enumerate(shown) if k and name != POOR_QUALITY]
-    two = np.logaddexp.reduce(log_shares[:, abnormal], axis=1)
-    classes = np.where(two > log_shares[:, 0], ADVENTITIOUS, shown[0])
-    if POOR_QUALITY in shown:
-        poor = log_shares[:, shown.index(POOR_QUALITY)]
-        classes = np.where(poor > np.maximum(two, log_shares[:, 0]), POOR_QUALITY, classes)
-    return classes.astype(str)
-
-
-def fit_adjustments(labels: Sequence[str], codes: NDArray[np.int64], logits: FloatArray) -> dict[str, float]:
-    """The logit adjustment with the best SPRSound Score for either way; the middle one of several equally good ones."""
-    kept = np.array([labels[code] != POOR_QUALITY for code in codes], dtype=bool)
-    truth, shown = codes[kept], logits[kept]
-    best = {}
-    for way in WAYS:
-        names = [labels[0], ADVENTITIOUS] if way == "two" else [name for name in labels if name != POOR_QUALITY]
-        true = np.minimum(truth, 1) if way == "two" else truth
-        scores = []
-        for adjustment in _ADJUSTMENTS:
-            predicted = adjusted_classes(labels, shown, float(adjustment), way)
-            counts = confusion_matrix(true, np.array([names.index(name) for name in predicted]), len(names))
-            score = none_if_nan(sprsound_score(float(exact_sensitivity(counts)), float(specificity(counts)))["Score"])
-            scores.append(-1.0 if score is None else score)
-        equal = np.flatnonzero(np.isclose(scores, max(scores)))
-        best[way] = float(np.round(_ADJUSTMENTS[equal[len(equal) // 2]], 4)) if max(scores) >= 0 else 0.0
-    return best
