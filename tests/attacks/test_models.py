@@ -25,7 +25,7 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference.onnx_model import OnnxModel
-from laennec.model_settings import COLUMNS
+from laennec.model_settings import COLUMNS, NEUTRAL
 from laennec.training.tables import _COPIED
 
 NAN, INF = math.nan, math.inf
@@ -618,7 +618,7 @@ def test_labels_of_another_number_than_the_file_has_logits_are_refused(tmp_path,
         (folder / other).unlink()
     facts = json.loads((folder / FACTS).read_text())
     cleared = {"labels": names, "sources": {}, "operating_points": {}}
-    cleared |= {setting: {} for setting in ("thresholds", "temperatures", "intercepts", "operating_point")}
+    cleared |= {setting: {} for setting in (*NEUTRAL, "operating_point")}
     (folder / FACTS).write_text(json.dumps(facts | cleared))
     with pytest.raises(InputError, match="has 2 logits"):
         OnnxModel(folder)
