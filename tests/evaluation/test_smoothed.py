@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from evaluation_tables import LABELS, read
 
+from laennec.audio.segmentation import BreathSegmentation
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation import fit_on_validation
@@ -101,6 +102,8 @@ def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no
         assert predicted.smoothing == 0.4 and predictor(small_corpus / f"{name}.wav").smoothing == 0
         with pytest.raises(InputError, match="smoothing over the whole recording cannot be streamed"):
             next(predictor.stream(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt"))
+        of_breaths = Predictor.from_pretrained(source, segmentation=BreathSegmentation())
+        assert of_breaths(small_corpus / f"{name}.wav").smoothing == 0, "measured on annotated cycles alone"
         plain = Predictor.from_pretrained(source, smoothing=0)
         assert plain(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt").smoothing == 0
     capsys.readouterr()

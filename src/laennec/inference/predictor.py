@@ -242,7 +242,8 @@ class Predictor:
         annotated = annotation is not None
         if self.smoothing_for(annotated) and not self.neighbours:
             raise InputError(
-                "smoothing over the whole recording cannot be streamed; set neighbours, or call the predictor instead"
+                "smoothing over the whole recording cannot be streamed; call the predictor instead, or make it with "
+                "smoothing=0, or with smoothing and neighbours"
             )
         spans, decision = self._spans(path, annotation), self.decision_for(annotated)
         with self._opened(path, None) as stream:
@@ -285,16 +286,13 @@ class Predictor:
 
     def decision_for(self, annotated: bool) -> dict[str, Any]:
         """The decision rule of annotated spans, or of the predictor's own."""
-        return decision_of(self.model.config, self.given_thresholds, "events" if self._events(annotated) else "windows")
+        spans = "events" if annotated or self.whole or self.segmentation is not None else "windows"
+        return decision_of(self.model.config, self.given_thresholds, spans)
 
     def smoothing_for(self, annotated: bool) -> float:
         """The weight of the mean in the logits of annotated spans, or of the predictor's own."""
-        own = self.model.config.smoothing if self._events(annotated) else 0.0
+        own = self.model.config.smoothing if annotated else 0.0
         return float(own if self.smoothing is None else self.smoothing)
-
-    def _events(self, annotated: bool) -> bool:
-        """Whether the spans are predicted as annotated events are, not as windows."""
-        return annotated or self.whole or self.segmentation is not None
 
     def _spans(self, path: str | Path | bytes, annotation: str | Path | None) -> list[Span] | None:
         """The spans to predict; None for windows."""
