@@ -17,7 +17,7 @@ import pandas as pd
 
 import laennec
 from laennec.benchmark.definitions import Benchmark, load_benchmark
-from laennec.benchmark.result_file import SCORE, Baseline, Cost, Result, Source, SplitScores, write_result
+from laennec.benchmark.result_file import SCORE, Baseline, Cost, Result, Source, SplitScores, one_line, write_result
 from laennec.benchmark.submission import LABELS, is_submission, read_submission
 from laennec.corpora.base import column_of
 from laennec.corpora.splits import fingerprint
@@ -77,6 +77,11 @@ def enter(
     splits = load_benchmark(benchmark, data_dir)
     shown = place.resolve().name if place.exists() else str(source)
     given = {"--entry": entry, "--trained-on": trained_on, "--selection": selection, "--origin": origin}
+    for flag, text in given.items():
+        try:
+            one_line("-" if text is None else text)
+        except ValueError as error:
+            raise InputError(f"{flag} {text!r}: must be {error}") from None
     words = [*([shown] if source else []), *(word for flag, text in given.items() if text for word in (flag, text))]
     command = shlex.join(["laennec", "benchmark", benchmark.name, *words])
     if is_submission(place):

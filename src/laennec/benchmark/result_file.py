@@ -4,11 +4,12 @@ Decisions: a file is checked without the corpus. Its confusion must have the pub
 scores must follow from it. AUROC and calibration are absent for probabilities that are all 0 or 1.
 """
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from laennec.benchmark.definitions import FixedSplit, benchmark_named
 from laennec.errors import InputError
@@ -19,6 +20,16 @@ from laennec.model_settings import checked
 from laennec.untrusted import read_json
 
 Values = dict[str, float | None]
+
+
+def one_line(text: str) -> str:
+    """The text, if it is one line that says something."""
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise ValueError("one line of text")
+    return text
+
+
+Line = Annotated[str, AfterValidator(one_line)]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
 _REMEDY = "write it again with laennec benchmark"
@@ -44,7 +55,7 @@ class SplitScores(_Part):
 
     fingerprint: str
     patients: int = Field(ge=1)
-    effective_patients: dict[str, float]  # with each label
+    effective_patients: dict[str, Annotated[float, Field(ge=0)]]  # with each label
     confusion: list[list[int]]  # true by predicted class, in the order normal, crackle, wheeze, both
     values: Values
     intervals: dict[str, Bounds]  # 95 %, over patients
@@ -77,10 +88,10 @@ class Result(_Part):
 
     benchmark: str
     version: int
-    entry: str = Field(min_length=1)
+    entry: Line
     source: Source
     trained_on: str
-    selection: str = Field(min_length=1)  # what epochs, thresholds and settings were chosen on, as declared
+    selection: Line  # what epochs, thresholds and settings were chosen on, as declared
     decisions: str  # how labels were decided
     splits: dict[str, SplitScores | None]  # each test split of the benchmark; None for one that was not scored
     cost: Cost | None
@@ -103,10 +114,15 @@ def read_result(path: str | Path) -> Result:
         InputError: It is none, is of another version or another split, or its numbers do not fit together.
     """
     try:
-        result = checked(Result, read_json(path), _REMEDY)
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise InputError(f"not a result of a benchmark; {_REMEDY}")
+        result = checked(Result, values, _REMEDY)
         _refuse_wrong(result)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); {_REMEDY}") from error
     except ValueError as error:  # InputError too
         raise InputError(f"{path}: {error}") from error
     return result
@@ -116,8 +132,10 @@ def _refuse_wrong(result: Result) -> None:
     benchmark = benchmark_named(result.benchmark)
     if result.version != benchmark.version:
         raise InputError(f"version {result.version} of {benchmark.name}, which is at {benchmark.version}; {_REMEDY}")
-    if result.splits.keys() != benchmark.tests.keys() or not any(result.splits.values()):
-        raise InputError(f"scores of {', '.join(result.splits)}, not of {' and '.join(benchmark.tests)}; {_REMEDY}")
+    if result.splits.keys() != benchmark.tests.keys():
+        raise InputError(f"splits {', '.join(result.splits)}, not {' and '.join(benchmark.tests)}; {_REMEDY}")
+    if not any(result.splits.values()):
+        raise InputError(f"no split is scored; {_REMEDY}")
     for name, scores in result.splits.items():
         if scores is not None and (problem := _problem(scores, benchmark.tests[name])):
             raise InputError(f"{name}: {problem}; {_REMEDY}")
@@ -140,7 +158,9 @@ def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
     for name in (SCORE, *values):
         value, top = values.get(name), 100.0 if is_percent(name) else 1.0
         low, high = scores.intervals.get(name) or (0.0, top)
-        if value is None or abs(value - (expected[name] or 0.0)) > _CLOSE * top:
+        if value is None:
+            return f"{name} is missing"
+        if abs(value - (expected[name] or 0.0)) > _CLOSE * top:
             return f"{name} is {value}, but {expected.get(name)} follows from the other numbers"
         if not max(0, low - _CLOSE * top) <= value <= min(top, high + _CLOSE * top):
             return f"{name} {value:g} is outside its interval"
