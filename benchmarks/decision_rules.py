@@ -11,13 +11,14 @@ result is docs/results/decision_rules.json.
 import argparse
 import datetime
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
@@ -52,6 +53,9 @@ EVENT_RULES = {
     "icbhi": "both thresholds together, for the highest ICBHI Score",
     "icbhi_likeliest": "the same, where the less likely label needs the probability 0.5 too",
     "icbhi_likeliest, smoothed": "the same, on logits mixed with the mean of their recording",
+    "icbhi_likeliest, smoothed, findings": "the same, thresholds fitted on patients with findings alone",
+    "icbhi_likeliest, smoothed, least cost": "both thresholds at the share of abnormal rows: the class of the highest "
+    "expected Score",
 }
 RECORDING_RULES = {
     "record head": "the model's head for recordings, on the mean embedding of the windows",
@@ -127,16 +131,24 @@ def tables_of(run: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-def label_scores(table: pd.DataFrame, fold: int, calibration: Any, draws: int) -> Iterator[dict[str, Any]]:
+def label_scores(
+    table: pd.DataFrame, rules: Iterable[str], fold: int, calibration: Any, draws: int
+) -> Iterator[dict[str, Any]]:
     """ICBHI Score of each rule and group of patients, and its mean AUROC, for each draw of the fifths."""
     truth, patients = table[list(LABELS)].to_numpy(dtype=int), table.patient_id.to_numpy()
     groups = np.ones(len(table), bool), with_findings(truth, patients)
-    for draw, rule in itertools.product(range(draws), EVENT_RULES):
+    for draw, rule in itertools.product(range(draws), rules):
         said, probabilities = np.empty(truth.shape), np.empty(truth.shape)
         for fitted, wanted in GroupKFold(5, shuffle=True, random_state=draw).split(table, groups=patients):
-            named, _, smoothed = rule.partition(", ")
-            how = FittingRule(calibration, named, smoothing=SMOOTHING if smoothed else 0.0)
+            named, *options = rule.split(", ")
+            if "findings" in options:
+                fitted = fitted[groups[1][fitted]]
+            how = FittingRule(calibration, named, smoothing=SMOOTHING if "smoothed" in options else 0.0)
             point = fit_operating_point(table.iloc[fitted], LABELS, True, how)
+            if "least cost" in options:
+                at = float(logit(truth[fitted].any(axis=1).mean()))
+                slopes, shifts = point["temperatures"], point["intercepts"]
+                point["thresholds"] = {name: (at - shifts[name]) * slopes[name] for name in LABELS}
             rows = smooth_predictions(table.iloc[wanted], LABELS, point.get("smoothing", 0.0))
             settings = {name: point[name] for name in ("thresholds", "temperatures", "intercepts", "second_thresholds")}
             found = read_predictions(rows, problem_type="multi_label", label_names=LABELS, **settings)
@@ -171,9 +183,11 @@ def main() -> None:
     base, *_ = EVENT_RULES
     for name, calibration in CALIBRATIONS.items():
         of_runs = [one[name] for one in predicted]
-        rows = pd.DataFrame(row for k, one in enumerate(of_runs) for row in label_scores(one, k, calibration, draws))
+        rules = dict(list(EVENT_RULES.items())[: 2 if name == "recordings" else None])  # one row each: no mean to mix
+        scores = (label_scores(one, rules, k, calibration, draws) for k, one in enumerate(of_runs))
+        rows = pd.DataFrame(itertools.chain.from_iterable(scores))
         counted = f"{sum(map(len, of_runs))} {name}"
-        tables[name] = {"base": base, "rules": compared(rows, EVENT_RULES, base), "rows": counted}
+        tables[name] = {"base": base, "rules": compared(rows, rules, base), "rows": counted}
     counted = f"{sum(len(one.codes) for one in data)} recordings"
     for task in TASKS:
         rows = pd.DataFrame(row for k, one in enumerate(data) for row in recording_scores(one, k, task, draws))
