@@ -118,7 +118,11 @@ def test_predictions_of_0_and_1_have_no_auroc_and_no_calibration(enter, predicti
 
 WRONG = {
     "missing": (lambda t: t.iloc[2:], "2 of the {n} cycles of test are missing ({0}, {1})"),
-    "unknown": (lambda t: pd.concat([t, t.head(1).assign(cycle_id="other#00")]), "1 cycles are of other splits (other"),
+    "unknown": (
+        lambda t: pd.concat([t, t.head(1).assign(cycle_id="other#00")]),
+        "1 cycles are unknown or of other splits (other",
+    ),
+    "nameless": (lambda t: t.assign(cycle_id=[None, *t["cycle_id"][1:]]), "no cycle_id in row 1"),
     "repeated": (lambda t: pd.concat([t, t.head(1)]), "1 cycles occur more than once ({0})"),
     "nan": (
         lambda t: t.assign(p_crackle=[np.nan, *t.p_crackle[1:]]),
@@ -145,7 +149,7 @@ def test_a_wrong_file_is_refused_in_one_line(kind, enter, predictions, capsys):
 def test_a_file_of_another_split_is_refused(enter, cycles, capsys):
     rows = pd.DataFrame({"cycle_id": cycles["validation"]["cycle_id"][:], "p_crackle": 0.1, "p_wheeze": 0.2})
     assert enter(rows)[0] == 2
-    one_line(capsys, f"{len(rows)} cycles are of other splits, validation", "cycles of test are missing")
+    one_line(capsys, f"{len(rows)} cycles are unknown or of other splits, validation", "cycles of test are missing")
 
 
 def test_columns_with_the_labels_are_no_decisions(enter, predictions, cycles, capsys):

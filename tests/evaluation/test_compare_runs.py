@@ -231,5 +231,10 @@ def test_a_figure_that_some_run_lacks_is_left_out_and_few_patients_have_no_p(fir
     assert "wheeze.roc_auc" not in content["figures"] and "wheeze.roc_auc" in content["left_out"]
     assert "wheeze AUROC: left out" in out and "too few for an interval" in out
     cell = content["methods"]["y-0"]["figures"]["crackle.roc_auc"]
-    assert cell["difference_interval"] is None and cell["p"] is None and cell["p_holm"] is None
+    assert (
+        cell["interval"] is None
+        and cell["difference_interval"] is None
+        and cell["p"] is None
+        and cell["p_holm"] is None
+    )
     check_page((tmp_path / "out" / "compare.html").read_text())

@@ -108,6 +108,13 @@ def test_a_split_used_before_scoring_is_no_headline(ensemble, tmp_path, capsys, 
     assert f"ICBHI Score ({said})" in card
 
 
+def test_an_ensemble_does_not_replace_a_member(seeds, tmp_path, capsys):
+    member = shutil.copytree(seeds[0], tmp_path / "member")
+    before = read(member / "run.json")
+    assert main(["ensemble", str(member), str(seeds[1]), "--out", str(member), "--overwrite"]) == 2
+    assert "is one of the members" in capsys.readouterr().err and read(member / "run.json") == before
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -119,7 +126,7 @@ def test_a_split_used_before_scoring_is_no_headline(ensemble, tmp_path, capsys, 
         ),
         (lambda record: record.update(labels=["crackle", "rhonchus"]), "trained on other data or another split"),
         (lambda record: record.update(members=[{"seed": 0}]), "this run is an ensemble"),
-        (lambda record: record["operating_points"].update(rule="f1"), "thresholds or calibration of different rules"),
+        (lambda record: record["operating_points"].update(rule="f1"), "calibration or smoothing of different rules"),
     ],
 )
 def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, change, said):

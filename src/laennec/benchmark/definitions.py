@@ -23,6 +23,7 @@ class FixedSplit:
     fingerprint: str  # of its cycle ids, see `laennec.corpora.splits.fingerprint`
     cycles: int  # their number
     classes: Mapping[str, int] | None = None  # cycles of each class; None where that is not known here
+    patients: int | None = None  # their number; None likewise
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ _INTRA = FixedSplit(
     "5fe94e56152c8b2beab95923374137b5ea2b907eb26c117cc2f1cafba5b8ace0",
     1004,
     {"normal": 688, "crackle": 189, "wheeze": 124, "both": 3},
+    160,
 )
 # of the events that a challenge entry predicts (github.com/HUJH511/BioCAS-2023-Grand_Challenge, models/12/out.json)
 _INTER = FixedSplit("208ab41b06d85e6f5e39adb09f6273e42371e1487cd5dcd22284f86896a41042", 1429)

@@ -71,7 +71,10 @@ def enter(
     run = read_run(place / "run.json") if (place / "run.json").exists() else {}
     learned_from = run["corpus"]["name"] if run else trained_on or benchmark.trained_on or "not recorded"
     if benchmark.trained_on not in (None, learned_from):
-        raise InputError(f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}")
+        raise InputError(
+            f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}; where that is so, "
+            f"give --trained-on {benchmark.trained_on}"
+        )
     if not (selection := selection or run.get("selection_set")):
         raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
     splits = load_benchmark(benchmark, data_dir)

@@ -19,8 +19,6 @@ from laennec.files import atomic_write, json_text
 from laennec.model_settings import checked
 from laennec.untrusted import read_json
 
-Values = dict[str, float | None]
-
 
 def one_line(text: str) -> str:
     """The text, if it is one line that says something."""
@@ -29,6 +27,29 @@ def one_line(text: str) -> str:
     return text
 
 
+def _in_range(values: dict[str, float | None]) -> dict[str, float | None]:
+    for name, value in values.items():
+        top = 100 if is_percent(name) else 1
+        if not 0 <= (value or 0) <= top:
+            raise ValueError(f"from 0 to {top} for {name}")
+    return values
+
+
+def _of_labels(values: dict[str, float | None]) -> dict[str, float | None]:
+    if not {"crackle", "wheeze"} <= values.keys():
+        raise ValueError("values of crackle and wheeze")
+    return values
+
+
+def _with_score(values: dict[str, float | None]) -> dict[str, float | None]:
+    if values.get(SCORE) is None:
+        raise ValueError(f"values with {SCORE}")
+    return values
+
+
+Values = Annotated[dict[str, float | None], AfterValidator(_in_range)]
+OfLabels = Annotated[Values, AfterValidator(_of_labels)]
+WithScore = Annotated[Values, AfterValidator(_with_score)]
 Line = Annotated[str, AfterValidator(one_line)]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
@@ -44,7 +65,7 @@ class Baseline(_Part):
     """A shortcut baseline, and the ICBHI Score of the entry minus that of the baseline."""
 
     name: str
-    values: Values
+    values: WithScore
     interval: Bounds
     difference: float | None
     difference_interval: Bounds
@@ -60,9 +81,9 @@ class SplitScores(_Part):
     values: Values
     intervals: dict[str, Bounds]  # 95 %, over patients
     baselines: list[Baseline]
-    within_lengths: Values | None  # AUROC of each label among cycles of similar length
-    middle: Values | None  # scores on the middle of each cycle, all of one length; of models
-    calibration_error: Values | None
+    within_lengths: OfLabels | None  # AUROC of each label among cycles of similar length
+    middle: WithScore | None  # scores on the middle of each cycle, all of one length; of models
+    calibration_error: OfLabels | None
 
 
 class Source(_Part):
@@ -79,7 +100,9 @@ class Cost(_Part):
     """What a model takes."""
 
     parameters: int = Field(ge=0)
-    cpu_s_per_hour: float | None  # CPU seconds of prediction for an hour of sound; None on a GPU
+    cpu_s_per_hour: (
+        Annotated[float, Field(ge=0)] | None
+    )  # CPU seconds of prediction for an hour of sound; None on a GPU
     processor: str
 
 
@@ -145,6 +168,8 @@ def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
     """The first thing that is wrong with the scores of a split."""
     if scores.fingerprint != fixed.fingerprint:
         return f"fingerprint {scores.fingerprint[:12]} is not that of the published split ({fixed.fingerprint[:12]})"
+    if fixed.patients not in (None, scores.patients):
+        return f"there are {scores.patients} patients, but {fixed.patients} in the published split"
     square = [len(row) for row in scores.confusion] == [len(CLASSES)] * len(CLASSES)
     counts = np.array(scores.confusion) if square else np.zeros((len(CLASSES), 1))
     classes = dict(zip(CLASSES, counts.sum(1).tolist(), strict=True))

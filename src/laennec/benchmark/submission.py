@@ -65,7 +65,11 @@ def _read(path: Path) -> pd.DataFrame:
     """The columns that count, as numbers by cycle id."""
     try:
         content = io.BytesIO(read_bytes(path))
-        table = pd.read_csv(content, dtype=str) if path.suffix.lower() == ".csv" else pd.read_parquet(content)
+        table = (
+            pd.read_csv(content, dtype=str, index_col=False)
+            if path.suffix.lower() == ".csv"
+            else pd.read_parquet(content)
+        )
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except (ValueError, TypeError) as error:
@@ -73,6 +77,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no table in CSV or Parquet ({said}); write it again") from error
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; give cycle_id, p_crackle and p_wheeze")
+    if empty := [str(row + 1) for row in np.flatnonzero(table["cycle_id"].isna())]:
+        raise InputError(f"{path}: no cycle_id in row {named(empty)}; give every row one")
     numbers = table[[name for name in (*_PROBABILITIES, *LABELS) if name in table.columns]]
     return numbers.apply(pd.to_numeric, errors="coerce").set_index(table["cycle_id"].astype(str))
 
@@ -86,7 +92,7 @@ def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[
             problems.append(f"{len(gone)} of the {len(own)} cycles of {name} are missing ({named(gone)})")
     if unknown := sorted(here.difference(*tests.values())):
         whose = [f", {name}" for name, own in ids.items() if name not in tests and not here.isdisjoint(own)]
-        problems.append(f"{len(unknown)} cycles are of other splits{''.join(whose)} ({named(unknown)})")
+        problems.append(f"{len(unknown)} cycles are unknown or of other splits{''.join(whose)} ({named(unknown)})")
     if repeated := sorted(set(given[given.duplicated()])):
         problems.append(f"{len(repeated)} cycles occur more than once ({named(repeated)})")
     return problems

@@ -221,7 +221,7 @@ def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str |
         return 0, None
     lacking = f"{corpus.root}: {missing} of the {total} recordings of {corpus.title} are missing{which}"
     if published and not corpus.options.allow_missing:
-        remedy = "add them, or pass allow_missing=True (--allow-missing)"
+        remedy = "add them, or pass allow_missing=True (--allow-missing; in training --corpus.allow_missing true)"
         raise InputError(f"{lacking}, and protocol {protocol} is defined on all; {remedy}")
     warnings.warn(f"{lacking}; what is measured on it is stamped incomplete", stacklevel=4)
     return missing, f"incomplete: {total - missing} of the {total} recordings"

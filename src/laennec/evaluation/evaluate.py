@@ -196,10 +196,10 @@ def score(
         model, extractor = load_model(source, base)
         splits = load_splits(recipe, check_jobs(jobs))
         origin = provenance(splits)
-        if parse_smoothing(smoothing) is not None and model.config.smoothing:
+        if smoothing is not None and model.config.smoothing:
             raise InputError(
                 f"smoothing {smoothing}: this model smooths its predictions itself, by {model.config.smoothing:g}; "
-                "leave --smoothing out"
+                "leave --smoothing out, or fit the model without: laennec calibrate RUN --smoothing none"
             )
         smooth = resolve_smoothing(smoothing, source, model)
         check_split(run, recipe, origin)

@@ -63,6 +63,8 @@ def ensemble_runs(
     folders, out = [Path(run) for run in runs], Path(out)
     if len(folders) < 2:
         raise InputError(f"an ensemble needs two runs or more, not {len(folders)}")
+    if out.resolve() in [folder.resolve() for folder in folders]:
+        raise InputError(f"{out}: is one of the members, which the ensemble would replace; name another folder (--out)")
     records = [read_run(folder / "run.json") for folder in folders]
     _refuse_different(folders, records)
     first = records[0]
@@ -229,8 +231,8 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
     for folder, record in zip(folders, records, strict=True):
         if fitted_rule(record) != fitted_rule(records[0]):
             raise InputError(
-                f"{folder} and {folders[0]} have thresholds or calibration of different rules; fit them by one rule "
-                "first: laennec calibrate RUN --calibration ... --threshold-rule ..."
+                f"{folder} and {folders[0]} have thresholds, calibration or smoothing of different rules; fit them "
+                "by one rule first: laennec calibrate RUN --calibration ... --threshold-rule ... --smoothing ..."
             )
         if record.get("members"):
             raise InputError(f"{folder}: this run is an ensemble; give its members")

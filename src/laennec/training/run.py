@@ -186,9 +186,10 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
 
 def selection_of(recipe: Recipe) -> str:
     """What chooses the epoch on validation, in words."""
-    metric, corpora = recipe.train.selection_metric, [one.name for one in recipe.corpus.corpora]
+    metric = recipe.train.selection_metric
+    corpora = [one.name for one in recipe.corpus.corpora if one.protocol not in ("corpus-out", "none")]  # tests alone
     how = "over all cycles" if metric == "loss" else f"mean over {' and '.join(corpora)}"
-    return f"{metric} ({how})" if corpora else metric
+    return f"{metric} ({how})" if len(corpora) > 1 else metric
 
 
 def run_facts(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def test_a_flag_that_no_corpus_of_the_list_can_have_is_one_line(path, flag, valu
     ("corpus", "words"),
     [
         ([], "corpus: the list names no corpus"),
+        ([BOTH[0], {"data_dir": "there"}], "no name for the corpus in there; give corpus.name"),
         ([BOTH[0], BOTH[0]], "corpus: sprsound is listed twice"),
         ([BOTH[0], {"name": "icbhi2017", "folds": 1}], "unknown key 'corpus.folds'; did you mean 'corpus.fold'"),
         ([BOTH[0], {"name": "icbhi2017", "fold": "one"}], "corpus.fold is 'one'; it must be a valid integer"),

@@ -4,8 +4,8 @@ Decisions: a method is a set of runs with different seeds; the folds of one seed
 replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
 mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
 printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
-methods compared with the baseline in one metric. Where fewer than three effective patients have the finding, a
-difference gets neither interval nor p value: a claim would rest on one or two of them. Beside p values stand the
+methods compared with the baseline in one metric. Where fewer than three effective patients have the finding,
+there is neither interval nor p value: a claim would rest on one or two of them. Beside p values stand the
 smallest one that these draws can give, and the difference found in four of five studies: "not significant" is no
 evidence that two methods are equal.
 """
@@ -102,7 +102,7 @@ def compare_methods(
             found[method][figure] = {
                 "mean": float(values.mean()),
                 "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "interval": interval(draws, n_patients),
+                "interval": interval(draws, n_patients) if _enough(runs[0], figure) else None,
                 **dict.fromkeys(("difference", "difference_interval", "p", "p_holm", "smallest_p", "detectable")),
             }
     p_values: dict[str, dict[str, float]] = {}
@@ -112,7 +112,7 @@ def compare_methods(
             if figure in found[other]:
                 cell, differences = found[method][figure], drawn[method, figure] - drawn[other, figure]
                 cell["difference"] = cell["mean"] - found[other][figure]["mean"]
-                enough = methods[method][0].effective.get(figure, LEAST_EFFECTIVE) >= LEAST_EFFECTIVE
+                enough = _enough(methods[method][0], figure)
                 cell["difference_interval"] = interval(differences, n_patients) if enough else None
                 if cell["difference_interval"] is not None:  # too few patients for it are too few for a p value
                     cell["p"] = p_values.setdefault(figure, {})[method] = _two_sided(differences)
@@ -128,6 +128,11 @@ def compare_methods(
                 "detectable": float(deviations * errors[method, figure]),
             }
     return found
+
+
+def _enough(run: RunFigures, figure: str) -> bool:
+    """Whether enough patients are behind a metric for an interval."""
+    return run.effective.get(figure, LEAST_EFFECTIVE) >= LEAST_EFFECTIVE
 
 
 def _seed_means(draws: FloatArray, key: list[int]) -> FloatArray:

@@ -63,6 +63,8 @@ class CorpusSettings(Settings):
 
     @model_validator(mode="after")
     def _several(self) -> "CorpusSettings":
+        if nameless := [one.data_dir for one in self.each if one.data_dir and "name" not in one.model_fields_set]:
+            raise ValueError(f"no name for the corpus in {nameless[0]}; give corpus.name, such as folder or icbhi2017")
         if not self.corpora:
             return self
         names, own = [one.name for one in self.corpora], {"name", "split_seed", "corpora"}
