@@ -231,10 +231,5 @@ def test_a_figure_that_some_run_lacks_is_left_out_and_few_patients_have_no_p(fir
     assert "wheeze.roc_auc" not in content["figures"] and "wheeze.roc_auc" in content["left_out"]
     assert "wheeze AUROC: left out" in out and "too few for an interval" in out
     cell = content["methods"]["y-0"]["figures"]["crackle.roc_auc"]
-    assert (
-        cell["interval"] is None
-        and cell["difference_interval"] is None
-        and cell["p"] is None
-        and cell["p_holm"] is None
-    )
+    assert [cell[name] for name in ("interval", "difference_interval", "p", "p_holm")] == [None] * 4
     check_page((tmp_path / "out" / "compare.html").read_text())

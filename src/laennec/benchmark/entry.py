@@ -72,8 +72,8 @@ def enter(
     learned_from = run["corpus"]["name"] if run else trained_on or benchmark.trained_on or "not recorded"
     if benchmark.trained_on not in (None, learned_from):
         raise InputError(
-            f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}; where that is so, "
-            f"give --trained-on {benchmark.trained_on}"
+            f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}; where that "
+            f"is so, give --trained-on {benchmark.trained_on}"
         )
     if not (selection := selection or run.get("selection_set")):
         raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
