@@ -107,8 +107,9 @@ def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no
         plain = Predictor.from_pretrained(source, smoothing=0)
         assert plain(small_corpus / f"{name}.wav", small_corpus / f"{name}.txt").smoothing == 0
     capsys.readouterr()
-    assert main(["evaluate", str(run), "--smoothing", "0.5"]) == 2
-    one_line(capsys, "this model smooths its predictions itself, by 0.4")
+    for given in ("0.5", "none"):
+        assert main(["evaluate", str(run), "--smoothing", given]) == 2
+        one_line(capsys, "this model smooths its predictions itself, by 0.4")
     assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
     assert read(path)["operating_point"].get("smoothing", 0) == strength
     assert main(["calibrate", str(run), "--smoothing", "0.3"]) == 0

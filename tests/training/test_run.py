@@ -185,7 +185,10 @@ def test_concatenated_cycles_of_four_classes_train_and_other_classes_are_refused
 
 
 def test_mixing_tokens_of_an_encoder_without_any_stops_before_the_corpus_is_read(tiny_recipe, tmp_path):
-    changes = {"augment": {"mix": {"method": "patch_mix", "domain": "tokens"}}, "corpus": {"data_dir": "nowhere"}}
+    changes = {
+        "augment": {"mix": {"method": "patch_mix", "domain": "tokens"}},
+        "corpus": {"name": "synthetic", "data_dir": "nowhere"},
+    }
     with pytest.raises(InputError, match="cnn encoders have no patch tokens; with patch_mix they support features"):
         run(tiny_recipe, tmp_path / "run", **changes)
 

@@ -121,7 +121,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "repeatable",
     },
     "--smoothing": {
-        "default": "none", "metavar": "auto|none|W",
+        "metavar": "auto|none|W",
         "help": "smooth predictions: mix the logits of each span with the mean of its recording, with weight W from 0 "
         "to 1, or auto for the weight chosen on validation (default: the model's own, for annotated spans)",
     },

@@ -39,7 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="predict automatically detected breaths instead of windows (approximate; the documentation states the "
         "accuracy)",
     )
-    add_options(parser, "--smoothing", default=None)
+    add_options(parser, "--smoothing")
     parser.add_argument(
         "--smoothing-neighbours",
         type=int,
