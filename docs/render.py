@@ -139,12 +139,18 @@ def _shared(rows: list[Content]) -> list[str]:
         {f"{row['corpus']} `{row['corpus_fingerprint'][:12]}`" for row in rows},
         {f"protocol {row['protocol']}" for row in rows},
         {f"split {row['split']}" for row in rows},
-        {f"{row['counts']['cycles']} cycles of {row['counts']['patients']} patients" for row in rows},
+        {_counted(row) for row in rows},
         {f"split fingerprint `{(row['split_fingerprint'] or 'none')[:12]}`" for row in rows},
         {f"epochs and thresholds chosen on {row['selection_set']} patients" for row in rows},
         {f"**{row['stamp']}**" if row["stamp"] else "" for row in rows},
     ]
     return [fact for fact in (found.pop() for found in facts if len(found) == 1) if fact]
+
+
+def _counted(row: Content) -> str:
+    effective = ", ".join(f"{label} {number:.1f}" for label, number in row.get("effective_patients", {}).items())
+    counted = f"{row['counts']['cycles']} cycles of {row['counts']['patients']} patients"
+    return f"{counted} (effective: {effective})" if effective else counted
 
 
 def _bounds(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:

@@ -100,7 +100,7 @@ def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = 
     optional = {
         "seeds": seeds_of(run) if run.get("members") else None,
         "fold": origin.get("fold"),
-        **{name: metrics.get(name) for name in ("smoothing", "within_lengths", "duration_blind")},
+        **{name: metrics.get(name) for name in ("effective_patients", "smoothing", "within_lengths", "duration_blind")},
         "geometry": four_properties(metrics["geometry"]) if metrics.get("geometry") else None,
         "official": official,
     }
