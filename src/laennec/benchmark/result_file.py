@@ -100,9 +100,8 @@ class Cost(_Part):
     """What a model takes."""
 
     parameters: int = Field(ge=0)
-    cpu_s_per_hour: (
-        Annotated[float, Field(ge=0)] | None
-    )  # CPU seconds of prediction for an hour of sound; None on a GPU
+    # CPU seconds of prediction for an hour of sound; None on a GPU
+    cpu_s_per_hour: Annotated[float, Field(ge=0)] | None
     processor: str
 
 

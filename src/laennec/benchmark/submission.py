@@ -65,11 +65,8 @@ def _read(path: Path) -> pd.DataFrame:
     """The columns that count, as numbers by cycle id."""
     try:
         content = io.BytesIO(read_bytes(path))
-        table = (
-            pd.read_csv(content, dtype=str, index_col=False)
-            if path.suffix.lower() == ".csv"
-            else pd.read_parquet(content)
-        )
+        is_csv = path.suffix.lower() == ".csv"
+        table = pd.read_csv(content, dtype=str, index_col=False) if is_csv else pd.read_parquet(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except (ValueError, TypeError) as error:

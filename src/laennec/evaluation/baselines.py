@@ -121,7 +121,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
         if len(train_x.columns):
             guesses.append((name, what, _fit_shortcut(train_x, ids, test_x, len(classes), seed, has_normal)))
         elif name not in _OPTIONAL:
-            guesses.append((name, what, f"{' or '.join(columns)} is not recorded, or not alike in train and here"))
+            guesses.append((name, what, f"{' or '.join(columns)} is not recorded, or shares no value with train"))
     return guesses
 
 
