@@ -216,7 +216,12 @@ def _study(content: Content, split: str | None) -> Table:
         cells = [_figure(figure, own, compared) for figure in figures]
         cells += [_difference(figure, compared.get(figure)) for figure in differences]
         rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
-    notes = ["Mean over runs ± their standard deviation [95 % interval over patients]."]
+    behind = {name: cell.get("effective") for cells in methods["figures"].values() for name, cell in cells.items()}
+    if all(behind.values()):
+        effective = ", ".join(f"{figure_name(name)} {number:.1f}" for name, number in behind.items() if name in figures)
+        notes = [f"Mean over runs ± their standard deviation [95 % interval]. Effective patients: {effective}."]
+    else:  # of an earlier version
+        notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
     if differences:
         every = methods["figures"]
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
@@ -257,7 +262,7 @@ def _smoothing(content: Content, split: str | None) -> Table:
         rows.append([row["name"], row["seed"], f"{section['strength']:g}", *cells])
     note = (
         "Each prediction mixed with the mean of its recording, at a strength chosen on validation patients; without → "
-        "with, and the difference with its 95 % interval over the same draws of patients."
+        "with, and the difference with its 95 % interval paired by patients."
     )
     heads = ["method", "seed", "strength", "ICBHI Score", "ICBHI Score, difference", "mean AUROC"]
     return Table([*heads, "mean AUROC, difference"], rows, [note])

@@ -202,7 +202,7 @@ def pushed_run(frozen_run, tmp_path_factory):
     run = shutil.copytree(frozen_run, tmp_path_factory.mktemp("runs") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        score(run, draws=20)
+        score(run)
     record = json.loads((run / "run.json").read_text())
     texts = ("authors", "contact", "intended_use", "users", "health_inequalities", "ethics", "funding", "conflicts")
     answers = dict.fromkeys((*texts, "registration", "patient_involvement", "next_steps"), "none")

@@ -66,7 +66,7 @@ def study(tiny_recipe, tmp_path_factory):
     recipe.write_text(yaml.safe_dump(tiny_recipe | {"name": "tiny", "output_dir": None}))
 
     def write(folder):
-        content = {"output_dir": str(folder / "out"), "seeds": [0, 1], "evaluate": {"draws": 20}}
+        content = {"output_dir": str(folder / "out"), "seeds": [0, 1]}
         (folder / "study.yaml").write_text(yaml.safe_dump(content | {"methods": [str(recipe)]}))
         return "study", folder / "study.yaml"
 

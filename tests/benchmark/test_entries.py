@@ -81,7 +81,7 @@ def test_a_file_of_predictions_has_the_scores_of_its_model(run, enter, tmp_path,
     assert [entry["split"] for entry in looked] == ["test"] and looked[0]["command"] == model.command
     assert (model.entry, model.trained_on, model.splits["test_inter"]) == ("tiny CNN", "synthetic", None)
     assert model.cost.parameters > 0 and model.cost.cpu_s_per_hour > 0
-    assert main(["evaluate", str(run), "--out", str(tmp_path / "scored"), "--draws", "20"]) == 0
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "scored")]) == 0
     table = pd.read_parquet(tmp_path / "scored" / "predictions.parquet")
     metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
     logits = table[[f"logit_{name}" for name in LABELS]].to_numpy(dtype=float)

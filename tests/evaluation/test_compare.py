@@ -3,15 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from laennec.evaluation.comparison.statistics import (
     RunFigures,
     compare_methods,
-    draw_figures,
     holm,
     pool_folds,
     power_text,
+    run_figures,
 )
+from laennec.evaluation.intervals import standard_error
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import read_predictions
 
@@ -32,7 +34,7 @@ def answers(skill, seed, cycles=240, patients=24):
 
 
 def runs(skill, seeds=(1, 2, 3)):
-    return [draw_figures(answers(skill, seed), FIGURES, n_draws=200) for seed in seeds]
+    return [run_figures(answers(skill, seed), FIGURES) for seed in seeds]
 
 
 def test_a_better_method_differs_from_the_baseline_and_an_equal_one_does_not():
@@ -52,9 +54,9 @@ def test_a_finding_of_few_patients_gets_no_claim():
         truth[(given.table["patient_id"].astype(int) >= 2).to_numpy(), 0] = 0
         return replace(given, truth=truth)
 
-    drawn = {name: [draw_figures(few(skill, 1), FIGURES, n_draws=200)] for name, skill in (("a", 1.0), ("b", 3.0))}
-    assert drawn["a"][0].effective["crackle.roc_auc"] < 3 < drawn["a"][0].effective["icbhi.Score"]
-    compared = compare_methods(drawn, "a")["b"]
+    measured = {name: [run_figures(few(skill, 1), FIGURES)] for name, skill in (("a", 1.0), ("b", 3.0))}
+    assert measured["a"][0].effective["crackle.roc_auc"] < 3 < measured["a"][0].effective["icbhi.Score"]
+    compared = compare_methods(measured, "a")["b"]
     crackle, whole = compared["crackle.roc_auc"], compared["icbhi.Score"]
     assert crackle["difference"] > 0
     assert all(crackle[name] is None for name in ("difference_interval", "p", "p_holm", "detectable"))
@@ -65,13 +67,19 @@ def test_the_detectable_difference_is_what_most_studies_find():
     equal = {"plain": runs(1.0), "other": runs(1.0, (4, 5, 6)), "third": runs(1.0, (7, 8, 9))}
     compared = compare_methods(equal, "plain")
     cell = compared["other"]["crackle.roc_auc"]
-    assert cell["smallest_p"] == pytest.approx(2 * 2 / 201) and cell["smallest_p"] <= cell["p_holm"]
-    # (z of 5 % over two comparisons + z of 80 %) standard errors; an interval of 95 % is 2 * 1.96 of them wide
+    assert cell["smallest_p"] == pytest.approx(2 * 2 ** (1 - cell["effective"])) and cell["smallest_p"] < 1e-5
+    sides = [np.mean([run.values["crackle.roc_auc"] for run in equal[name]], axis=0) for name in ("other", "plain")]
+    seeds = [np.array([run.values["crackle.roc_auc"][0] for run in equal[name]]) for name in ("other", "plain")]
+    error, freedom = standard_error(sides[0] - sides[1], cell["effective"], seeds)
     low, high = cell["difference_interval"]
-    assert cell["detectable"] == pytest.approx((2.241 + 0.842) * (high - low) / (2 * 1.96), rel=0.2)
+    assert 3 < freedom < 22 and high - low == pytest.approx(2 * stats.t.ppf(0.975, freedom) * error)
+    # at 5 % over two comparisons, with a power of 80 %
+    assert cell["detectable"] == pytest.approx(
+        (stats.t.ppf(1 - 0.025 / 2, freedom) + stats.t.ppf(0.8, freedom)) * error
+    )
     assert compared["plain"]["crackle.roc_auc"]["detectable"] is None
     text = power_text([one["crackle.roc_auc"] for one in compared.values()], "{:.3f}".format)
-    assert text.startswith("found with 80 % power: differences of 0.") and text.endswith("smallest possible p: 0.020")
+    assert text.startswith("found with 80 % power: differences of 0.") and text.endswith("smallest possible p: < 0.001")
     assert power_text([compared["plain"]["crackle.roc_auc"]], str) == ""
 
 
@@ -91,7 +99,7 @@ def test_each_method_may_have_a_baseline_of_its_own():
 def test_mean_and_spread_are_those_of_the_seeds_and_a_run_differs_from_itself_by_nothing():
     own = runs(1.5)
     compared = compare_methods({"a": own, "b": own[:1]}, "b")
-    values = [run.values["icbhi.Score"] for run in own]
+    values = [run.values["icbhi.Score"][0] for run in own]
     assert compared["a"]["icbhi.Score"]["mean"] == pytest.approx(np.mean(values))
     assert compared["a"]["icbhi.Score"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert compared["b"]["icbhi.Score"]["sd"] is None
@@ -100,12 +108,35 @@ def test_mean_and_spread_are_those_of_the_seeds_and_a_run_differs_from_itself_by
 
 
 def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
-    # the same draws of patients, training seeds that lie far apart
-    steady = np.random.default_rng(0).normal(70, 1, 400)
-    run = [RunFigures({"f": 70.0 + d}, {"f": steady + d}, frozenset("x"), 30) for d in (-10, 0, 10)]
+    # the same spread over patients, training seeds that lie far apart
+    steady = np.r_[70, np.random.default_rng(0).normal(70, 1, 30)]
+    run = [RunFigures({"f": steady + d}, frozenset("x"), {"f": 30}) for d in (-10, 0, 10)]
     apart = compare_methods({"m": run})["m"]["f"]["interval"]
     alike = compare_methods({"m": [run[1]] * 3})["m"]["f"]["interval"]
-    assert apart[1] - apart[0] > 2 * (alike[1] - alike[0])
+    assert apart[1] - apart[0] > 1.5 * (alike[1] - alike[0])
+
+
+def test_no_p_value_is_below_that_of_a_sign_test_over_the_effective_patients():
+    table = answers(1.0, 1, cycles=48, patients=6)
+    sides = {"guess": table, "know": replace(table, logits=table.truth * 9.0 + table.logits)}
+    cell = compare_methods({k: [run_figures(v, FIGURES)] for k, v in sides.items()}, "guess")["know"]["crackle.roc_auc"]
+    assert cell["p"] == pytest.approx(2 ** (1 - cell["effective"])) == cell["smallest_p"] and 3 < cell["effective"] < 6
+
+
+def test_intervals_and_p_values_hold_their_error_rate_over_patients_and_seeds():
+    """Differences of two equal methods: patients, seeds of each method, and noise."""
+    draw, studies, held, claims = np.random.default_rng(0), 400, 0, 0
+    for _ in range(studies):
+        patients, methods = draw.normal(size=30), {}
+        for name in "ab":
+            mine = patients + draw.normal(0, 0.5, 30)  # the same patients, who differ in what a method makes of them
+            of_seeds = [draw.normal(0, 0.1) + mine + draw.normal(0, 0.2, 30) for _ in range(3)]
+            values = [np.r_[v.mean(), (v.sum() - v) / 29] for v in of_seeds]
+            methods[name] = [RunFigures({"f": v}, frozenset("x"), {"f": 30}) for v in values]
+        cell = compare_methods(methods, "a")["b"]["f"]
+        low, high = cell["difference_interval"]
+        held, claims = held + (low <= 0 <= high), claims + (cell["p"] < 0.05)
+    assert 0.92 <= held / studies <= 0.985 and claims == studies - held
 
 
 def test_joined_folds_are_one_run_over_all_their_patients():
@@ -114,12 +145,15 @@ def test_joined_folds_are_one_run_over_all_their_patients():
     parts = [whole.subset(fold == k) for k in range(5)]
     pooled = pool_folds(parts)
     assert len(pooled.table) == 240 and set(pooled.table["cycle_id"]) == set(whole.table["cycle_id"])
-    one, many = (draw_figures(given, FIGURES, n_draws=100) for given in (whole, pooled))
-    assert one.values == pytest.approx(many.values) and one.cycles == many.cycles and many.n_patients == 24
+    one, many = (run_figures(given, FIGURES) for given in (whole, pooled))
+    for name in FIGURES:
+        assert one.values[name] == pytest.approx(many.values[name]) and many.values[name].shape == (25,)
+    assert one.cycles == many.cycles and one.effective == many.effective
     assert pool_folds(parts[:1]) is parts[0]
     # raw logits of heads trained apart have no common scale: one fold's are shifted, its probabilities are not
     shifted = replace(parts[0], logits=parts[0].logits + 40)
-    assert draw_figures(pool_folds([shifted, *parts[1:]]), FIGURES, 10).values == pytest.approx(one.values)
+    again = run_figures(pool_folds([shifted, *parts[1:]]), FIGURES).values
+    assert all(again[name] == pytest.approx(one.values[name]) for name in FIGURES)
     with pytest.raises(ValueError, match="in two folds"):
         pool_folds([*parts, parts[2]])
     with pytest.raises(ValueError, match="different labels"):
@@ -128,7 +162,7 @@ def test_joined_folds_are_one_run_over_all_their_patients():
 
 def test_other_cycles_are_refused():
     own = runs(1.0, (1,))
-    fewer = [draw_figures(answers(1.0, 1, cycles=200), FIGURES, n_draws=20)]
+    fewer = [run_figures(answers(1.0, 1, cycles=200), FIGURES)]
     with pytest.raises(ValueError, match="not scored on the same cycles"):
         compare_methods({"a": own, "b": fewer})
 

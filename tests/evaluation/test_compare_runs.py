@@ -1,4 +1,4 @@
-"""Comparison of runs on the command line: paired draws by a naive loop, grouping, and errors."""
+"""Comparison of runs on the command line: differences by a naive loop, grouping, and errors."""
 
 import json
 import shutil
@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 from evaluation_tables import TWO
 from matplotlib.figure import Figure
+from scipy import stats
 
 from laennec.cli.main import main
 from laennec.evaluation.evaluate import score
-from laennec.evaluation.intervals import draw_patients, patient_codes
+from laennec.evaluation.intervals import patient_codes
 from laennec.evaluation.metrics import auroc, exact_sensitivity, specificity
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.summary import evaluate_predictions
 from laennec.training.record import write_record
 from pages import check_page, open_in_browser
-
-DRAWS = 60
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def first(tiny_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
         patch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-        score(run, split="train", draws=20)  # more patients than its test split has
+        score(run, split="train")  # more patients than its test split has
     return run
 
 
@@ -53,7 +52,7 @@ def other(first, folder, seed=0, skill=0.8, name="other", run_seed=0, change=Non
     record["name"], record["config"]["seed"] = name, run_seed
     if change:
         change(record, table)
-    metrics = evaluate_predictions(table, **TWO, n_draws=20)
+    metrics = evaluate_predictions(table, **TWO)
     table.to_parquet(evaluation / "predictions.parquet")
     write_record(evaluation / "metrics.json", metrics)
     write_record(evaluation / "run.json", record)
@@ -80,28 +79,28 @@ def figures_of(table, thresholds, rows):
 
 def test_differences_intervals_and_p_values_equal_a_naive_loop(first, tmp_path, capsys):
     runs = [first, other(first, tmp_path / "second-0"), other(first, tmp_path / "third-0", 1, 4.0, "third")]
-    out = compare(capsys, *runs, "--draws", DRAWS, "--out", tmp_path / "out")
+    out = compare(capsys, *runs, "--out", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     tables, thresholds = [], []
     for run in runs:
         tables.append(pd.read_parquet(run / "evaluation-train" / "predictions.parquet"))
         thresholds.append(json.loads((run / "evaluation-train" / "metrics.json").read_text())["thresholds"])
     codes, n = patient_codes(tables[0])
-    drawn = [np.concatenate([np.flatnonzero(codes == p) for p in patients]) for patients in draw_patients(n, DRAWS, 0)]
-    everything = np.arange(len(codes))
-    once = [figures_of(t, h, everything) for t, h in zip(tables, thresholds, strict=True)]
-    draws = [[figures_of(t, h, rows) for rows in drawn] for t, h in zip(tables, thresholds, strict=True)]
-    assert content["figures"] == list(once[0]) and content["baseline"] == "first-0" and content["draws"] == DRAWS
+    kept = [np.flatnonzero(codes != patient) for patient in (None, *range(n))]
+    values = [[figures_of(t, h, rows) for rows in kept] for t, h in zip(tables, thresholds, strict=True)]
+    assert content["figures"] == list(values[0][0]) and content["baseline"] == "first-0"
     for figure in content["figures"]:
         p_values = {}
         for k, name in ((1, "second-0"), (2, "third-0")):
             cell = content["methods"][name]["figures"][figure]
-            assert cell["difference"] == pytest.approx(once[k][figure] - once[0][figure])
-            differences = np.array([a[figure] - b[figure] for a, b in zip(draws[k], draws[0], strict=True)])
-            assert cell["difference_interval"] == pytest.approx(list(np.quantile(differences, [0.025, 0.975])))
-            rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+            whole, *others = [a[figure] - b[figure] for a, b in zip(values[k], values[0], strict=True)]
+            error = np.sqrt((n - 1) / n * ((np.array(others) - np.mean(others)) ** 2).sum())
+            squares = (np.array(others) - np.mean(others)) ** 2
+            t = stats.t(max(min(cell["effective"], squares.sum() ** 2 / (squares**2).sum()) - 1, 1))
+            assert cell["difference"] == pytest.approx(whole)
+            assert cell["difference_interval"] == pytest.approx(whole + error * t.ppf([0.025, 0.975]))
             p_values[name] = cell["p"]
-            assert cell["p"] == pytest.approx(min(1, 2 * (rarer + 1) / (DRAWS + 1)))
+            assert cell["p"] == pytest.approx(max(2 * t.sf(abs(whole) / error), 2 ** (1 - cell["effective"])))
         small, large = sorted(p_values, key=p_values.get)
         holm = [content["methods"][name]["figures"][figure]["p_holm"] for name in (small, large)]
         assert holm[0] == pytest.approx(min(1, 2 * p_values[small]))
@@ -125,7 +124,7 @@ def test_another_baseline_turns_the_signs(first, tmp_path, capsys, no_pictures):
     second = other(first, tmp_path / "second-0")
 
     def difference(*more):
-        compare(capsys, first, second, "--draws", DRAWS, "--out", tmp_path / "out", *more)
+        compare(capsys, first, second, "--out", tmp_path / "out", *more)
         content = json.loads((tmp_path / "out" / "compare.json").read_text())
         (name,) = set(content["methods"]) - {content["baseline"]}
         return content["methods"][name]["figures"]["wheeze.roc_auc"]["difference_interval"]
@@ -140,16 +139,20 @@ def test_another_baseline_turns_the_signs(first, tmp_path, capsys, no_pictures):
 def test_seeds_of_a_recipe_are_one_method_where_several_recipes_are_given(first, tmp_path, capsys, no_pictures):
     seeds = [other(first, tmp_path / f"a-{k}", k, name="recipe a", run_seed=k) for k in range(3)]
     lone = other(first, tmp_path / "b-0", 9, name="recipe b")
-    out = compare(capsys, lone, *seeds, "--draws", DRAWS, "--out", tmp_path / "out")
+    out = compare(capsys, lone, *seeds, "--out", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert set(content["methods"]) == {"recipe a", "recipe b"} and "recipe a (3)" in out and "and of seeds" in out
+    assert (
+        set(content["methods"]) == {"recipe a", "recipe b"}
+        and "recipe a (3)" in out
+        and "over patients and seeds" in out
+    )
     cell = content["methods"]["recipe a"]["figures"]["icbhi.Score"]
     values = [run["values"]["icbhi.Score"] for run in content["methods"]["recipe a"]["runs"]]
     assert cell["mean"] == pytest.approx(np.mean(values)) and cell["sd"] == pytest.approx(np.std(values, ddof=1))
     # one recipe alone: its seeds against one another; and whenever that is asked for
-    compare(capsys, *seeds, "--draws", DRAWS, "--out", tmp_path / "out")
+    compare(capsys, *seeds, "--out", tmp_path / "out")
     assert set(json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]) == {"a-0", "a-1", "a-2"}
-    compare(capsys, lone, *seeds, "--no-group-seeds", "--draws", DRAWS, "--out", tmp_path / "out")
+    compare(capsys, lone, *seeds, "--no-group-seeds", "--out", tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]) == 4
     assert "a single method" in compare(capsys, *seeds, "--group-seeds", "--out", tmp_path / "out", code=2)
     twin = other(first, tmp_path / "a-again", 5, name="recipe a", run_seed=2)
@@ -202,7 +205,6 @@ def test_bad_input_is_one_line_and_loses_nothing(first, tmp_path, capsys, no_pic
     assert "given twice" in compare(capsys, first, first, "--out", out, code=2)
     assert "no such folder" in compare(capsys, first, tmp_path / "absent", "--out", out, code=2)
     assert "no evaluation" in compare(capsys, first, tmp_path, "--out", out, code=2)
-    assert "--draws 0" in compare(capsys, first, second, "--draws", 0, "--out", out, code=2)
     assert "no evaluation of test" in compare(capsys, first, second, "--split", "test", "--out", out, code=2)
     path = second / "evaluation-train" / "predictions.parquet"
     whole = path.read_bytes()
@@ -226,7 +228,7 @@ def test_a_figure_that_some_run_lacks_is_left_out_and_few_patients_have_no_p(fir
         table["label"] = np.where(table["crackle"] == 1, "crackle", "normal")
 
     runs = [other(first, tmp_path / name, k, change=few) for k, name in enumerate(("x-0", "y-0"))]
-    out = compare(capsys, *runs, "--draws", DRAWS, "--out", tmp_path / "out")
+    out = compare(capsys, *runs, "--out", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert "wheeze.roc_auc" not in content["figures"] and "wheeze.roc_auc" in content["left_out"]
     assert "wheeze AUROC: left out" in out and "too few for an interval" in out

@@ -45,7 +45,7 @@ def filtered_run(tiny_recipe, tmp_path_factory):
 
 
 def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corpus, capsys, monkeypatch):
-    assert main(["evaluate", str(run), "--draws", "50"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     folder = run / "evaluation-test"
     assert {p.name for p in folder.iterdir()} == RESULTS
     table, metrics = pd.read_parquet(folder / "predictions.parquet"), read(folder / "metrics.json")
@@ -58,7 +58,7 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     right = (answers[0] + 2 * answers[1]) == truth.to_numpy(int)
     sp, se = 100 * right[truth == 0].mean(), 100 * right[truth > 0].mean()
     assert metrics["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
-    assert metrics["bootstrap"]["n_draws"] == 50 and "icbhi.Score" in metrics["intervals"]
+    assert metrics["uncertainty"]["method"] == "jackknife" and "icbhi.Score" in metrics["intervals"]
     assert any(floor["name"] == "event length" and "skipped" not in floor for floor in metrics["floors"])
     pictures = {p.stem for p in (folder / "pictures").iterdir()}
     assert {"confusion", "roc", "reliability", "training"} <= pictures
@@ -78,8 +78,8 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     evaluations = read(run / "run.json")["evaluations"]
     assert [e["split"] for e in evaluations] == ["test"] and evaluations[0]["command"].startswith("laennec evaluate ")
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    assert main(["evaluate", str(run), "--split", "validation", "--draws", "20"]) == 0
-    assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    assert main(["evaluate", str(run), "--split", "validation"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert "this run was scored 2 times on test" in capsys.readouterr().out
     assert [e["split"] for e in read(run / "run.json")["evaluations"]] == ["test", "validation", "test"]
     assert read(folder / "run.json")["evaluations"] == without_results(read(run / "run.json")["evaluations"])
@@ -94,7 +94,7 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
 
 
 def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, no_pages):
-    scored = score(run, draws=0)
+    scored = score(run)
     from laennec import CycleWaveforms
     from laennec.evaluation.evaluate import load_model
     from laennec.training.embeddings import embed_waveforms
@@ -141,7 +141,7 @@ def test_other_data_under_the_name_of_the_runs_are_refused(run, tmp_path, capsys
 
 def test_a_moved_corpus_is_the_same_corpus(run, small_corpus, tmp_path, no_pages):
     moved = shutil.copytree(small_corpus, tmp_path / "moved")
-    here, there = score(run, draws=0), score(run, draws=0, corpus={"data_dir": str(moved)}, out=tmp_path / "out")
+    here, there = score(run), score(run, corpus={"data_dir": str(moved)}, out=tmp_path / "out")
     assert here.evaluation["values"] == there.evaluation["values"]
 
 
@@ -155,7 +155,7 @@ def test_a_run_with_a_relative_path_is_scored_and_reported_from_any_folder(
     assert read(run / "run.json")["config"]["corpus"]["data_dir"] == "sounds"  # the recipe of the record stays as given
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    scored = score(run, draws=0)
+    scored = score(run)
     made = report(run)
     assert made.missing == () and made.sounds
     (tmp_path / "here").rename(tmp_path / "gone")
@@ -184,9 +184,9 @@ def test_a_model_outside_its_run_needs_a_corpus_and_a_folder(run, small_corpus, 
 
 def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_path, no_pages):
     """Problem type, labels and recording filter come from the model, not from a recipe's defaults."""
-    in_run = score(filtered_run, draws=0, out=tmp_path / "run")
+    in_run = score(filtered_run, out=tmp_path / "run")
     corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
-    alone = score(filtered_run / "model", corpus=corpus, out=tmp_path / "alone", draws=0)
+    alone = score(filtered_run / "model", corpus=corpus, out=tmp_path / "alone")
     one, two = (pd.read_parquet(s.folder / "predictions.parquet") for s in (in_run, alone))
     pd.testing.assert_frame_equal(one, two)
     assert alone.evaluation["problem_type"] == "single_label" and len(alone.evaluation["class_names"]) == 4
@@ -211,10 +211,10 @@ def test_labels_of_another_column_are_found_in_the_corpus(small_corpus, tmp_path
     shutil.copytree(tiny_run / "model", tmp_path / "model")
     LaennecForAudioClassification(config).save_pretrained(tmp_path / "model")
     corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
-    scored = score(tmp_path / "model", corpus=corpus, out=tmp_path / "out", draws=0)
+    scored = score(tmp_path / "model", corpus=corpus, out=tmp_path / "out")
     frame = pd.read_parquet(scored.folder / "predictions.parquet")
     assert list(frame["label"]) == list(frame["diagnosis"])
     config.id2label = dict(enumerate("abcdefgh"[: len(names)]))
     LaennecForAudioClassification(config).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="no column holds the truth for the labels"):
-        score(tmp_path / "model", corpus=corpus, out=tmp_path / "out2", draws=0)
+        score(tmp_path / "model", corpus=corpus, out=tmp_path / "out2")

@@ -32,7 +32,7 @@ def scored(tiny_run, tmp_path_factory):
         patch.setattr(
             "laennec.evaluation.evaluate.write_report", lambda folder, *_: (folder / "report.html").write_text("")
         )
-        score(run, split="test", draws=30)
+        score(run, split="test")
     return run
 
 

@@ -67,7 +67,7 @@ def test_what_is_not_given_stays_as_it_was(run):
 
 def test_evaluate_model_predict_and_pipeline_agree(run, small_corpus, capsys):
     assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "youden"]) == 0
-    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     fitted, evaluation = read(run / "run.json")["operating_points"], read(run / "evaluation-test" / "metrics.json")
     table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     model, extractor = load_model(run)
@@ -118,7 +118,7 @@ def test_the_less_likely_label_is_decided_alike_everywhere(run, small_corpus, tm
     assert (points["recordings"]["rule"], points["recordings"]["second_thresholds"]) == ("icbhi", {})
     assert config["second_thresholds"] == {"crackle": 0.5, "wheeze": 0.5}
     path.write_text(json.dumps(config | {"thresholds": dict.fromkeys(LABELS, 0.01)}))
-    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert "wheeze above 0.010; where another label is likelier: crackle above 0.5" in capsys.readouterr().out
     model, extractor = load_model(run)
 
@@ -146,7 +146,7 @@ def test_the_less_likely_label_is_decided_alike_everywhere(run, small_corpus, tm
 
 def test_scores_made_before_are_named(run, capsys, monkeypatch):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     capsys.readouterr()
     assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
     assert "the existing scores of this run used the earlier thresholds" in capsys.readouterr().out

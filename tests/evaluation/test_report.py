@@ -54,9 +54,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def evaluation(table):
-    return evaluate_predictions(
-        table, **TWO, thresholds={"crackle": 0.25, "wheeze": 0.0}, train_table=cycles(seed=9), n_draws=60
-    )
+    return evaluate_predictions(table, **TWO, thresholds={"crackle": 0.25, "wheeze": 0.0}, train_table=cycles(seed=9))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +159,7 @@ def hostile():
     table = cycles()
     for name in ("cycle_id", "recording_id", "patient_id", "device", "chest_location", "sex"):
         table[name] = [f"{value}{HOSTILE}" for value in table[name]]
-    evaluation = evaluate_predictions(table, **TWO, train_table=cycles(seed=9), n_draws=20)
+    evaluation = evaluate_predictions(table, **TWO, train_table=cycles(seed=9))
     run = RUN | {"command": HOSTILE, "selection_set": HOSTILE, "evaluated": {"split": HOSTILE}, "name": BROKEN}
     run["corpus"] = RUN["corpus"] | {"name": HOSTILE}
     run["config"] = {"description": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}}
@@ -235,8 +233,8 @@ def test_selection_on_test_is_the_first_warning(evaluation):
 
 def test_degenerate_evaluations_have_a_page(tmp_path):
     single = cycles(n_patients=1, per_patient=5).assign(crackle=0, wheeze=0, device=None)
-    write_report(tmp_path / "a", {}, evaluate_predictions(single, **TWO, n_draws=5), single)
+    write_report(tmp_path / "a", {}, evaluate_predictions(single, **TWO), single)
     other = cycles().rename(columns={"wheeze": "murmur", "logit_wheeze": "logit_murmur"})
-    evaluation = evaluate_predictions(other, problem_type="multi_label", label_names=["crackle", "murmur"], n_draws=5)
+    evaluation = evaluate_predictions(other, problem_type="multi_label", label_names=["crackle", "murmur"])
     text = write_report(tmp_path / "b", {"history": [{"loss": 1.0}]}, evaluation, other).read_text()
     assert "murmur AUROC" in text and "ICBHI Score" not in text.split("<body>")[1]

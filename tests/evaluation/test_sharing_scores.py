@@ -19,7 +19,7 @@ def scores(folder):
 @pytest.fixture(scope="module")
 def alone(tiny_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("scores") / "alone"
-    return scores(score(tiny_run, out=out, draws=20, spans="windows").folder)
+    return scores(score(tiny_run, out=out, spans="windows").folder)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def same(folder, alone):
 
 def test_ranks_score_as_one_process(tiny_run, alone, cold, tmp_path):
     def work():
-        return main(["evaluate", str(tiny_run), "--out", str(tmp_path / "out"), "--draws", "20", "--spans", "windows"])
+        return main(["evaluate", str(tiny_run), "--out", str(tmp_path / "out"), "--spans", "windows"])
 
     done = ranks(2, work)
     assert done.returncode == 0 and done.stdout.count("report: ") == 1
@@ -45,7 +45,7 @@ def test_ranks_score_as_one_process(tiny_run, alone, cold, tmp_path):
 
 
 def test_processes_score_as_one(tiny_run, alone, cold, tmp_path):
-    command = ["evaluate", str(tiny_run), "--out", str(tmp_path / "out"), "--draws", "20", "--spans", "windows"]
+    command = ["evaluate", str(tiny_run), "--out", str(tmp_path / "out"), "--spans", "windows"]
     assert main([*command, "--jobs", "2"]) == 0
     same(tmp_path / "out", alone)
     assert main([*command, "--jobs", "0"]) == 2

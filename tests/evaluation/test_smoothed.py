@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("unpainted")
 
 
 def test_evaluate_shows_the_split_without_and_with(run, capsys):
-    assert main(["evaluate", str(run), "--smoothing", "auto", "--draws", "30"]) == 0
+    assert main(["evaluate", str(run), "--smoothing", "auto"]) == 0
     said = capsys.readouterr().out
     validation = pd.read_parquet(run / "predictions-validation.parquet")
     chosen = choose_smoothing(validation, problem_type="multi_label", label_names=LABELS)
@@ -35,7 +35,7 @@ def test_evaluate_shows_the_split_without_and_with(run, capsys):
 
 
 def test_thresholds_of_smoothed_predictions_come_from_smoothed_validation(run, no_pages, capsys):
-    assert main(["evaluate", str(run), "--smoothing", "0.6", "--draws", "0"]) == 0
+    assert main(["evaluate", str(run), "--smoothing", "0.6"]) == 0
     evaluation = read(run / "evaluation-test" / "metrics.json")
     validation = smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), LABELS, 0.6)
     wanted = fit_on_validation(validation, LABELS, rule="youden")["thresholds"]
@@ -74,7 +74,7 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
 
 
 def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no_pages, tmp_path, capsys):
-    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     raw = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     validation = pd.read_parquet(run / "predictions-validation.parquet")
     strength = choose_smoothing(validation, problem_type="multi_label", label_names=LABELS)["strength"]
@@ -86,7 +86,7 @@ def test_a_model_that_smooths_does_so_for_annotated_cycles(run, small_corpus, no
     config = read(path)
     config["operating_point"]["smoothing"] = 0.4
     path.write_text(json.dumps(config))
-    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert "logits mixed with the mean of the recording, weight 0.4" in capsys.readouterr().out
     scored, columns = pd.read_parquet(run / "evaluation-test" / "predictions.parquet"), [f"logit_{n}" for n in LABELS]
     np.testing.assert_array_equal(scored[columns], smooth_predictions(raw, LABELS, 0.4)[columns])

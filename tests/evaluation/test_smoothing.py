@@ -123,13 +123,13 @@ def test_a_test_table_is_refused(table):
 
 
 def test_the_difference_is_paired_over_patients(table):
-    section = compare_smoothing(table, 0.5, **TWO, n_draws=300)
+    section = compare_smoothing(table, 0.5, **TWO)
     row = section["figures"]["crackle.roc_auc"]
     assert row["difference"]["value"] == pytest.approx(row["with"]["value"] - row["without"]["value"])
     low, high = row["difference"]["interval"]
     apart = row["with"]["interval"][1] - row["without"]["interval"][0]
     assert 0 < low <= row["difference"]["value"] <= high < apart
-    nothing = compare_smoothing(table, 0.0, **TWO, n_draws=50)
+    nothing = compare_smoothing(table, 0.0, **TWO)
     assert all(f["difference"] == {"value": 0.0, "interval": [0.0, 0.0]} for f in nothing["figures"].values())
     assert json.loads(json.dumps(section)) == section
     text = format_smoothing(section)
@@ -139,7 +139,7 @@ def test_the_difference_is_paired_over_patients(table):
 
 def test_each_side_has_thresholds_of_its_own(table):
     decisions = [{"thresholds": {"crackle": at, "wheeze": at}} for at in (-9.0, 9.0)]
-    figures = compare_smoothing(table, 0.5, **TWO, decisions=decisions, n_draws=5)["figures"]
+    figures = compare_smoothing(table, 0.5, **TWO, decisions=decisions)["figures"]
     assert figures["icbhi.Sp"]["without"]["value"] == 0 and figures["icbhi.Sp"]["with"]["value"] == 100
 
 

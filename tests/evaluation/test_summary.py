@@ -13,7 +13,7 @@ from laennec.evaluation.summary import age_band
 
 @pytest.fixture(scope="module")
 def evaluation():
-    return evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9), n_draws=100)
+    return evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9))
 
 
 def by_name(rows):
@@ -52,7 +52,7 @@ def test_advantage_is_the_paired_difference(evaluation):
     low, high = row["advantage"]["interval"]
     assert (low + high) / 2 == pytest.approx(score - 50)
     one, other = evaluation["intervals"]["icbhi.Score"]
-    assert high - low == pytest.approx(other - one, rel=0.1)  # a constant baseline adds no spread
+    assert 0.9 < (high - low) / (other - one) < 1.3  # a constant baseline adds no spread
 
 
 def test_baselines_are_fitted_on_training_rows_only():
@@ -105,7 +105,7 @@ def test_age_bands_are_by_completed_years(age, band):
 
 def test_a_model_without_skill_gets_warnings():
     table = cycles(skill=0.0)
-    texts = [w["text"] for w in evaluate_predictions(table, **TWO, train_table=cycles(seed=9), n_draws=100)["warnings"]]
+    texts = [w["text"] for w in evaluate_predictions(table, **TWO, train_table=cycles(seed=9))["warnings"]]
     assert any("is not above the baseline" in text for text in texts)
     assert any("crackle AUROC" in text and "below the baseline" in text and "event length" in text for text in texts)
     assert any("not distinguishable from chance" in text for text in texts)
@@ -128,16 +128,16 @@ def test_badly_calibrated_probabilities_get_a_caution():
 
 def test_evaluation_is_json_and_repeats_exactly(evaluation):
     text = json.dumps(evaluation, allow_nan=False)
-    again = evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9), n_draws=100)
+    again = evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9))
     assert json.dumps(again, allow_nan=False) == text
     assert json.loads(text) == evaluation
 
 
 def test_one_class_and_class_models_are_evaluated_too():
-    one = evaluate_predictions(cycles().assign(wheeze=0), **TWO, n_draws=20)
+    one = evaluate_predictions(cycles().assign(wheeze=0), **TWO)
     assert one["values"]["wheeze.roc_auc"] is None and any("Wheeze: no positive" in w["text"] for w in one["warnings"])
     names = ["normal", "crackle", "wheeze", "both"]
-    four = evaluate_predictions(with_class_logits(cycles()), problem_type="single_label", label_names=names, n_draws=20)
+    four = evaluate_predictions(with_class_logits(cycles()), problem_type="single_label", label_names=names)
     assert four["thresholds"] is None and four["headline"] == "icbhi.Score"
     json.dumps([one, four], allow_nan=False)
 

@@ -104,12 +104,12 @@ def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables)
 
 
 def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys, unpainted):
-    assert main(["evaluate", str(run), "--draws", "10"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     folder = run / "evaluation-test"
     events, table = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.parquet").read_bytes()
     assert "windows" not in events and not (folder / "windows.parquet").exists()
     capsys.readouterr()
-    assert main(["evaluate", str(run), "--draws", "10", "--spans", "windows", "--window-s", "2"]) == 0
+    assert main(["evaluate", str(run), "--spans", "windows", "--window-s", "2"]) == 0
     said = capsys.readouterr().out
     both = json.loads((folder / "metrics.json").read_text())
     section = both.pop("windows")

@@ -1,6 +1,5 @@
 """An own metric, from Python, the command line and a recipe: interval, subgroups, report and comparison."""
 
-import functools
 import json
 import runpy
 import shutil
@@ -14,7 +13,7 @@ import pytest
 import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.intervals import draw_patients, patient_codes
+from laennec.evaluation.intervals import patient_codes
 from laennec.training.recipe import Recipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -51,15 +50,14 @@ def predictions(patients=12, seed=0):
 
 def test_an_own_metric_gets_interval_and_subgroups(per_recording):
     table = predictions()
-    evaluation = laennec.evaluate_predictions(table, metrics=[per_recording], n_draws=40)
+    evaluation = laennec.evaluate_predictions(table, metrics=[per_recording])
     codes, n = patient_codes(table)
     by_hand = []
-    for draw in draw_patients(n, 40, 0):
-        rows = pd.concat([table[codes == k].assign(recording_id=lambda t, i=i: t.recording_id + f"/{i}")
-                          for i, k in enumerate(draw)])  # fmt: skip
+    for left_out in (None, *range(n)):
+        rows = table[codes != left_out]
         rows = rows.assign(true_crackle=rows.crackle, predicted_crackle=(rows.logit_crackle > 0).astype(int))
         by_hand.append(per_recording(rows)["recording_recall"])
-    assert evaluation["own_metrics"]["draws"]["recording_recall"] == pytest.approx(by_hand)
+    assert evaluation["own_metrics"]["left_out"]["recording_recall"] == pytest.approx(by_hand)
     low, high = evaluation["intervals"]["recording_recall"]
     assert 0 <= low < evaluation["values"]["recording_recall"] < high <= 1
     whole = table.assign(true_crackle=table.crackle, predicted_crackle=(table.logit_crackle > 0).astype(int))
@@ -69,13 +67,13 @@ def test_an_own_metric_gets_interval_and_subgroups(per_recording):
         own = per_recording(whole[whole.device == row["value"]])
         assert {name: row["values"][name] for name in own} == own
         assert row["intervals"]["recording_recall"] is not None
-    built_in = laennec.evaluate_predictions(table, n_draws=40)
+    built_in = laennec.evaluate_predictions(table)
     assert {name: evaluation["values"][name] for name in built_in["values"]} == built_in["values"]
 
 
 def test_it_appears_wherever_a_score_does(per_recording, tiny_run, tmp_path, monkeypatch, capsys):
     runs = [shutil.copytree(tiny_run, tmp_path / name, ignore=shutil.ignore_patterns("eval*")) for name in ("a", "b")]
-    command = ["--split", "train", "--draws", "40", "--metrics", "own_metric:per_recording"]
+    command = ["--split", "train", "--metrics", "own_metric:per_recording"]
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     for run in runs[1:]:
         assert main(["evaluate", str(run), *command]) == 0
@@ -85,16 +83,14 @@ def test_it_appears_wherever_a_score_does(per_recording, tiny_run, tmp_path, mon
     assert "recording_recall" in capsys.readouterr().out
     folder = runs[0] / "evaluation-train"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert len(metrics["own_metrics"]["draws"]["recording_recall"]) == 40
+    assert len(metrics["own_metrics"]["left_out"]["recording_recall"]) == 1 + metrics["uncertainty"]["patients"]
     assert "recording_recall" in (folder / "report.html").read_text()
     record = json.loads((runs[0] / "run.json").read_text())
     assert "recording_recall" in record["evaluations"][-1]["result"]["metrics"]["values"]
-    assert main(["compare", *map(str, runs), "--draws", "40", "--out", str(tmp_path / "out")]) == 0
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
     compared = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert "recording_recall" in compared["figures"]
     assert compared["methods"]["b"]["figures"]["recording_recall"]["difference"] == 0.0
-    assert main(["compare", *map(str, runs), "--draws", "30", "--out", str(tmp_path / "out")]) == 0
-    assert "recording_recall" not in json.loads((tmp_path / "out" / "compare.json").read_text())["figures"]
 
 
 @pytest.mark.usefixtures("per_recording")
@@ -105,25 +101,24 @@ def test_a_recipe_names_it(tiny_run, tmp_path, monkeypatch):
     record["config"] = Recipe.from_record(config, "run.json").to_dict()
     (run / "run.json").write_text(json.dumps(record))
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    values = laennec.score(run, draws=5).evaluation["values"]
+    values = laennec.score(run).evaluation["values"]
     assert {"recording_recall", "recording_precision"} <= set(values)
 
 
 @pytest.mark.usefixtures("per_recording")
-def test_the_example_runs(tiny_run, tmp_path, monkeypatch, capsys):
+def test_the_example_runs(tiny_run, tmp_path, capsys):
     run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
-    monkeypatch.setattr(laennec, "score", functools.partial(laennec.score, draws=20))
     runpy.run_path(str(EXAMPLES / "own_metric.py"))["main"](str(run))
     assert "recording_recall" in capsys.readouterr().out
 
 
-def test_a_metric_that_is_undefined_in_a_subgroup_or_draw_is_none(per_recording):
+def test_a_metric_that_is_undefined_in_a_subgroup_is_none(per_recording):
     def of_the_first_device(table):
         if (table["device"] == "B").all():
             raise ValueError("only one device")
         return {"share": float((table["device"] == "A").mean())}
 
-    evaluation = laennec.evaluate_predictions(predictions(), metrics=[of_the_first_device], n_draws=20)
+    evaluation = laennec.evaluate_predictions(predictions(), metrics=[of_the_first_device])
     found = {row["value"]: row["values"]["share"] for row in evaluation["subgroups"]["device"]}
     assert found == {"A": 1.0, "B": None}
 

@@ -257,7 +257,7 @@ def test_the_example_trains(tmp_path, small_corpus, monkeypatch, capsys, unpaint
     runpy.run_path(str(EXAMPLES / "train_without_yaml.py"), run_name="__main__")
     assert "eval_loss" in capsys.readouterr().out
     assert load_file(tmp_path / "runs" / "mine" / "model" / "model.safetensors")
-    where = ["--corpus", "synthetic", "--data-dir", str(small_corpus), "--out", "scored", "--draws", "0"]
+    where = ["--corpus", "synthetic", "--data-dir", str(small_corpus), "--out", "scored"]
     assert main(["evaluate", "runs/mine/model", *where]) == 0
     assert "selection set: validation;" in capsys.readouterr().out
     assert json.loads(Path("scored/run.json").read_text())["selection_set"] == "validation"

@@ -65,7 +65,7 @@ def run(tiny_run, tmp_path):
 def scored(tiny_run, tmp_path_factory):
     """The tiny run, scored once on its test split."""
     copy = unscored(tiny_run, tmp_path_factory.mktemp("scored") / "run")
-    assert main(["evaluate", str(copy), "--draws", "50"]) == 0
+    assert main(["evaluate", str(copy)]) == 0
     return copy
 
 
@@ -356,7 +356,7 @@ def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path, monke
     text = sections(body)["Calibration and thresholds"]
     assert "Platt" in text and "Threshold rule: none, probability 0.5" in text
     assert "platt1999" in body and "guo2017" not in body
-    assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     body = head_and_body(render_card(run).text)[1]
     assert "Results" in sections(body) and "was scored 2 times" in sections(body)["Limitations"]
 
@@ -365,8 +365,8 @@ def test_a_split_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scor
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
     roundabout = str(tmp_path / "run" / ".." / "run" / "evaluation-test")
-    assert main(["evaluate", str(run), "--draws", "30", "--out", roundabout]) == 0
-    assert main(["evaluate", str(run), "--split", "validation", "--draws", "20", "--out", str(tmp_path / "own")]) == 0
+    assert main(["evaluate", str(run), "--out", roundabout]) == 0
+    assert main(["evaluate", str(run), "--split", "validation", "--out", str(tmp_path / "own")]) == 0
     evaluations = read(run / "run.json")["evaluations"]
     assert [("result" in looked, looked["split"]) for looked in evaluations] == [
         (False, "test"),

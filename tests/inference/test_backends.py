@@ -116,7 +116,7 @@ def test_a_frozen_encoder_is_run_by_onnxruntime_where_the_recipe_says_so(tiny_re
     assert not np.array_equal(*logits)  # it was another backend
     np.testing.assert_allclose(*logits, atol=1e-2)  # after an epoch on embeddings that differ by 1e-4
     monkeypatch.setattr("laennec.hub.onnx.write_onnx", lambda *_, **__: pytest.fail("exported again"))
-    assert score(run, draws=0, out=tmp_path / "scored").folder == tmp_path / "scored"
+    assert score(run, out=tmp_path / "scored").folder == tmp_path / "scored"
     with pytest.raises(InputError, match="onnx runs a frozen encoder"):
         trained(backend="onnx", trainable="full")
 

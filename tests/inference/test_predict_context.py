@@ -35,7 +35,7 @@ def run(request, tiny_recipe, released, tmp_path_factory):
         recipe = Recipe(**settings)
         recipe.output_dir = str(tmp_path_factory.mktemp("context") / "run")
         out = train(recipe)
-        assert main(["evaluate", str(out), "--draws", "10"]) == 0
+        assert main(["evaluate", str(out)]) == 0
         assert main(["export", str(out), "--out", str(out.parent / "export")]) == 0
         return out
 

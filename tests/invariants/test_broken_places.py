@@ -51,7 +51,7 @@ def scored_once(tiny_run, tmp_path_factory):
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("scored") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(run.parent / "cache"))
-        assert main(["evaluate", str(run), "--draws", "5"]) == 0
+        assert main(["evaluate", str(run)]) == 0
     return run
 
 
@@ -67,8 +67,8 @@ def lines_into(place, run, corpus, recipe):
         "predict": ["predict", str(run), str(corpus), "--out", str(place / "out")],
         "export": ["export", str(run), "--out", str(place / "out")],
         "export beside the run": ["export", str(run)],
-        "evaluate": ["evaluate", str(run), "--draws", "5"],
-        "evaluate elsewhere": ["evaluate", str(run), "--draws", "5", "--out", str(place / "out")],
+        "evaluate": ["evaluate", str(run)],
+        "evaluate elsewhere": ["evaluate", str(run), "--out", str(place / "out")],
         "report": ["report", str(run)],
         "card": ["card", str(run), "--out", str(place / "README.md")],
         "calibrate": ["calibrate", str(run), "--calibration", "platt"],
@@ -252,7 +252,7 @@ TERMINATED = {
         "out/*.laennec.json",
     ),
     "evaluate": (
-        lambda d, run, corpus: ["evaluate", str(run), "--out", str(d / "out"), "--draws", "2000"],
+        lambda d, run, corpus: ["evaluate", str(run), "--out", str(d / "out")],
         ".out*.part/*",
     ),
     "export": (lambda d, run, corpus: ["export", str(run), "--out", str(d / "out")], ".out*.part/*"),

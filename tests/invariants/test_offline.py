@@ -58,7 +58,7 @@ def test_the_work_from_corpus_to_report_asks_for_no_network(small_corpus, tiny_r
     lines = [
         ["prepare", "synthetic", "--data-dir", str(small_corpus)],
         ["train", str(tmp_path / "r.yaml"), "--output_dir", run],
-        ["evaluate", run, "--draws", "5"],
+        ["evaluate", run],
         ["export", run, "--out", model],
         ["predict", model, str(small_corpus), "--out", str(tmp_path / "out")],
         ["report", run],

@@ -16,7 +16,7 @@ from ways import settings_of, ways
 BOTH = """
 import sys
 from laennec.cli.main import main
-for arguments in (["train", sys.argv[1], "--output_dir", sys.argv[2]], ["evaluate", sys.argv[2], "--draws", "20"]):
+for arguments in (["train", sys.argv[1], "--output_dir", sys.argv[2]], ["evaluate", sys.argv[2]]):
     assert main(arguments) == 0, arguments
 """
 NAMES = list(ways("ast"))
@@ -59,7 +59,7 @@ def test_workers_evaluation_batches_and_what_the_cache_holds_change_no_bit(recip
         fresh_cache(name)
         out = tmp_path / name
         assert main(["train", str(path), "--output_dir", str(out), *more]) == 0
-        assert main(["evaluate", str(out), "--draws", "20"]) == 0
+        assert main(["evaluate", str(out)]) == 0
         found.append((what_it_left(out), scored(out)))
     assert found[0] == found[1]
 

@@ -328,7 +328,7 @@ def cases_in(place: Path, quick: bool) -> list[Case]:
         methods = [{"name": "one", "recipe": recipe(RECIPE)(out)[1]}]
         methods.append({**methods[0], "name": "two", "set": {"train.epochs": 2}})
         content = {"methods": methods, "seeds": [0, 1], "baseline": "one", "output_dir": str(out)}
-        (place / "study.yaml").write_text(yaml.safe_dump({**content, "evaluate": {"draws": 20}}))
+        (place / "study.yaml").write_text(yaml.safe_dump(content))
         return ["study", str(place / "study.yaml")]
 
     def copy(out: Path) -> object:
@@ -340,7 +340,7 @@ def cases_in(place: Path, quick: bool) -> list[Case]:
         Case("train on embeddings", recipe(FROZEN), run_left, is_run, share=3),
         Case(
             "evaluate",
-            lambda out: ["evaluate", str(out), "--draws", "50"],
+            lambda out: ["evaluate", str(out)],
             evaluation_left,
             is_done=lambda out: (out / "evaluation-test").exists(),
             late=evaluation_left_late,

@@ -54,7 +54,7 @@ METRICS = {
     "split": "test", "problem_type": "multi_label", "label_names": ["crackle", "wheeze"],
     "output_names": ["crackle", "wheeze"], "thresholds": {"crackle": 0.1, "wheeze": 0.0},
     "temperatures": {"crackle": 1.5, "wheeze": 1.0}, "intercepts": {"crackle": 0.5}, "headline": "icbhi.Score",
-    "counts": {"cycles": 4, "patients": 2}, "bootstrap": {"n_draws": 10, "seed": 0}, "values": {"undefined": None},
+    "counts": {"cycles": 4, "patients": 2}, "uncertainty": {"method": "jackknife"}, "values": {"undefined": None},
 }  # fmt: skip
 PREDICTIONS = b"""cycle_id,recording_id,patient_id,start_s,end_s,crackle,wheeze,label,logit_crackle,logit_wheeze
 a#00,a,1,0,1,0,1,wheeze,-1.5,2

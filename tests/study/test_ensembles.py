@@ -71,7 +71,7 @@ def test_the_record_names_its_members(seeds, ensemble):
 def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(ensemble, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "run", "--draws", "20"]) == 0
+    assert main(["evaluate", "run"]) == 0
     assert "seed 0, 1, 2, split seed 0" in capsys.readouterr().out
     assert main(["export", "run", "--format", "full"]) == 0
     card = (run / "export-full" / "README.md").read_text()
@@ -88,7 +88,7 @@ def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, ca
     assert "| tiny_ensemble_of_3 | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
     again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]
     again += [read(run / "run.json")["config"]["corpus"]["data_dir"], "--protocol", "patient-60-20-20"]
-    assert main([*again, "--out", "again", "--draws", "20"]) == 0
+    assert main([*again, "--out", "again"]) == 0
     first, second = (read(tmp_path / place / "metrics.json") for place in ("run/evaluation-test", "again"))
     assert first["values"] == second["values"]
 
@@ -99,7 +99,7 @@ def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, ca
 )
 def test_a_split_used_before_scoring_is_no_headline(ensemble, tmp_path, capsys, split, said):
     run = shutil.copytree(ensemble, tmp_path / "run")
-    assert main(["evaluate", str(run), "--split", split, "--draws", "20"]) == 0
+    assert main(["evaluate", str(run), "--split", split]) == 0
     assert f"note: split {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
     assert f"This split {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
     assert main(["card", str(run)]) == 0
@@ -216,9 +216,9 @@ def test_an_ensemble_of_folds_is_fitted_on_patients_that_members_had_not_seen(fo
     assert [one["validation_fold"] for one in record["members"]] == [0, 1, 2, 2]
     seen = [set(one["patients"]) for one in read(out / "trained_on.json")["sets"]]
     assert len(seen) == 3 and set.union(*seen) == set(own["patient_id"])
-    assert main(["evaluate", str(out), "--split", "test", "--draws", "20"]) == 0
+    assert main(["evaluate", str(out), "--split", "test"]) == 0
     capsys.readouterr()
-    assert main(["evaluate", str(out), "--split", "validation", "--draws", "20"]) == 2
+    assert main(["evaluate", str(out), "--split", "validation"]) == 2
     assert "no split 'validation'" in capsys.readouterr().err
 
 

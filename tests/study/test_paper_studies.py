@@ -73,7 +73,7 @@ def small(study, corpora, tiny_ast, shared_root, place):
         kinds.add(kind)
         settings = dict(cell.settings) | stand_ins(recipe, corpora, tiny_ast, shared_root)
         settings.pop("corpus.label_fraction", None)
-        cells.append(dataclasses.replace(cell, settings=settings, evaluate={"draws": 10}))
+        cells.append(dataclasses.replace(cell, settings=settings))
     return dataclasses.replace(
         study, cells=tuple(cells), output_dir=place / "runs", results=place / "results.json", baseline=None
     )

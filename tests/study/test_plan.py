@@ -75,7 +75,7 @@ def test_commands_have_the_settings_of_their_cell(written, tmp_path):
             folds=[0, 1],
             methods=[{"recipe": str(tmp_path / "tiny.yaml"), "set": {"train": {"epochs": 4}, "loss.task": "focal"}}],
             score=["test", {"split": "test", "corpus": "sprsound", "data_dir": "d", "allow_missing": True}],
-            evaluate={"draws": 30},
+            evaluate={"smoothing": 0.5},
             axes={"label_fractions": [0.5]},
         )
     )
@@ -85,8 +85,8 @@ def test_commands_have_the_settings_of_their_cell(written, tmp_path):
     assert (again.train.epochs, again.loss.task, again.seed, again.corpus.fold) == (4, "focal", 2, 1)
     assert (again.corpus.label_fraction, again.corpus.label_draw) == (0.5, 2)
     assert evaluations[0][1:4] == [given["--output_dir"], "--split", "test"] and evaluations[0][-2:] == [
-        "--draws",
-        "30",
+        "--smoothing",
+        "0.5",
     ]
     own, other = (shlex.join(words) for words in evaluations)
     assert "--corpus" not in own and own.split("--out ")[1].startswith(given["--output_dir"])
@@ -112,11 +112,11 @@ def test_a_method_may_have_its_own_splits_to_score(written, tmp_path):
 
 def test_a_method_may_be_smoothed_alone(written, tmp_path):
     methods = [{"recipe": str(tmp_path / "tiny.yaml"), "evaluate": {"smoothing": "auto"}}]
-    methods += [{"recipe": str(tmp_path / "tiny.yaml"), "name": "other", "evaluate": {"draws": 7}}]
-    study = load_study(written(methods=methods, evaluate={"draws": 50}))
+    methods += [{"recipe": str(tmp_path / "tiny.yaml"), "name": "other", "evaluate": {"smoothing": 0.2}}]
+    study = load_study(written(methods=methods, evaluate={"spans": "windows"}))
     said = [" ".join(words) for cell in study.cells for words in commands(study, cell) if words[0] == "evaluate"]
-    assert [line.partition("--draws ")[2].split()[0] for line in said] == ["50", "7"]
-    assert ["--smoothing auto" in line for line in said] == [True, False]
+    assert [line.partition("--smoothing ")[2].split()[0] for line in said] == ["auto", "0.2"]
+    assert all("--spans windows" in line for line in said)
 
 
 def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, capsys):

@@ -23,7 +23,7 @@ def tiny_run(tiny_run, tmp_path_factory):
 def scored(tiny_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        return score(tiny_run, split="validation", draws=50)
+        return score(tiny_run, split="validation")
 
 
 def test_a_document_is_rendered_and_a_changed_number_is_found(scored, tmp_path):
@@ -81,7 +81,7 @@ def test_folds_that_score_the_same_cycles_are_runs_and_those_of_other_cycles_are
 
 
 def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):
-    smoothed = score(tiny_run, split="validation", draws=20, smoothing="1", out=tmp_path / "smoothed")
+    smoothed = score(tiny_run, split="validation", smoothing="1", out=tmp_path / "smoothed")
     gather_results([smoothed.folder], tmp_path / "results.json")
     document = tmp_path / "README.md"
     document.write_text("<!-- laennec:smoothing results.json validation -->\n<!-- laennec:end -->\n")
@@ -150,6 +150,6 @@ def test_the_geometry_of_an_embedding_is_a_table(scored, tmp_path):
 
 def test_a_corpus_that_was_scored_whole_has_no_split(tiny_run, small_corpus, tmp_path):
     whole = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "none"}
-    found = score(tiny_run / "model", split="all", corpus=whole, out=tmp_path / "scored", draws=20)
+    found = score(tiny_run / "model", split="all", corpus=whole, out=tmp_path / "scored")
     (row,) = json.loads(gather_results([found.folder], tmp_path / "results.json").read_text())["results"]
     assert row["split"] == "all" and row["split_fingerprint"] is None and row["protocol"] == "none"

@@ -42,7 +42,7 @@ def two_runs(tiny_recipe, tmp_path_factory):
         )
         for seed in range(2):
             train(Recipe(**(short | {"seed": seed, "output_dir": str(folder / str(seed))})))
-            score(folder / str(seed), split="test", draws=20)
+            score(folder / str(seed), split="test")
     return [folder / "0", folder / "1"]
 
 
@@ -54,7 +54,7 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
         took = {"seconds": 2.0, "cpu_seconds": 1.5 + seed, "peak_memory_mb": 100 + seed, "processes": 1}
         write_record(tmp_path / "out" / "tiny" / f"{seed}.cost.json", {"train": took, "evaluate": took})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(records[0]["config"]))
-    cells = tuple(Cell("tiny", Path("tiny.yaml"), k, scores=(Score(),), evaluate={"draws": 20}) for k in range(2))
+    cells = tuple(Cell("tiny", Path("tiny.yaml"), k, scores=(Score(),)) for k in range(2))
     study = Study("s", "", Path("out"), Path("s.json"), None, cells, ("tiny",), ("icbhi.Score",))
     said = []
     done = run_study(study, say=said.append)
@@ -87,7 +87,7 @@ def frozen(tiny_recipe, folder, **settings):
         **settings,
     }
     run = train(Recipe(**(tiny_recipe | changes | {"output_dir": str(folder)})))
-    score(run, split="test", draws=20)
+    score(run, split="test")
     return run
 
 
@@ -178,7 +178,6 @@ def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, ca
         "output_dir": str(tmp_path / "out"),
         "baseline": "tiny, label fraction 1",
         "seeds": [0, 1],
-        "evaluate": {"draws": 30},
         "methods": [str(tmp_path / "tiny.yaml")],
         "axes": {"label_fractions": [1.0, 0.5]},
         "ensembles": "tiny, label fraction 1",

@@ -134,4 +134,4 @@ def test_sharded_weights_train_as_copies_do_and_are_whole_in_the_end(recipe, tmp
         assert f"rank {rank}: FSDP ['DTensor'] 3" in done.stdout, done.stdout
     assert main(["train", str(recipe), "--output_dir", str(tmp_path / "one"), "--train.batch_size", "8"]) == 0
     compare(tmp_path / "one", tmp_path / "sharded", 1e-4)
-    assert main(["evaluate", str(tmp_path / "sharded"), "--draws", "10"]) == 0
+    assert main(["evaluate", str(tmp_path / "sharded")]) == 0

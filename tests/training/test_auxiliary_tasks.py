@@ -129,7 +129,7 @@ def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys)
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "model")]) == 0
     # the unseen part alone, as somebody who was given nothing else has it
     shutil.copytree(corpus / "test_inter", tmp_path / "alone" / "test_inter")
-    where = ["--corpus", "sprsound", "--data-dir", str(tmp_path / "alone"), "--split", "test_inter", "--draws", "20"]
+    where = ["--corpus", "sprsound", "--data-dir", str(tmp_path / "alone"), "--split", "test_inter"]
     files = ["--submission", str(tmp_path / "files"), "--out", str(tmp_path / "scored")]
     assert main(["evaluate", str(tmp_path / "model"), *where, *files]) == 0
     said = capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys)
         assert f"task {task} " in said
     assert scores["total"] == pytest.approx(sprsound_total({task: scores[task]["Score"] for task in SPRSOUND_TASKS}))
     # the run itself, on the corpus that has gained nothing, gives the same answers
-    assert main(["evaluate", str(run), "--split", "test_inter", "--draws", "0", "--out", str(tmp_path / "own")]) == 0
+    assert main(["evaluate", str(run), "--split", "test_inter", "--out", str(tmp_path / "own")]) == 0
     assert json.loads((tmp_path / "own" / "metrics.json").read_text())["official"] == scores
 
 
@@ -168,7 +168,7 @@ def test_a_split_that_came_after_training_can_be_scored_and_another_training_spl
     for path in (path for path in others if path.stem not in known):
         shutil.copy(path, grown / "test_intra" / "json")
         shutil.copy(source / "wav" / f"{path.stem}.flac", grown / "test_intra" / "wav")
-    where = ["evaluate", str(run), "--data-dir", str(grown), "--draws", "0", "--out"]
+    where = ["evaluate", str(run), "--data-dir", str(grown), "--out"]
     assert main([*where, str(tmp_path / "a"), "--split", "test_intra"]) == 0
     next((grown / "train" / "json").iterdir()).unlink()
     capsys.readouterr()

@@ -61,9 +61,9 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
 
     with monkeypatch.context() as patch:
         patch.setattr("laennec.files._take_place", stop)
-        assert main(["evaluate", str(run), "--draws", "20"]) != 0
+        assert main(["evaluate", str(run)]) != 0
     assert not (run / "evaluation-test").exists() and len(counted(run / "run.json")) == before + 1
-    assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert len(counted(run / "run.json")) == before + 1
     assert "coming" not in (run / "run.json").read_text()
 

@@ -51,7 +51,7 @@ def scored(esc50_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(folder / "cache"))
-        return [score(run(esc50_recipe, folder / f"f{fold}", fold=fold), draws=50) for fold in (1, 2)]
+        return [score(run(esc50_recipe, folder / f"f{fold}", fold=fold)) for fold in (1, 2)]
 
 
 def test_a_run_predicts_the_classes_of_its_corpus(scored):
@@ -111,7 +111,7 @@ def test_heart_sounds_from_training_to_the_report(tiny_recipe, some_recordings, 
     folder = audio_twins.physionet2016(tmp_path / "d", some_recordings)
     corpus = {"name": "physionet2016", "data_dir": str(folder), "level": "window", "protocol": "recording-80-20"}
     out = run(settings(tiny_recipe, corpus | {"options": {"window_s": 1.0}}, "heart_sound"), tmp_path / "run")
-    done = score(out, draws=50)
+    done = score(out)
     assert json.loads((out / "run.json").read_text())["labels"] == ["normal", "abnormal"]
     values = done.evaluation["values"]
     # mean of sensitivity and specificity, which is what these classes call their score; SPRSound has no part in it
@@ -142,9 +142,7 @@ def many(n=50, rows=300, seed=0):
 
 def test_fifty_classes_are_scored_and_drawn(tmp_path):
     names, truth, logits, table = many()
-    evaluation = evaluate_predictions(
-        table, problem_type="single_label", label_names=names, train_table=table.copy(), n_draws=20
-    )
+    evaluation = evaluate_predictions(table, problem_type="single_label", label_names=names, train_table=table.copy())
     assert evaluation["values"]["accuracy"] == pytest.approx(100 * (logits.argmax(1) == truth).mean())
     assert "accuracy" in format_summary(evaluation)
     write_report(tmp_path, {"name": "many"}, evaluation, table)

@@ -81,10 +81,10 @@ def test_a_run_is_scored_on_all_corpora_or_on_one_of_them(run, settings, capsys,
     monkeypatch.setattr(
         "laennec.evaluation.evaluate.write_report", lambda place, *_: (place / "report.html").write_text("")
     )
-    everything = score(run, draws=20)
+    everything = score(run)
     assert everything.folder.name == "evaluation-test"
     assert [row["value"] for row in everything.evaluation["subgroups"]["corpus"]] == ["icbhi2017", "synthetic"]
-    one = score(run, corpus={"name": "icbhi2017"}, draws=20)
+    one = score(run, corpus={"name": "icbhi2017"})
     assert one.folder.name == "evaluation-icbhi2017-test" and "protocol patient-5fold fold 0" in one.summary
     shown = pd.read_parquet(everything.folder / "predictions.parquet")
     shown = shown[shown["corpus"] == "icbhi2017"].reset_index(drop=True)

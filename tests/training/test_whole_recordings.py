@@ -49,7 +49,7 @@ def test_a_model_of_recordings_predicts_recordings(of_recordings, small_corpus):
 
 def test_summary_and_card_of_a_model_of_recordings_speak_of_recordings(of_recordings, tmp_path, unpainted):
     run = shutil.copytree(of_recordings, tmp_path / "run")
-    scored = score(run, draws=20)
+    scored = score(run)
     assert " recordings of " in scored.summary and "cycles" not in scored.summary
     card = render_card(run).text
     predicts = next(line for line in card.splitlines() if line.startswith("| Predicts |"))
@@ -72,9 +72,9 @@ def test_abnormal_is_a_target_of_cycles(tiny_recipe, tmp_path, capsys, unpainted
     run = train(recipe)
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "target: normal, abnormal (single_label: exactly one) of cycles"
-    scored = score(run, draws=5)
+    scored = score(run)
     assert "any_abnormal.Score" in scored.evaluation["values"]
-    alone = score(run / "model", corpus=tiny_recipe["corpus"], out=tmp_path / "alone", draws=5)
+    alone = score(run / "model", corpus=tiny_recipe["corpus"], out=tmp_path / "alone")
     assert alone.evaluation["values"] == scored.evaluation["values"]
 
 

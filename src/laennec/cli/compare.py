@@ -3,7 +3,6 @@
 import argparse
 
 from laennec.cli.common import chosen
-from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import compared_folders
 from laennec.terminal import say
 
@@ -20,18 +19,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="treat the seeds of a recipe as one method (default: if the runs have several recipes)",
     )
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of patients (default: 1000)")
     parser.add_argument("--out", default="comparison", help="folder for the results (default: comparison)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the comparison and write it with its plots."""
-    if options.draws < 1:
-        raise InputError(f"--draws {options.draws}: must be at least 1; 1000 is usual")
     compared_folders(options.sources, options.split)  # refuses a wrong folder before the slow imports
     from laennec.evaluation.comparison.runs import compare_runs
 
-    names = ("split", "baseline", "group_seeds", "draws", "out")
+    names = ("split", "baseline", "group_seeds", "out")
     made = compare_runs(options.sources, command=options.line, **chosen(options, *names))
     say(*made.summary.splitlines())
     for name in ("compare.html", "compare.png", "compare.json"):

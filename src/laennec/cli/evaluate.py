@@ -21,8 +21,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "--data-dir", "--protocol")
     parser.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
     add_options(parser, "--base")
-    text = "bootstrap draws of patients, for comparisons of your own metrics (default: 1000)"
-    parser.add_argument("--draws", type=int, default=1000, help=text)
     text = "also score predictions smoothed over each recording, with strength W from 0 to 1, or auto for the strength "
     add_options(parser, "--smoothing", help=f"{text}chosen on validation (default: none)")
     parser.add_argument(
@@ -64,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         options.source,
         corpus=corpus,
         command=options.line,
-        **chosen(options, "split", "out", "base", "draws", "smoothing", "submission", "metrics", "spans", "jobs"),
+        **chosen(options, "split", "out", "base", "smoothing", "submission", "metrics", "spans", "jobs"),
         **chosen(options, "window_s", "hop_s"),
     )
     say(*scored.summary.splitlines())

@@ -309,7 +309,7 @@ def length_groups(predictions: Predictions, n_groups: int = LENGTH_GROUPS) -> di
 
 
 def _length_statistics(predictions: Predictions, members: list[Any]) -> Any:
-    """Named AUROCs as a function of row weights (draws, cycles)."""
+    """Named AUROCs as a function of row weights (weightings, cycles)."""
     logits, truth = predictions.logits, predictions.truth
     ranked = [
         (RankedLabel(logits[:, k], truth[:, k]), [RankedLabel(logits[group, k], truth[group, k]) for group in members])

@@ -143,7 +143,6 @@ def score(
     out: str | Path | None = None,
     base: str | None = None,
     command: str = "",
-    draws: int = 1000,
     smoothing: str | float | None = None,
     submission: str | Path | None = None,
     metrics: Sequence[Metric | str] = (),
@@ -161,7 +160,6 @@ def score(
         out: Folder of the results; None: `evaluation-<split>`, of several `evaluation-<corpus>-<split>`, in the run's.
         base: The base of a head-only model.
         command: The literal command, for the record.
-        draws: Bootstrap draws.
         smoothing: Also score predictions smoothed over each recording: a strength from 0 to 1, "auto" to choose it on
             the run's validation predictions, or None.
         submission: Folder for SPRSound's submission files; None for none.
@@ -219,14 +217,14 @@ def score(
             return Scored(folder, "", {})
         helper = partial(_embed_packed, PackedModel.of(model, extractor), scored) if jobs > 1 else print
         with alongside(helper, jobs - 1):
-            predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
+            predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own)
             if smooth is not None:
-                evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
+                evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions)
                 after = smooth_predictions(predictions, names := model.config.label_names, smooth.strength)
                 predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
             windows = None
             if spans == "windows":
-                windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
+                windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths)
     if (noun := span_noun(model.config.span)) != "cycle":
         evaluation["span"] = noun
     evaluation["fitted"] = run.get("operating_points") if run else own_operating_point(model.config)
@@ -281,7 +279,6 @@ def _evaluate(
     split: str,
     recipe: Recipe,
     own: Sequence[Metric],
-    draws: int,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The predictions table of a split, its evaluation, and the official tasks' tables."""
     config, filter, rate = model.config, make_filter(recipe.features), extractor.sampling_rate
@@ -292,7 +289,7 @@ def _evaluate(
         learned = truth_table(splits["train"], "train", recipe.target.column, config.label_names)
         learned = learned.assign(**sound_facts(splits["train"], rate, filter))
     how = decision_settings(config)
-    evaluation = evaluate_predictions(predictions, **how, metrics=own, train_table=learned, n_draws=draws)
+    evaluation = evaluate_predictions(predictions, **how, metrics=own, train_table=learned)
     seconds = segment_length_s(splits.get("train", data.table))
     segments, _, _ = predict_split(model, extractor, middle_segments(data.table, seconds), split, recipe)
     evaluation["duration_blind"] = segment_scores(segments, seconds, how)

@@ -1,20 +1,20 @@
-"""Intervals of metrics over patients: leaving one out, and draws of patients for paired comparisons.
+"""Intervals of metrics and of their differences over patients, by leaving one patient out at a time.
 
 Decisions: patients are the unit, because cycles of one patient resemble each other and intervals over cycles are
-several times too narrow. A statistic is a function of row weights (weightings, cycles), so point estimate, jackknife
-and draws run the same code. A metric's interval: the spread of its logit without each patient in turn gives the
-standard error, and Student's t the width, with the effective number of patients that have the finding less one as
-degrees of freedom; percentiles of a bootstrap are too narrow (`tests/soak/interval_coverage.py`). Metrics that are no
-shares are not transformed. Fewer than five patients have no interval.
+several times too narrow. A statistic is a function of row weights (weightings, cycles), so point estimate and jackknife
+run the same code. The spread of a metric's logit without each patient in turn gives the standard error, and Student's t
+the width, with the effective number of patients that have the finding less one as degrees of freedom. Metrics that are
+no shares, and differences, are not transformed, and their degrees of freedom are also limited by the effective number
+of patients that the spread comes from. Percentiles of a bootstrap are too narrow (`tests/soak/interval_coverage.py`).
+Fewer than five patients have no interval.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from laennec.evaluation.metrics import FloatArray, IntArray, is_percent
-from laennec.progress import track
 
 Statistic: TypeAlias = Callable[[FloatArray], Mapping[str, FloatArray]]
 """From row weights (weightings, cycles) to named values (weightings,)."""
@@ -26,7 +26,6 @@ MIN_PATIENTS = 5
 FEW_PATIENTS = 20
 FEW_EFFECTIVE = 5.0  # effective patients below which a finding gets a caution
 LEAST_EFFECTIVE = 3.0  # and below which methods are not compared on it: less than two degrees of freedom
-_MIN_DEFINED = 0.9  # share of draws in which a statistic must be defined to get an interval
 _CHUNK = 64
 _LEAST_SHARE = 1e-4  # shares are at least so far from 0 and 1 on the logit scale
 
@@ -50,40 +49,24 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
     return codes.astype(np.int64), len(names)
 
 
-def draw_patients(n_patients: int, n_draws: int, seed: int) -> IntArray:
-    """The patients of every draw (n_draws, n_patients), with replacement; a function of its arguments alone."""
-    return np.random.default_rng(seed).integers(0, max(n_patients, 1), size=(n_draws, n_patients))
+def left_out_values(predictions: Any, statistic: Statistic) -> dict[str, FloatArray]:
+    """Values of a statistic over all patients, then without each in turn: {name: (1 + patients,)}, nan if undefined.
 
+    Fewer than five patients are not left out.
 
-def bootstrap_values(
-    predictions: Any, statistic: Statistic, n_draws: int = 1000, seed: int = 0
-) -> dict[str, FloatArray]:
-    """Values of a statistic in every draw of patients: {name: (n_draws,)}, nan where undefined.
-
-    Equal seeds over equal patients give equal draws, so differences are paired.
+    Args:
+        predictions: DataFrame with `patient_id` (rows without one are clustered by `recording_id`), or patient ids
+            (rows,).
+        statistic: From row weights (weightings, rows) to {name: (weightings,)}, in the row order of `predictions`.
     """
     codes, n_patients = patient_codes(predictions)
-    draws = draw_patients(n_patients, n_draws, seed)
-    chunks: dict[str, list[FloatArray]] = {}
-    for first in track(range(0, n_draws, _CHUNK), "bootstrap"):
-        times = np.array([np.bincount(draw, minlength=n_patients) for draw in draws[first : first + _CHUNK]])
-        # (draws, patients) -> (draws, cycles)
-        _append(chunks, statistic(times[:, codes].astype(float)))
-    return {name: np.concatenate(values) for name, values in chunks.items()}
-
-
-def _append(chunks: dict[str, list[FloatArray]], found: Mapping[str, FloatArray]) -> None:
-    for name, values in found.items():
-        chunks.setdefault(name, []).append(np.asarray(values, dtype=float))
-
-
-def interval(values: FloatArray, n_patients: int) -> Interval:
-    """95 % percentile interval [low, high] of bootstrap values (draws,); None where it would have no meaning."""
-    defined = values[np.isfinite(values)]
-    if n_patients < MIN_PATIENTS or defined.size < max(_MIN_DEFINED * values.size, 1):
-        return None
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return [float(low), float(high)]
+    found: dict[str, list[FloatArray]] = {}
+    left_out = np.arange(-1, n_patients if n_patients >= MIN_PATIENTS else 0)  # -1: none
+    for first in range(0, len(left_out), _CHUNK):
+        weights = (codes[None, :] != left_out[first : first + _CHUNK, None]).astype(float)
+        for name, values in statistic(weights).items():
+            found.setdefault(name, []).append(np.asarray(values, dtype=float))
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def interval_note(n_patients: int) -> str | None:
@@ -110,12 +93,22 @@ def number_behind(effective: Mapping[str, float], name: str) -> float | None:
 def patient_intervals(
     predictions: Any, statistic: Statistic, effective: Mapping[str, float] | None = None, *, shares: bool = True
 ) -> dict[str, Interval]:
+    """95 % intervals of the metrics of a statistic; see `left_out_values` and `intervals_of`."""
+    return intervals_of(predictions, left_out_values(predictions, statistic), effective, shares=shares)
+
+
+def intervals_of(
+    predictions: Any,
+    values: Mapping[str, FloatArray],
+    effective: Mapping[str, float] | None = None,
+    *,
+    shares: bool = True,
+) -> dict[str, Interval]:
     """95 % intervals of metrics by leaving out one patient at a time.
 
     Args:
-        predictions: DataFrame with `patient_id` (rows without one are clustered by `recording_id`), or patient ids
-            (rows,).
-        statistic: From row weights (weightings, rows) to {metric: (weightings,)}, in the row order of `predictions`.
+        predictions: As for `left_out_values`.
+        values: What that returned: {metric: (1 + patients,)}.
         effective: Effective number of patients behind a metric, by its name or by the label before its last dot; that
             of all rows where there is none.
         shares: Whether values from 0 to 1 are taken for shares; not for differences.
@@ -126,49 +119,80 @@ def patient_intervals(
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11; Cameron and Miller, A
         Practitioner's Guide to Cluster-Robust Inference (2015), section VI (few and unequal clusters).
     """
-    codes, n_patients = patient_codes(predictions)
-    found: dict[str, list[FloatArray]] = {}
-    left_out = np.arange(-1, n_patients)  # -1: none
-    for first in range(0, len(left_out), _CHUNK):
-        weights = (codes[None, :] != left_out[first : first + _CHUNK, None]).astype(float)
-        _append(found, statistic(weights))
+    codes, _ = patient_codes(predictions)
     everyone = effective_patients(codes, np.ones(len(codes)))
     bounds = {}
-    for name, chunks in found.items():
+    for name, of_metric in values.items():
         behind = number_behind(effective or {}, name)
-        values = np.concatenate(chunks)
-        top = _top(name, values) if shares else None
-        enough = n_patients >= MIN_PATIENTS
-        bounds[name] = _bounds(values, everyone if behind is None else behind, top) if enough else None
+        top = largest_value(name, of_metric) if shares else None
+        bounds[name] = interval(of_metric, everyone if behind is None else behind, top)
     return bounds
 
 
-def _top(name: str, values: FloatArray) -> float | None:
+def largest_value(name: str, values: FloatArray) -> float | None:
     """The largest value of a metric whose smallest is 0; None where that is unknown."""
     if is_percent(name):
         return 100.0
     return 1.0 if ((values >= 0) & (values <= 1)).all() else None
 
 
-def _bounds(values: FloatArray, effective: float, top: float | None) -> Interval:
-    """The interval of a metric (all patients, then without each); `effective` patients are behind it."""
-    from scipy.special import stdtrit
+def interval(
+    values: FloatArray, effective: float, top: float | None = None, runs: Sequence[FloatArray] = ()
+) -> Interval:
+    """95 % interval of a metric or a difference; None for fewer than five patients, or where it is undefined.
 
-    if not np.isfinite(values).all():
+    Args:
+        values: Over all patients, then without each: (1 + patients,); a mean where there are several runs.
+        effective: Effective number of patients behind it.
+        top: The largest possible value of a metric whose smallest is 0; None for others and for differences.
+        runs: Of each method, the values of its runs with different training seeds: (runs,). The interval covers other
+            seeds too.
+    """
+    if len(values) <= MIN_PATIENTS or not np.isfinite(values).all():
         return None
     tail = (1 - LEVEL) / 2
     if top and not np.ptp(values) and values[0] in (0, top):  # no spread at an end: as of so many right or wrong ones
         least = tail ** (1 / max(effective, 1))
         return [float(top * least), top] if values[0] else [0.0, float(top * (1 - least))]
     if top:
-        shares = np.clip(values / top, _LEAST_SHARE, 1 - _LEAST_SHARE)
-        values = np.log(shares / (1 - shares))
-    whole, others = values[0], values[1:]
-    error = np.sqrt((len(others) - 1) * others.var())
-    width = stdtrit(max(effective - 1, 1), 1 - tail) * error
-    ends = np.array([whole - width, whole + width])
+        values, *runs = (_logits(one / top) for one in (values, *runs))
+    error, freedom = standard_error(values, effective, runs, share=bool(top))
+    ends = values[0] + np.array([-1, 1]) * t_quantile(freedom, 1 - tail) * error
     low, high = top / (1 + np.exp(-ends)) if top else ends
     return [float(low), float(high)]
+
+
+def standard_error(
+    values: FloatArray, effective: float, runs: Sequence[FloatArray] = (), *, share: bool = False
+) -> tuple[float, float]:
+    """Standard error over patients and training seeds, and its degrees of freedom; arguments as for `interval`.
+
+    Reference: Satterthwaite, An approximate distribution of estimates of variance components (1946).
+    """
+    others = values[1:]
+    squares = (others - others.mean()) ** 2
+    if not share and squares.any():
+        effective = min(effective, squares.sum() ** 2 / (squares**2).sum())
+    variances = [((len(others) - 1) * others.var(), max(effective - 1, 1.0))]
+    variances += [
+        (of_method.var(ddof=1) / len(of_method), len(of_method) - 1) for of_method in runs if len(of_method) > 1
+    ]
+    total = sum(variance for variance, _ in variances)
+    if not total:
+        return 0.0, variances[0][1]
+    return float(np.sqrt(total)), float(total**2 / sum(variance**2 / freedom for variance, freedom in variances))
+
+
+def t_quantile(freedom: float, share: float) -> float:
+    """The quantile of Student's t."""
+    from scipy.special import stdtrit  # a tenth of a second, which predicting does without
+
+    return float(stdtrit(freedom, share))
+
+
+def _logits(shares: FloatArray) -> FloatArray:
+    certain = np.clip(shares, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    return np.asarray(np.log(certain / (1 - certain)))
 
 
 def effective_note(effective: Mapping[str, float]) -> str | None:

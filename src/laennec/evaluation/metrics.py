@@ -4,7 +4,7 @@ Decisions: a confusion matrix has the truth in rows, the prediction in columns a
 confusions are in percent, as the field prints them; "ICBHI Score" has one definition, printed with every number, and
 other scores found under that name in the literature have another name here. What the data do not define (AUROC over
 one class, sensitivity without abnormal cycles) is nan in arrays and None in dictionaries, never 0 or 50. Every
-formula takes a stack of confusions or of row weights, so that the bootstrap runs the same code as the point estimate.
+formula takes a stack of confusions or of row weights, so that intervals run the same code as the point estimate.
 """
 
 import math
@@ -195,7 +195,7 @@ class RankedLabel:
         self.order = np.argsort(values, kind="stable")
         self.positive = labels[self.order]
         ordered = values[self.order]
-        # Equal scores share one rank, so rows are summed by group of ties: (draws, rows) -> (draws, groups).
+        # Equal scores share one rank, so rows are summed by group of ties: (weightings, rows) -> (weightings, groups).
         self.starts = np.flatnonzero(np.r_[values.size > 0, ordered[1:] != ordered[:-1]][: values.size])
 
     def _groups(self, weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
@@ -214,10 +214,10 @@ class RankedLabel:
         """Share of (positive, negative) pairs ranked correctly, ties counting half; nan for one class.
 
         Args:
-            weights: (draws, cycles), or None for every row once.
+            weights: (weightings, cycles), or None for every row once.
 
         Returns:
-            (draws,)
+            (weightings,)
         """
         positive, negative = self._groups(weights)
         below = np.cumsum(negative, axis=1) - negative / 2
@@ -227,10 +227,10 @@ class RankedLabel:
         """Sum of precision times recall step down the ranking; nan without positives.
 
         Args:
-            weights: (draws, cycles), or None for every row once.
+            weights: (weightings, cycles), or None for every row once.
 
         Returns:
-            (draws,)
+            (weightings,)
         """
         positive, negative = self._groups(weights)
         found = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]

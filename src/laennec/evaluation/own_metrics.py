@@ -1,9 +1,9 @@
 """Own metrics: functions of a predictions table, evaluated with the built-in metrics.
 
-Decisions: a draw of patients repeats the rows of the drawn patients, so an own metric has the same draws as the
-built-in ones and needs no knowledge of the bootstrap. `ValueError` and `ZeroDivisionError` on a draw or a subgroup
-mean "undefined" (scikit-learn raises for one class); on the whole table they are an error. The values of every draw
-are stored with the evaluation, so that `laennec compare` does not need the user's code.
+Decisions: an interval leaves out one patient at a time, so an own metric is called with the rows of the others.
+`ValueError` and `ZeroDivisionError` without a patient or in a subgroup mean "undefined" (scikit-learn raises for one
+class); on the whole table they are an error. The values without each patient are stored with the evaluation, so that
+`laennec compare` does not need the user's code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,32 +40,19 @@ class OwnMetrics:
         return OwnMetrics(self.functions, self.names, self.table.loc[rows].reset_index(drop=True))
 
     def statistic(self, weights: FloatArray) -> dict[str, FloatArray]:
-        """Values of every draw: row weights (draws, cycles) -> {name: (draws,)}."""
+        """Values over some of the rows: weights of 0 or 1 (weightings, cycles) -> {name: (weightings,)}."""
         values = {name: np.full(len(weights), np.nan) for name in self.names}
-        for draw, counts in enumerate(weights):
-            drawn = self.table if (counts == 1).all() else _resampled(self.table, counts.astype(int))
+        for row, kept in enumerate(weights > 0):
+            table = self.table if kept.all() else self.table.loc[kept].reset_index(drop=True)
             for function in self.functions:
                 try:
-                    found = function(drawn)
+                    found = function(table)
                 except (ValueError, ZeroDivisionError):
                     continue
                 for name, value in found.items():
                     if name in values:
-                        values[name][draw] = np.nan if value is None else float(value)
+                        values[name][row] = np.nan if value is None else float(value)
         return values
-
-
-def _resampled(table: pd.DataFrame, counts: Any) -> pd.DataFrame:
-    """Each row as often as counted (cycles,); a patient drawn twice is two patients, with recordings of its own."""
-    copies = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    drawn = table.iloc[np.repeat(np.arange(len(table)), counts)].reset_index(drop=True)
-    for name in ("patient_id", "recording_id"):
-        if name in drawn.columns:
-            ids = drawn[name].astype(object).to_numpy(copy=True)
-            again = (copies > 0) & drawn[name].notna().to_numpy()
-            ids[again] = [f"{value}#{copy}" for value, copy in zip(ids[again], copies[again], strict=True)]
-            drawn[name] = ids
-    return drawn
 
 
 def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple[Metric, ...]:

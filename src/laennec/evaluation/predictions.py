@@ -288,7 +288,7 @@ def class_scores(confusion: Any, class_names: Sequence[str]) -> dict[str, FloatA
 
 
 def statistics_of(predictions: Predictions) -> Statistic:
-    """Every metric of these predictions, own ones too, as a function of row weights (draws, cycles)."""
+    """Every metric of these predictions, own ones too, as a function of row weights (weightings, cycles)."""
     n = len(predictions.class_names)
     pairs = np.eye(n * n)[predictions.true * n + predictions.predicted] if n else np.zeros((0, 0))
     hits = predictions.truth * predictions.decided
@@ -298,7 +298,7 @@ def statistics_of(predictions: Predictions) -> Statistic:
 
     def statistics(weights: FloatArray) -> dict[str, FloatArray]:
         values = class_scores((weights @ pairs).reshape(-1, n, n), predictions.class_names) if n else {}
-        # (draws, cycles) @ (cycles, labels) -> (draws, labels)
+        # (weightings, cycles) @ (cycles, labels) -> (weightings, labels)
         found, called, actual = weights @ hits, weights @ predictions.decided, weights @ predictions.truth
         by_name = {
             "f1": scores.f1_of(found, called, actual),

@@ -24,10 +24,11 @@ from laennec.evaluation.intervals import (
     LEVEL,
     METHOD,
     MIN_PATIENTS,
-    bootstrap_values,
     effective_note,
     effective_patients,
     interval_note,
+    intervals_of,
+    left_out_values,
     patient_codes,
     patient_intervals,
 )
@@ -78,7 +79,7 @@ GROUPINGS = ("corpus", "device", "chest_location", "sex", "age_band")
 UNKNOWN = "unknown"
 _DIGEST = (
     "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "second_thresholds",
-    "counts", "definitions", "headline", "bootstrap", "effective_patients", "confusion", "warnings", "notes",
+    "counts", "definitions", "headline", "uncertainty", "effective_patients", "confusion", "warnings", "notes",
     "failures", "within_lengths", "duration_blind", "official",
 )  # fmt: skip
 WINDOWS = "windows."  # before the name of a metric of windows, in results of studies
@@ -96,7 +97,6 @@ def evaluate_predictions(
     second_thresholds: Mapping[str, float] | None = None,
     metrics: Sequence[Metric | str] = (),
     train_table: Any = None,
-    n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluate a predictions table: scores, intervals, baselines, subgroups and warnings.
@@ -113,15 +113,13 @@ def evaluate_predictions(
             `own_metrics.Metric`. They get intervals and subgroups like the built-in metrics.
         train_table: Cycle table of the training split, to fit the shortcut baselines on; None leaves most of them out,
             with a warning.
-        n_draws: Bootstrap draws of patients, for comparisons of own metrics.
-        seed: Seed of the draws and of the baselines.
+        seed: Of the baselines.
 
     Returns:
         JSON-ready: all of `predictions_metrics`, and temperatures, intercepts, failures (see `named_errors`), intervals
-        {metric: [low, high] or None}, effective_patients {label: number with the label}, bootstrap {interval, n_draws,
-        seed, level, unit, patients, note}, subgroups, floors (the
-        baselines), warnings [{"level": "bad" | "caution", "text"}], own_metrics {names, draws} where there are any;
-        calibration with ece_before and brier_before, of raw logits.
+        {metric: [low, high] or None}, effective_patients {label: number with the label}, uncertainty {method, level,
+        unit, patients, note}, subgroups, floors (the baselines), warnings [{"level": "bad" | "caution", "text"}],
+        own_metrics {names, left_out} where there are any; calibration with ece_before and brier_before, of raw logits.
 
     Raises:
         InputError: The table lacks a column, a truth or a finite logit, or an own metric fails.
@@ -137,7 +135,7 @@ def evaluate_predictions(
     raw = calibration_of(read_predictions(table, **how))
     evaluation["calibration"] |= {"ece_before": raw["ece"], "brier_before": raw["brier"]}
     evaluation["failures"] = named_errors(predictions)
-    evaluation |= _uncertainty(predictions, n_draws, seed)
+    evaluation |= _uncertainty(predictions)
     if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(
             "some patients are unknown; their recordings are resampled instead, so the intervals may be too narrow"
@@ -154,18 +152,17 @@ def evaluate_predictions(
     return evaluation
 
 
-def _uncertainty(predictions: Predictions, n_draws: int, seed: int) -> dict[str, Any]:
-    """Intervals over patients and how they were made, effective numbers of patients, and draws of own metrics."""
+def _uncertainty(predictions: Predictions) -> dict[str, Any]:
+    """Intervals over patients and how they were made, effective numbers of patients, and own metrics without each."""
     codes, n_patients = patient_codes(predictions.table)
+    values = left_out_values(predictions.table, statistics_of(predictions))
     found: dict[str, Any] = {
-        "intervals": patient_intervals(predictions.table, statistics_of(predictions), effective_numbers(predictions)),
+        "intervals": intervals_of(predictions.table, values, effective_numbers(predictions)),
         "effective_patients": {
             name: effective_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)
         },
-        "bootstrap": {
-            "interval": METHOD,
-            "n_draws": n_draws,
-            "seed": seed,
+        "uncertainty": {
+            "method": METHOD,
             "level": LEVEL,
             "unit": "patient",
             "patients": n_patients,
@@ -173,9 +170,8 @@ def _uncertainty(predictions: Predictions, n_draws: int, seed: int) -> dict[str,
         },
     }
     if predictions.own is not None:
-        drawn = bootstrap_values(predictions.table, predictions.own.statistic, n_draws, seed)
-        kept = {n: [none_if_nan(v) for v in drawn[n]] for n in predictions.own.names if n in drawn}
-        found["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
+        kept = {n: [none_if_nan(v) for v in values[n]] for n in predictions.own.names if n in values}
+        found["own_metrics"] = {"names": list(predictions.own.names), "left_out": kept}
     return found
 
 
@@ -268,10 +264,8 @@ def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
 
 def interval_method(evaluation: Mapping[str, Any]) -> str:
     """How the intervals of an evaluation came about."""
-    how = evaluation["bootstrap"]
-    if how.get("interval") == METHOD:
-        return "one patient left out at a time (jackknife, t with effective patients)"
-    return f"{how['n_draws']:,} draws of patients, seed {how['seed']}"
+    how = evaluation["uncertainty"]["method"]
+    return "one patient left out at a time (jackknife, t with effective patients)" if how == METHOD else str(how)
 
 
 def row_noun(evaluation: Mapping[str, Any]) -> str:
@@ -307,7 +301,7 @@ def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     """Warnings that belong beside the score, bad ones first."""
     found = _baseline_warnings(evaluation)
     values, name = evaluation["values"], evaluation["headline"]
-    for note in (evaluation["bootstrap"]["note"], effective_note(evaluation["effective_patients"])):
+    for note in (evaluation["uncertainty"]["note"], effective_note(evaluation["effective_patients"])):
         if note:
             found.append(("caution", note[0].upper() + note[1:] + "."))
     family = name.split(".")[0]
@@ -374,9 +368,9 @@ def _gain_text(figure: str, gain: Mapping[str, Any]) -> str:
 
 def format_summary(evaluation: dict[str, Any]) -> str:
     """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings."""
-    counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
+    counts, own = evaluation["counts"], own_names(evaluation)
     spans = f"{row_noun(evaluation)}s"
-    lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
+    lines = [f"{counts['cycles']} {spans} of {evaluation['uncertainty']['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {interval_method(evaluation)}"]
     if effective := evaluation.get("effective_patients"):

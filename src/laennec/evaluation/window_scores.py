@@ -46,7 +46,6 @@ def scored_windows(
     split: str,
     recipe: Recipe,
     lengths: tuple[float, float],
-    draws: int,
 ) -> tuple[Any, dict[str, Any]]:
     """The predictions table of the windows of a split, and their scores."""
     config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
@@ -183,7 +182,7 @@ def _unit(
 
 
 def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decided: IntArray, several: bool) -> Any:
-    """Weights (draws, rows) -> every figure of every label (draws,), and those of any label (`several`)."""
+    """Weights (weightings, rows) -> every figure of every label (weightings,), and those of any label (`several`)."""
     ranked = [RankedLabel(logits[:, k], truth[:, k]) for k in range(len(labels))]
     names, true, predicted = [*labels], truth, decided
     if several:

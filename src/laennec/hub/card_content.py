@@ -88,7 +88,7 @@ def model_summary(evidence: Evidence) -> str:
     scores = []
     for entry in _own_first(evidence):
         metrics, split = entry["metrics"], _scored_split(entry, run)
-        whom = "; ".join(filter(None, [f"{metrics['bootstrap']['patients']} patients", split["shares"]]))
+        whom = "; ".join(filter(None, [f"{metrics['uncertainty']['patients']} patients", split["shares"]]))
         figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in _compared_figures(metrics))
         scores.append(f"{split['name']} ({whom}): {', '.join(figures)}")
     return plain(". ".join([f"{what}; trained on {on}", *scores]))
@@ -118,7 +118,7 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
     own = scored_own_corpus({"corpus": evaluated["corpus"], "trained_on": run["corpus"]})
     used = earlier_use(split, run.get("selection_set")) if own else None
     text = ", ".join(f"{count} patient{'s' * (count > 1)} with {other}" for other, count in shared.items())
-    few = sum(shared.values()) <= _MAX_SHARED * max(metrics["bootstrap"]["patients"], 1)
+    few = sum(shared.values()) <= _MAX_SHARED * max(metrics["uncertainty"]["patients"], 1)
     name, values, intervals = metrics["headline"], metrics["values"], metrics["intervals"]
     counts = metrics["counts"]["classes"] or metrics["counts"]["labels"]
     windows, confusion = window_sections(metrics), metrics.get("confusion")

@@ -103,15 +103,11 @@ def _indexed(metrics: Mapping[str, Any]) -> list[str]:
 
 def _metric_args(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Interval and definition of a figure."""
-    bounds, draws = metrics["intervals"].get(name), metrics["bootstrap"]
+    bounds, how = metrics["intervals"].get(name), metrics["uncertainty"]
     found: dict[str, Any] = {"definition": metrics["definitions"].get(name.split(".")[0])}
     if bounds:
         found["interval_95"] = [round(float(b), 4) for b in bounds]
-        found["interval_from"] = (
-            f"jackknife over {draws['patients']} patients"
-            if draws.get("interval") == "jackknife"
-            else f"{draws['n_draws']} bootstrap draws of {draws['patients']} patients"
-        )
+        found["interval_from"] = f"{how['method']} over {how['patients']} patients"
     label = name.rpartition(".")[0]
     if name.endswith(".roc_auc"):
         found["label"] = label

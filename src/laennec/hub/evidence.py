@@ -51,6 +51,9 @@ def read_evidence(folder: str | Path) -> Evidence:
         run["evaluations"] = shown_evaluations(run)
         results = {scored["folder"]: scored["result"] for scored in run["evaluations"] if scored.get("result")}
         found = [results[place] for place in sorted(results)]
+        for entry in found:
+            if before := entry["metrics"].pop("bootstrap", None):  # of an older version
+                entry["metrics"]["uncertainty"] = {"method": "percentiles of bootstrap draws", **before}
         current = [entry for entry in found if _same_decision(entry["metrics"], run.get("operating_points") or {})]
         outdated = [entry["evaluated"]["split"] for entry in found if entry not in current]
     return Evidence(run, current, outdated)

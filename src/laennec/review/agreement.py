@@ -1,8 +1,8 @@
 """How far two reviewers agree on the spans that both have answered.
 
 Decisions: spans that one of them skipped are left out. Each label is a yes or no; where crackle and wheeze are labels,
-the four classes normal, crackle, wheeze and both are one more row. Intervals are over draws of patients, because spans
-of one patient resemble each other. A reviewer who gave one answer throughout has no kappa.
+the four classes normal, crackle, wheeze and both are one more row. Intervals leave out one patient at a time, because
+spans of one patient resemble each other. A reviewer who gave one answer throughout has no kappa.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from laennec.errors import InputError
-from laennec.evaluation.intervals import bootstrap_values, interval, interval_note, patient_codes
+from laennec.evaluation.intervals import interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray
 from laennec.review.answers import JOURNAL, Answer, Answers
 
@@ -30,14 +30,12 @@ def agreement_of(folder: str | Path) -> pd.DataFrame:
     return agreement_table(answers, sorted(labels | (set(CLASSES) if labels & set(CLASSES) else set())))
 
 
-def agreement_table(answers: Iterable[Answer], labels: Sequence[str], draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def agreement_table(answers: Iterable[Answer], labels: Sequence[str]) -> pd.DataFrame:
     """The agreement of every two reviewers, for each label and for the four classes.
 
     Args:
         answers: Of all reviewers, one for each reviewer and span.
         labels: The labels, without normal.
-        draws: Of patients, for the intervals.
-        seed: Of the draws.
 
     Returns:
         The columns of `AGREEMENT_COLUMNS`: `n` spans of so many patients, the share of equal answers, Cohen's kappa and
@@ -57,7 +55,7 @@ def agreement_table(answers: Iterable[Answer], labels: Sequence[str], draws: int
             # what is compared of each answer: one label, or crackle and wheeze together
             both = [["+".join(part for part in parts if part in (a.labels or ())) for a in pair] for pair in pairs]
             codes = np.unique(np.array(both, str).reshape(-1, 2), return_inverse=True)[1].reshape(-1, 2)
-            rows.append((f"{first}, {second}", label, *_row(codes, patients, draws, seed)))
+            rows.append((f"{first}, {second}", label, *_row(codes, patients)))
     return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
@@ -70,7 +68,7 @@ def agreement_text(table: pd.DataFrame) -> list[str]:
     return [*lines, *([f"note: {note}"] if note else [])]
 
 
-def _row(codes: IntArray, patients: Sequence[str], draws: int, seed: int) -> tuple[float, ...]:
+def _row(codes: IntArray, patients: Sequence[str]) -> tuple[float, ...]:
     """n, patients, agreement, kappa and its interval of answers (n, 2)."""
     if not len(codes):
         return 0, 0, *[float("nan")] * 4
@@ -83,7 +81,6 @@ def _row(codes: IntArray, patients: Sequence[str], draws: int, seed: int) -> tup
         return {"kappa": (share @ (codes[:, 0] == codes[:, 1]) - chance) / (1 - chance)}
 
     n_patients = patient_codes(patients)[1]
-    values = bootstrap_values(patients, statistic, draws, seed)["kappa"]
-    low, high = interval(values, n_patients) or (float("nan"),) * 2
+    low, high = patient_intervals(patients, statistic, shares=False)["kappa"] or (float("nan"),) * 2
     agreement, kappa = (codes[:, 0] == codes[:, 1]).mean(), statistic(np.ones((1, len(codes))))["kappa"][0]
     return len(codes), n_patients, float(agreement), float(kappa), low, high

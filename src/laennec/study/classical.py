@@ -90,7 +90,7 @@ def _score(
         "second_thresholds": fitted.get("second_thresholds"),
     }
     predictions = predict(table)
-    evaluation = evaluate_predictions(predictions, **settings, n_draws=of_run["bootstrap"]["n_draws"])
+    evaluation = evaluate_predictions(predictions, **settings)
     evaluation |= {"fitted": fitted, "geometry": None, "floors": of_run["floors"], "duration_blind": None}
     if of_run.get("duration_blind"):
         seconds = of_run["duration_blind"]["seconds"]

@@ -101,7 +101,6 @@ class Score(Section):
 
 class _Evaluate(Section):
     smoothing: str | float | None = None
-    draws: int | None = None
     spans: Literal["events", "windows"] | None = None
 
 
@@ -177,7 +176,7 @@ class Cell:
     classical: tuple[str, ...] = ()  # classifiers that are also fitted on the run's embeddings
     scores: tuple[Score, ...] = ()  # the splits that the run is scored on
     title: str = ""  # the method's own name, equal for all values of the axes
-    evaluate: Mapping[str, Any] = field(default_factory=dict)  # `smoothing` and `draws` of `laennec evaluate`
+    evaluate: Mapping[str, Any] = field(default_factory=dict)  # `smoothing` and `spans` of `laennec evaluate`
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, pool_folds
+from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, pool_folds, run_figures
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of
@@ -64,25 +64,26 @@ def _compared(
         baseline = None  # a study that is not finished may not have its baseline yet
     content: dict[str, Any] = {"baseline": baseline, "seeds": {name: sorted(runs[name]) for name in runs}}
     try:
-        drawn = {name: [one for seed in sorted(runs[name]) for one in _draw(runs[name][seed])] for name in sorted(runs)}
-        same_cycles = len({run.cycles for of_method in drawn.values() for run in of_method}) == 1
-        compared = compare_methods(drawn, pairs) if pairs or same_cycles else {}
+        measured = {
+            name: [run for seed in sorted(runs[name]) for run in _figures(runs[name][seed])] for name in sorted(runs)
+        }
+        same_cycles = len({run.cycles for of_method in measured.values() for run in of_method}) == 1
+        compared = compare_methods(measured, pairs) if pairs or same_cycles else {}
     except ValueError as error:
         raise InputError(f"results of split {split}: {error}; gather runs that were scored on the same data") from error
     return content | {"figures": compared}
 
 
-def _draw(folds: Sequence[Path]) -> list[RunFigures]:
-    """The main metrics of a run in every draw: of its pooled folds, or of each where all scored one split."""
+def _figures(folds: Sequence[Path]) -> list[RunFigures]:
+    """The main metrics of a run: of its pooled folds, or of each where all scored one split."""
     metrics = [read_record(folder / "metrics.json") for folder in folds]
     predictions = [
         read_evaluated(stored_predictions(folder / "predictions.parquet", "evaluate the run again"), one)
         for folder, one in zip(folds, metrics, strict=True)
     ]
-    draws = metrics[0]["bootstrap"]
     same = len({frozenset(one.table["cycle_id"]) for one in predictions}) == 1
     pooled = predictions if same else [pool_folds(predictions)]
-    return [draw_figures(one, _COMPARED, draws["n_draws"], draws["seed"]) for one in pooled]
+    return [run_figures(one, _COMPARED) for one in pooled]
 
 
 def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = ()) -> dict[str, Any]:

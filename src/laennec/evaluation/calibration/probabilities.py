@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, none_if_nan
 
 _LOG_TEMPERATURE = (np.log(0.05), np.log(20.0))
@@ -271,10 +271,9 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
     }
 
 
-def decision_curves(predictions: Any, n_draws: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
+def decision_curves(predictions: Any) -> dict[str, dict[str, Any]]:
     """`decision_curve` of every label that has both classes, and its "intervals": [low, high] or None by threshold."""
-    _, n_patients = patient_codes(predictions.table)
-    curves = {}
+    curves, codes = {}, patient_codes(predictions.table)[0]
     for k, name in enumerate(predictions.label_names):
         p, y = predictions.probabilities[:, k], predictions.truth[:, k]
         if not 0 < y.sum() < y.size:
@@ -284,14 +283,14 @@ def decision_curves(predictions: Any, n_draws: int = 1000, seed: int = 0) -> dic
         def statistic(weights: FloatArray, benefit: Any = benefit) -> dict[str, FloatArray]:
             return {str(place): values for place, values in enumerate(benefit(weights).T)}
 
-        drawn = bootstrap_values(predictions.table, statistic, n_draws, seed)
-        bounds = [interval(drawn.get(str(place), np.zeros(0)), n_patients) for place in range(len(THRESHOLDS))]
-        curves[name] = decision_curve(p, y) | {"intervals": bounds}
+        behind = dict.fromkeys(map(str, range(len(THRESHOLDS))), effective_patients(codes, y))
+        bounds = patient_intervals(predictions.table, statistic, behind, shares=False)
+        curves[name] = decision_curve(p, y) | {"intervals": list(bounds.values())}
     return curves
 
 
 def _net_benefit(p: FloatArray, y: Any, t: FloatArray) -> Any:
-    """From row weights (draws, cycles) to net benefits (draws, thresholds)."""
+    """From row weights (weightings, cycles) to net benefits (weightings, thresholds)."""
     called = (p[:, None] >= t[None, :]).astype(float)
     gain = called * np.where(y[:, None] == 1, 1.0, -t[None, :] / (1 - t[None, :]))
 

@@ -289,7 +289,7 @@ def smooth_model(
     return smoothing.strength, f"smoothing over {over}: strength {smoothing.strength:g}, {origin}; {thresholds}"
 
 
-def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame", draws: int) -> dict[str, Any]:
+def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame") -> dict[str, Any]:
     """`compare_smoothing` with the thresholds of either side, and where they come from."""
     from laennec.evaluation.calibration.smoothing import compare_smoothing
 
@@ -303,7 +303,6 @@ def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame", 
         problem_type="multi_label" if config.is_multi_label else "single_label",
         label_names=config.label_names,
         decisions=(own, of_smoothed),
-        n_draws=draws,
     )
     origin = "the model's own thresholds on both sides"
     if fitted:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
 from laennec.evaluation.calibration import refuse_test_split
-from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import LEVEL, intervals_of, left_out_values
 from laennec.evaluation.metrics import FloatArray, auroc
 from laennec.rendering import text_table
 
@@ -160,40 +160,36 @@ def compare_smoothing(
     problem_type: "ProblemType",
     label_names: Sequence[str],
     decisions: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
-    n_draws: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """A predictions table scored without and with smoothing, and the paired difference, with minus without.
 
     `decisions` are further settings of `read_predictions` for either side.
     """
-    from laennec.evaluation.predictions import point_values, read_predictions, statistics_of
+    from laennec.evaluation.predictions import effective_numbers, point_values, read_predictions, statistics_of
 
     sides = [
         read_predictions(one, problem_type=problem_type, label_names=label_names, **how)
         for one, how in zip((table, smooth_predictions(table, label_names, strength)), decisions, strict=True)
     ]
     before, after = (point_values(one) for one in sides)
-    _, n_patients = patient_codes(sides[0].table)
-    # equal seeds over equal patients: the same patients on both sides of each draw
-    drawn = [bootstrap_values(one.table, statistics_of(one), n_draws, seed) for one in sides]
+    rows, effective = sides[0].table, effective_numbers(sides[0])
+    values = [left_out_values(rows, statistics_of(one)) for one in sides]
+    bounds = [intervals_of(rows, one, effective) for one in values]
+    gains = {name: values[1][name] - first for name, first in values[0].items()}
+    bounds.append(intervals_of(rows, gains, effective, shares=False))
     figures: dict[str, Any] = {}
     for name in before:
-        first, second = (side.get(name, np.zeros(0)) for side in drawn)
         a, b = before[name], after[name]
-        gain = None if a is None or b is None else b - a
+        of_row = {"without": a, "with": b, "difference": None if a is None or b is None else b - a}
         figures[name] = {
-            "without": {"value": a, "interval": interval(first, n_patients)},
-            "with": {"value": b, "interval": interval(second, n_patients)},
-            "difference": {"value": gain, "interval": interval(second - first, n_patients)},
+            side: {"value": value, "interval": of_side.get(name)}
+            for (side, value), of_side in zip(of_row.items(), bounds, strict=True)
         }
     sizes = sides[0].table["recording_id"].value_counts()
     return {
         "rule": RULE,
         "strength": strength,
         "level": LEVEL,
-        "n_draws": n_draws,
-        "seed": seed,
         "recordings": len(sizes),
         "lone_cycles": int((sizes == 1).sum()),
         "figures": figures,
@@ -230,5 +226,5 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
     ]
     if not strength:
         return "\n".join([*lines, "strength 0: nothing is smoothed"])
-    heads = ["", "without", "with", "with - without, over the same draws of patients"]
+    heads = ["", "without", "with", "with - without, paired by patients"]
     return "\n".join([*lines, text_table([heads, *smoothing_rows(section)])])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "evaluation-"
 _METRICS = (
-    "problem_type", "output_names", "label_names", "thresholds", "values", "counts", "headline", "bootstrap",
+    "problem_type", "output_names", "label_names", "thresholds", "values", "counts", "headline", "uncertainty",
     "intervals", "calibration", "subgroups", "floors", "definitions", "notes", "warnings",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ and only if they differ in nothing but the seed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
-from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, p_text, power_text
+from laennec.evaluation.comparison.statistics import compare_methods, p_text, power_text, run_figures
 from laennec.evaluation.intervals import effective_note, interval_note
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import figure_png
@@ -46,8 +46,6 @@ def compare_runs(
     split: str | None = None,
     baseline: str | None = None,
     group_seeds: bool | None = None,
-    draws: int = 1000,
-    seed: int = 0,
     out: str | Path = "comparison",
     command: str = "",
 ) -> Comparison:
@@ -58,8 +56,6 @@ def compare_runs(
         split: The split; None where they have only one in common.
         baseline: Folder or name of the run (or recipe) that the others are compared with; None: the first.
         group_seeds: Whether runs of one recipe are one method; None: where several recipes are given.
-        draws: Bootstrap draws of patients.
-        seed: Of the draws.
         out: Folder of compare.json, compare.png and compare.html.
         command: The literal command, for the record.
     """
@@ -69,16 +65,17 @@ def compare_runs(
     _check_comparable(evaluations)
     methods = _methods(sources, evaluations, group_seeds)
     chosen = _baseline(sources, methods, baseline)
-    figures, left_out = _figures(evaluations, draws, seed)
-    drawn = {name: [_drawn(evaluations[k], figures, draws, seed) for k in runs] for name, runs in methods.items()}
-    compared = compare_methods(drawn, chosen, seed)
+    figures, left_out = _figures(evaluations)
+    measured = {
+        name: [run_figures(evaluations[k].predictions, figures, _own(evaluations[k])) for k in runs]
+        for name, runs in methods.items()
+    }
+    compared = compare_methods(measured, chosen)
     content = {
         **_data(evaluations),
         "baseline": chosen,
         "grouped": any(len(runs) > 1 for runs in methods.values()),
         "command": command,
-        "draws": draws,
-        "seed": seed,
         "comparisons": len(methods) - 1,
         "figures": figures,
         "left_out": left_out,
@@ -201,17 +198,14 @@ def _baseline(sources: Sequence[str | Path], methods: Mapping[str, list[int]], b
     raise InputError(f"--baseline {wanted}: not among the compared runs; it can be {', '.join(methods)}")
 
 
-def _figures(evaluations: Sequence[Evaluation], draws: int, seed: int) -> tuple[list[str], list[str]]:
+def _figures(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[str]]:
     """Metrics of every run: the headline and its components, AUROCs, own metrics; and those undefined somewhere."""
     metrics = evaluations[0].metrics
     family = metrics["headline"].split(".")[0]
     parts = [f"{family}.{part}" for part in ("Sp", "Se", "SP", "SE")]
     extra = ["uar"] if family == "accuracy" else []
     areas = [f"{label}.roc_auc" for label in metrics["label_names"][:_MOST_LABELS]]
-    # own metrics can be compared from their stored draws, if these are the draws of this comparison
-    made = [one.metrics["bootstrap"] for one in evaluations]
-    own = own_names(metrics) if all((b.get("n_draws"), b.get("seed")) == (draws, seed) for b in made) else []
-    wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro", *own])
+    wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro", *own_names(metrics)])
     shared = [name for name in wanted if all(name in one.metrics["values"] for one in evaluations)]
     defined = [name for name in shared if all(one.metrics["values"][name] is not None for one in evaluations)]
     if not defined:
@@ -221,13 +215,9 @@ def _figures(evaluations: Sequence[Evaluation], draws: int, seed: int) -> tuple[
     return defined, [name for name in shared if name not in defined]
 
 
-def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int) -> RunFigures:
-    """The metrics of one run in every draw; own metrics as the evaluation stored them, without the user's code."""
-    drawn = draw_figures(evaluation.predictions, figures, draws, seed)
-    stored = (evaluation.metrics.get("own_metrics") or {}).get("draws", {})
-    own = {name: np.array(stored[name], dtype=float) for name in figures if name in stored}
-    values = {name: float(evaluation.metrics["values"][name]) for name in own}
-    return replace(drawn, values=drawn.values | values, draws=drawn.draws | own)
+def _own(evaluation: Evaluation) -> dict[str, list[float | None]]:
+    """Own metrics as the evaluation stored them, so that the user's code is not needed."""
+    return dict((evaluation.metrics.get("own_metrics") or {}).get("left_out", {}))
 
 
 def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
@@ -245,7 +235,7 @@ def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
 def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The compared data, and the notes to read before the numbers."""
     first, origin = evaluations[0], evaluations[0].origin
-    patients = first.metrics["bootstrap"]["patients"]
+    patients = first.metrics["uncertainty"]["patients"]
     notes = [str(origin["stamp"])] if origin.get("stamp") else []
     notes += [f"leak: {line}" for line in origin.get("leaks") or []]
     for one in evaluations:
@@ -263,6 +253,12 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "patients": patients,
         "notes": [*notes, *filter(None, few)],
     }
+
+
+def comparison_title(content: Mapping[str, Any], figure: str) -> str:
+    """The name of a metric with the effective number of patients behind it."""
+    effective = content["methods"][content["baseline"]]["figures"][figure]["effective"]
+    return f"{figure_name(figure)} ({effective:.1f} effective patients)"
 
 
 def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
@@ -296,12 +292,12 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"{content['part']} ({_short(content['split_fingerprint'])}): {content['cycles']:,} {content['span']}s of "
         f"{content['patients']} patients",
         *(f"note: {note}" for note in content["notes"]),
-        f"difference from {content['baseline']}, paired: 95 % intervals and p over {content['draws']:,} draws of "
-        f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
-        f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
+        f"difference from {content['baseline']}, paired by patients: 95 % interval and p (t test over patients"
+        f"{' and seeds' if content['grouped'] else ''}); p (Holm) corrected over {content['comparisons']} "
+        f"comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     for figure in content["figures"]:
-        heads = [figure_name(figure), "value", "95 % interval", "difference", "p", "p (Holm)"]
+        heads = [comparison_title(content, figure), "value", "95 % interval", "difference", "p", "p (Holm)"]
         lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
         lines += filter(None, [comparison_power(content, figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
@@ -329,7 +325,7 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
     figures, baseline = content["figures"], content["baseline"]
     tables = [
         {
-            "name": figure_name(figure),
+            "name": comparison_title(content, figure),
             "columns": ["method", "value", "difference", "p", "p (Holm)"],
             "rows": _page_rows(content, compared, figure),
             "note": comparison_power(content, figure),
@@ -337,7 +333,7 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
         for figure in figures
     ]
     scales = {figure_reach(compared, figures, name): is_percent(name) for name in figures}
-    names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
+    names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients")
     facts = [("Split" if n == "part" else n.replace("_", " ").capitalize(), shown_text(content[n])) for n in names]
     keys = {
         "source": "run",

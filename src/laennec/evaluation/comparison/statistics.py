@@ -1,13 +1,12 @@
 """Statistics of methods that are compared over seeds and patients.
 
-Decisions: a method is a set of runs with different seeds; the folds of one seed are one run. A draw takes patients with
-replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
-mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
-printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
-methods compared with the baseline in one metric. Where fewer than three effective patients have the finding,
-there is neither interval nor p value: a claim would rest on one or two of them. Beside p values stand the
-smallest one that these draws can give, and the difference found in four of five studies: "not significant" is no
-evidence that two methods are equal.
+Decisions: a method is a set of runs with different seeds; the folds of one seed are one run. Intervals and p values
+cover other patients (by leaving one out) and other training seeds (by the spread of the runs); differences are paired
+by patients, not by seeds. A p value is that of a t test, but never below the smallest one of an exact sign test over
+the effective patients, and is corrected by Holm over all methods compared with the baseline in one metric. Where fewer
+than three effective patients have the finding, there is neither interval nor p value: a claim would rest on one or two
+of them. Beside p values stand the smallest one that is possible, and the difference found in four of five studies: "not
+significant" is no evidence that two methods are equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +15,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import stdtr
 
-from laennec.evaluation.intervals import LEAST_EFFECTIVE, bootstrap_values, interval, number_behind, patient_codes
+from laennec.evaluation.intervals import (
+    LEAST_EFFECTIVE,
+    effective_patients,
+    interval,
+    largest_value,
+    left_out_values,
+    number_behind,
+    patient_codes,
+    standard_error,
+    t_quantile,
+)
 from laennec.evaluation.metrics import FloatArray
 from laennec.evaluation.predictions import Predictions, effective_numbers, statistics_of
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """The metrics of one run, as they are and in every draw of patients."""
+    """The metrics of one run."""
 
-    values: dict[str, float]  # {metric: value}
-    draws: dict[str, FloatArray]  # {metric: (draws,)}
+    values: Mapping[str, FloatArray]  # {metric: (1 + patients,)}: over all patients, then without each
     cycles: frozenset[str]  # ids of the scored cycles; runs are compared only over the same cycles
-    n_patients: int  # number of patients
     effective: Mapping[str, float] = field(default_factory=dict)  # {metric: effective number of patients behind it}
 
 
@@ -58,89 +65,93 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
     return replace(first, table=table, unlabelled=unlabelled, logits=logits, thresholds=None, **arrays)
 
 
-def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> RunFigures:
-    """Draw patients for one run."""
-    statistics = statistics_of(predictions)
-    once = statistics(np.ones((1, len(predictions.table))))
-    drawn = bootstrap_values(predictions.table, statistics, n_draws, seed)
-    kept = [name for name in figures if name in once]
+def run_figures(
+    predictions: Predictions, figures: Sequence[str], own: Mapping[str, Sequence[float | None]] | None = None
+) -> RunFigures:
+    """The metrics of one run; own metrics as `left_out_values` had them when the run was scored."""
+    values = left_out_values(predictions.table, statistics_of(predictions))
+    values |= {name: np.array(stored, dtype=float) for name, stored in (own or {}).items()}
+    behind, codes = effective_numbers(predictions), patient_codes(predictions.table)[0]
+    everyone = effective_patients(codes, np.ones(len(codes)))
+    kept = [name for name in figures if name in values]
+    effective = {name: everyone if (n := number_behind(behind, name)) is None else n for name in kept}
     cycles = frozenset(map(str, predictions.table["cycle_id"]))
-    values = {name: float(once[name][0]) for name in kept}
-    behind = effective_numbers(predictions)
-    effective = {name: number for name in kept if (number := number_behind(behind, name)) is not None}
-    patients = patient_codes(predictions.table)[1]
-    return RunFigures(values, {name: drawn[name] for name in kept}, cycles, patients, effective)
+    return RunFigures({name: values[name] for name in kept}, cycles, effective)
 
 
 def compare_methods(
-    methods: Mapping[str, Sequence[RunFigures]], baseline: str | Mapping[str, str] | None = None, seed: int = 0
+    methods: Mapping[str, Sequence[RunFigures]], baseline: str | Mapping[str, str] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Mean, standard deviation and interval of each method, and its difference from the baseline.
 
     Args:
         methods: The runs of each method, one per training seed.
         baseline: The method that the others are compared with, or that of each method; None compares none.
-        seed: Of the draws of training seeds.
 
     Returns:
-        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm,
-        smallest_p (the smallest p_holm that these draws can give), detectable (the difference found with a power of
-        80 %, at 5 % after Holm's correction)}}}; the last six are None where nothing is compared.
+        {method: {metric: {mean, sd (None for one run), interval, effective (number of patients behind it), difference,
+        difference_interval, p, p_holm, smallest_p (the smallest p_holm that is possible), detectable (the difference
+        found with a power of 80 %, at 5 % after Holm's correction)}}}; the last six are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
         raise ValueError("the runs were not scored on the same cycles")
-    n_patients = next(iter(methods.values()))[0].n_patients
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    drawn: dict[tuple[str, str], FloatArray] = {}
-    for number, (method, runs) in enumerate(methods.items()):
+    for method, runs in methods.items():
         found[method] = {}
         for figure in runs[0].values:
-            values = np.array([run.values[figure] for run in runs])
-            draws = _seed_means(np.stack([run.draws[figure] for run in runs]), [seed, number])
-            drawn[method, figure] = draws
+            values, seeds = _over_runs(runs, figure)
+            effective, top = runs[0].effective[figure], largest_value(figure, np.append(values, seeds))
+            bounds = interval(values, effective, top, [seeds]) if effective >= LEAST_EFFECTIVE else None
             found[method][figure] = {
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "interval": interval(draws, n_patients) if _enough(runs[0], figure) else None,
+                "mean": float(seeds.mean()),
+                "sd": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+                "interval": bounds,
+                "effective": effective,
                 **dict.fromkeys(("difference", "difference_interval", "p", "p_holm", "smallest_p", "detectable")),
             }
-    p_values: dict[str, dict[str, float]] = {}
-    errors: dict[tuple[str, str], float] = {}
+    errors: dict[str, dict[str, tuple[float, float]]] = {}  # metric -> method -> standard error, degrees of freedom
     for method, other in baselines.items():
         for figure in found[method] if method != other else ():
             if figure in found[other]:
-                cell, differences = found[method][figure], drawn[method, figure] - drawn[other, figure]
-                cell["difference"] = cell["mean"] - found[other][figure]["mean"]
-                enough = _enough(methods[method][0], figure)
-                cell["difference_interval"] = interval(differences, n_patients) if enough else None
-                if cell["difference_interval"] is not None:  # too few patients for it are too few for a p value
-                    cell["p"] = p_values.setdefault(figure, {})[method] = _two_sided(differences)
-                    errors[method, figure] = float(np.nanstd(differences))
-    for figure, of_methods in p_values.items():
+                (mine, of_mine), (theirs, of_theirs) = (_over_runs(methods[one], figure) for one in (method, other))
+                cell, differences, both = found[method][figure], mine - theirs, [of_mine, of_theirs]
+                cell["difference"], effective = float(differences[0]), cell["effective"]
+                bounds = interval(differences, effective, None, both) if effective >= LEAST_EFFECTIVE else None
+                if bounds is not None:  # too few patients for it are too few for a p value
+                    error, freedom = standard_error(differences, effective, both)
+                    errors.setdefault(figure, {})[method] = error, freedom
+                    p = max(_two_sided(cell["difference"], error, freedom), _smallest_p(effective))
+                    cell |= {"difference_interval": bounds, "p": p}
+    for figure, of_methods in errors.items():
         count = len(of_methods)
-        deviations = ndtri(1 - 0.025 / count) + ndtri(0.8)
-        for method, corrected in holm(of_methods).items():
-            defined = int(np.isfinite(drawn[method, figure]).sum())
+        for method, corrected in holm({name: found[name][figure]["p"] for name in of_methods}).items():
+            error, freedom = of_methods[method]
+            deviations = t_quantile(freedom, 1 - 0.025 / count) + t_quantile(freedom, 0.8)
             found[method][figure] |= {
                 "p_holm": corrected,
-                "smallest_p": min(1.0, 2 * count / (defined + 1)),
-                "detectable": float(deviations * errors[method, figure]),
+                "smallest_p": min(1.0, count * _smallest_p(found[method][figure]["effective"])),
+                "detectable": deviations * error,
             }
     return found
 
 
-def _enough(run: RunFigures, figure: str) -> bool:
-    """Whether enough patients are behind a metric for an interval."""
-    return run.effective.get(figure, LEAST_EFFECTIVE) >= LEAST_EFFECTIVE
+def _over_runs(runs: Sequence[RunFigures], figure: str) -> tuple[FloatArray, FloatArray]:
+    """A metric's mean over runs, over all patients and without each (1 + patients,), and its value in each run."""
+    values = np.stack([run.values[figure] for run in runs])
+    return values.mean(0), values[:, 0]
 
 
-def _seed_means(draws: FloatArray, key: list[int]) -> FloatArray:
-    """Means over runs drawn with replacement: (runs, draws) -> (draws,)."""
-    runs, n_draws = draws.shape
-    chosen = np.random.default_rng(key).integers(0, runs, size=(runs, n_draws))
-    means: FloatArray = np.take_along_axis(draws, chosen, axis=0).mean(axis=0)
-    return means
+def _two_sided(difference: float, error: float, freedom: float) -> float:
+    """The p value of a t test."""
+    if not error:
+        return 0.0 if difference else 1.0
+    return float(2 * stdtr(freedom, -abs(difference) / error))
+
+
+def _smallest_p(effective: float) -> float:
+    """What an exact sign test gives where all of so many patients are in favour of one method."""
+    return min(1.0, 2.0 ** (1 - effective))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -171,10 +182,3 @@ def p_text(p: float | None) -> str:
     if p is None:
         return "–"
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def _two_sided(differences: FloatArray) -> float:
-    """Twice the share of draws on the rarer side of zero, limited by the number of draws."""
-    defined = differences[np.isfinite(differences)]
-    below, above = (defined <= 0).sum(), (defined >= 0).sum()
-    return float(min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1)))

@@ -109,11 +109,11 @@ def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
 def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The facts that every score must name: data, split, selection, decision, intervals, seeds."""
     corpus, provenance = run.get("corpus") or {}, _provenance(run)
-    draws, counts = evaluation["bootstrap"], evaluation["counts"]
+    patients, counts = evaluation["uncertainty"]["patients"], evaluation["counts"]
     protocol = shown_text(provenance.get("protocol"))
     if provenance.get("fold") is not None and provenance.get("protocol") in WITH_FOLDS:
         protocol += f", fold {provenance['fold']}"
-    scored = f"{counts['cycles']:,} {row_noun(evaluation)}s, {draws['patients']} patients"
+    scored = f"{counts['cycles']:,} {row_noun(evaluation)}s, {patients} patients"
     if counts["unlabelled"]:
         scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
     interval = f"95 %, {interval_method(evaluation)}"
@@ -259,7 +259,7 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     rows = [_row(*cells) for cells in smoothing_rows(section)]
     return {
-        "table": {"columns": ["", "without", "with", "difference, same draws of patients"], "rows": rows},
+        "table": {"columns": ["", "without", "with", "difference, paired by patients"], "rows": rows},
         "strength": section["strength"],
         "how": "chosen on validation" if section.get("chosen") else "as given",
         "operating_points": section["operating_points"],

@@ -77,8 +77,7 @@ def make_page(
     lengths: dict[str, Any] | None = None
     curves: dict[str, Any] = {}
     if predictions is not None and len(predictions.label_names) <= MOST_LABELS:
-        draws = {name: evaluation["bootstrap"][name] for name in ("n_draws", "seed")}
-        lengths, curves = length_groups(predictions), decision_curves(predictions, **draws)
+        lengths, curves = length_groups(predictions), decision_curves(predictions)
     figures = evaluation_plots(evaluation, predictions, lengths, curves)
     if run.get("history"):
         figures |= learning_curves(run["history"], run.get("best_epoch"))
