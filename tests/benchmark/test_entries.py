@@ -155,6 +155,8 @@ def test_a_file_of_another_split_is_refused(enter, cycles, capsys):
 def test_columns_with_the_labels_are_no_decisions(enter, predictions, cycles, capsys):
     assert enter(predictions.assign(**{name: cycles["test"][name][:] for name in LABELS}))[0] == 2
     one_line(capsys, "crackle and wheeze are the true labels of test")
+    assert enter(predictions.assign(**{f"p_{name}": cycles["test"][name][:] for name in LABELS}))[0] == 2
+    one_line(capsys, "p_crackle and p_wheeze are the true labels of test")
 
 
 def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):
@@ -162,6 +164,13 @@ def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):
         (tmp_path / name).write_bytes(content)
         assert enter(tmp_path / name)[0] == 2
         one_line(capsys, name, "no table in CSV or Parquet")
+    for name in ("a.tsv", "a.xlsx"):
+        (tmp_path / name).write_bytes(b"cycle_id")
+        assert enter(tmp_path / name)[0] == 2
+        one_line(capsys, name, "predictions are read from .csv and .parquet")
+    (tmp_path / "twice.csv").write_text("cycle_id,p_crackle,p_wheeze,p_crackle\nc,0.1,0.2,0.3\n")
+    assert enter(tmp_path / "twice.csv")[0] == 2
+    one_line(capsys, "twice.csv", "two columns p_crackle")
     assert enter(tmp_path / "none.csv")[0] == 2
     one_line(capsys, "none.csv", "cannot be read")
 
@@ -202,6 +211,8 @@ def test_a_model_that_was_trained_elsewhere_or_predicts_other_labels_is_refused(
     config.write_text(
         json.dumps({**before, **names, "thresholds": {}, "temperatures": {}, "intercepts": {}, "operating_points": {}})
     )
+    assert enter(run, "--trained-on", "my own")[0] == 2
+    one_line(capsys, "--trained-on", "recorded its training data, synthetic")
     assert enter(run)[0] == 2
     one_line(capsys, "predicts crackle, stridor; a benchmark needs crackle and wheeze")
     monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "trained_on": "sprsound"}))

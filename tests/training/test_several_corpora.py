@@ -86,6 +86,8 @@ def test_a_run_is_scored_on_all_corpora_or_on_one_of_them(run, settings, capsys,
     assert [row["value"] for row in everything.evaluation["subgroups"]["corpus"]] == ["icbhi2017", "synthetic"]
     one = score(run, corpus={"name": "icbhi2017"})
     assert one.folder.name == "evaluation-icbhi2017-test" and "protocol patient-5fold fold 0" in one.summary
+    assert "this run was scored" not in one.summary  # once on all corpora, and once on this one
+    assert "this run was scored 2 times on test" in score(run, corpus={"name": "icbhi2017"}).summary
     shown = pd.read_parquet(everything.folder / "predictions.parquet")
     shown = shown[shown["corpus"] == "icbhi2017"].reset_index(drop=True)
     alone = pd.read_parquet(one.folder / "predictions.parquet")

@@ -68,7 +68,11 @@ def enter(
     if Path(out).exists():
         raise InputError(f"{out}: exists already; remove it, or name another file (--out)")
     place = Path(source or laennec.DEFAULT_MODEL)
+    if place.is_file() and not is_submission(place):
+        raise InputError(f"{source}: predictions are read from .csv and .parquet; write them so, or name a model")
     run = read_run(place / "run.json") if (place / "run.json").exists() else {}
+    if run and trained_on:
+        raise InputError(f"--trained-on: {source} recorded its training data, {run['corpus']['name']}; leave it out")
     learned_from = run["corpus"]["name"] if run else trained_on or benchmark.trained_on or "not recorded"
     if benchmark.trained_on not in (None, learned_from):
         raise InputError(

@@ -52,12 +52,11 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
     table = table.rename(columns={label: f"decided_{label}" for label in LABELS})
     given = {name: table.loc[own].reset_index(drop=True) for name, own in tests.items() if own[0] in table.index}
     for name, rows in given.items():
-        truth = {f"decided_{label}": column_of(splits[name], label) for label in LABELS}
-        if truth.keys() <= set(rows.columns) and all(rows[column].tolist() == own for column, own in truth.items()):
-            raise InputError(
-                f"{path}: the columns crackle and wheeze are the true labels of {name}; give the decisions of the "
-                "model, or leave both columns out"
-            )
+        truth = [list(column_of(splits[name], label)) for label in LABELS]
+        for columns in ([f"decided_{label}" for label in LABELS], _PROBABILITIES):
+            if set(columns) <= set(rows) and rows[columns].to_numpy().T.tolist() == truth:
+                shown = " and ".join(column.removeprefix("decided_") for column in columns)
+                raise InputError(f"{path}: {shown} are the true labels of {name}; give the predictions of the model")
     return given
 
 
@@ -74,6 +73,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no table in CSV or Parquet ({said}); write it again") from error
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; give cycle_id, p_crackle and p_wheeze")
+    if twice := sorted(name for name in (*_PROBABILITIES, *LABELS) if f"{name}.1" in table.columns):
+        raise InputError(f"{path}: two columns {twice[0]}; give each once")
     if empty := [str(row + 1) for row in np.flatnonzero(table["cycle_id"].isna())]:
         raise InputError(f"{path}: no cycle_id in row {named(empty)}; give every row one")
     numbers = table[[name for name in (*_PROBABILITIES, *LABELS) if name in table.columns]]

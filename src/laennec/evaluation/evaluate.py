@@ -58,6 +58,7 @@ from laennec.training.record import (
     read_run,
     refuse_absent_split,
     settled_evaluations,
+    times_scored,
     versions,
     without_results,
     write_record,
@@ -325,6 +326,7 @@ def _record(
         trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
     else:
         looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
+        looked["corpus"] = recipe.corpus.name
         if smooth is not None:
             looked["smoothing"] = smooth.strength
         run["evaluations"] = [*run.get("evaluations", []), looked]
@@ -346,7 +348,7 @@ def _heading(record: dict[str, Any], split: str) -> str:
     ]
     if scored_own_corpus(record) and (use := earlier_use(split, selection_set)):
         lines.append(f"note: split {split} {use}; its scores are no estimate for new patients")
-    if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
+    if (times := times_scored(record, split, corpus["name"])) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain, table
 from laennec.training.recipe import CardSettings
+from laennec.training.record import times_scored
 
 _SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MAX_SHARED = 0.1  # share of a split's patients in training or validation, above which there is no headline
@@ -129,7 +130,7 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         "is_estimate": few and not used and not origin.get("stamp"),
         "stamp": origin.get("stamp"),
         "other_corpus": not own,
-        "scored": sum(e["split"] == split for e in run.get("evaluations", [])),
+        "scored": times_scored(run, split, evaluated["corpus"]["name"]),
         "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
         "figures": [
             (figure_name(n), figure_text(n, values[n]), [figure_text(n, bound) for bound in intervals.get(n) or ()])

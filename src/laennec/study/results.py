@@ -16,7 +16,7 @@ from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of
 from laennec.evaluation.summary import WINDOWS
-from laennec.training.record import read_record, write_record
+from laennec.training.record import read_record, times_scored, write_record
 
 Cost = dict[str, Any]
 """{step: {"seconds", "cpu_seconds", "peak_memory_mb", "processes"}}."""
@@ -118,7 +118,7 @@ def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = 
         "split_fingerprint": origin.get("split_fingerprint"),  # None where a corpus is scored whole
         "selection_set": run["selection_set"],
         "best_epoch": run.get("best_epoch"),
-        "scored": sum(entry["split"] == evaluated["split"] for entry in run.get("evaluations", [])),
+        "scored": times_scored(run, evaluated["split"], evaluated["corpus"]["name"]),
         "counts": metrics["counts"],
         **{of: {k: metrics[of].get(k) for k in wanted if k in metrics[of]} for of in ("values", "intervals")},
         "floors": [

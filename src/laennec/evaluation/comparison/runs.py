@@ -15,7 +15,7 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import compare_methods, p_text, power_text, run_figures
-from laennec.evaluation.intervals import effective_note, interval_note
+from laennec.evaluation.intervals import LEAST_EFFECTIVE, MIN_PATIENTS, effective_note, interval_note
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
@@ -23,7 +23,7 @@ from laennec.evaluation.report.sections import shown_text
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template, text_table
-from laennec.training.record import write_record
+from laennec.training.record import times_scored, write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
@@ -227,7 +227,7 @@ def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
         "recipe": run.get("name"),
         "seed": evaluation.config.get("seed"),
         "selection_set": run.get("selection_set"),
-        "scored": sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or []) or None,
+        "scored": times_scored(run, evaluation.split, run["corpus"]["name"]) or None,
         "values": evaluation.metrics["values"],
     }
 
@@ -280,8 +280,10 @@ def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
 
 
 def comparison_power(content: Mapping[str, Any], figure: str) -> str:
-    """What the comparisons of a metric can find, as text."""
+    """What the comparisons of a metric can find, or why there are none, as text."""
     cells = [method["figures"][figure] for method in content["methods"].values()]
+    if content["patients"] >= MIN_PATIENTS and cells[0]["effective"] < LEAST_EFFECTIVE:
+        return f"no interval and no p value: fewer than {LEAST_EFFECTIVE:g} effective patients"
     return power_text(cells, lambda difference: figure_text(figure, difference))
 
 

@@ -28,6 +28,7 @@ from laennec.evaluation.summary import (
     thresholds_in_use,
 )
 from laennec.evaluation.window_scores import unit_table, unit_title
+from laennec.training.record import times_scored
 
 NOT_RECORDED = "not recorded"
 Table = dict[str, Any]
@@ -125,7 +126,7 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     if smoothed := smoothing_text((evaluation.get("fitted") or {}).get("smoothing")):
         decision += f"; {smoothed}"
     split = (run.get("evaluated") or {}).get("split")
-    times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
+    times = times_scored(run, str(split), str(corpus.get("name")))
     caveats = [provenance.get("stamp"), "shared data, see above" if provenance.get("leaks") else None]
     caveat = "; ".join(filter(None, caveats)) or ("none" if provenance else shown_text(None))
     return [
