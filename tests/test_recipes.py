@@ -155,7 +155,9 @@ def test_a_recipe_begins_with_what_it_reproduces_and_the_published_figure(path):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_a_study_can_be_planned_from_the_root_of_the_repository(path, monkeypatch):
+def test_a_study_can_be_planned_in_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_study(path.stem).cells
     monkeypatch.chdir(ROOT)
     study = load_study(path)
     assert study.cells and study.description and path.read_text().startswith("# ")
