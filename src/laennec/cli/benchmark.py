@@ -14,6 +14,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sources",
         nargs="*",
+        default=[],
         metavar="MODEL|PREDICTIONS",
         help="folder of a run, folder of an exported model, Hub id, or a file of predictions (.csv or .parquet with "
         "cycle_id, p_crackle, p_wheeze) (default: the model in the package); for check, result files",
