@@ -222,6 +222,7 @@ def _study(content: Content, split: str | None) -> Table:
         notes = [f"Mean over runs ± their standard deviation [95 % interval]. Effective patients: {effective}."]
     else:  # of an earlier version
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
+        notes += ["Such intervals and p values are too narrow where few effective patients have the finding."]
     if differences:
         every = methods["figures"]
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
