@@ -96,7 +96,7 @@ def test_differences_intervals_and_p_values_equal_a_naive_loop(first, tmp_path, 
             whole, *others = [a[figure] - b[figure] for a, b in zip(values[k], values[0], strict=True)]
             error = np.sqrt((n - 1) / n * ((np.array(others) - np.mean(others)) ** 2).sum())
             squares = (np.array(others) - np.mean(others)) ** 2
-            t = stats.t(max(min(cell["effective"], squares.sum() ** 2 / (squares**2).sum()) - 1, 1))
+            t = stats.t(min(cell["effective"] - 1, max(squares.sum() ** 2 / (squares**2).sum() - 1, 2)))
             assert cell["difference"] == pytest.approx(whole)
             assert cell["difference_interval"] == pytest.approx(whole + error * t.ppf([0.025, 0.975]))
             p_values[name] = cell["p"]

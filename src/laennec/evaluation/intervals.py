@@ -170,10 +170,10 @@ def standard_error(
     Reference: Satterthwaite, An approximate distribution of estimates of variance components (1946).
     """
     others = values[1:]
-    squares = (others - others.mean()) ** 2
+    squares, freedom = (others - others.mean()) ** 2, max(effective - 1, 1.0)
     if not share and squares.any():
-        effective = min(effective, squares.sum() ** 2 / (squares**2).sum())
-    variances = [((len(others) - 1) * others.var(), max(effective - 1, 1.0))]
+        freedom = min(freedom, max(squares.sum() ** 2 / (squares**2).sum() - 1, 2.0))
+    variances = [((len(others) - 1) * others.var(), freedom)]
     variances += [
         (of_method.var(ddof=1) / len(of_method), len(of_method) - 1) for of_method in runs if len(of_method) > 1
     ]
