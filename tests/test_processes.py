@@ -9,7 +9,7 @@ import pytest
 from forked import Forked
 from laennec.errors import InputError
 from laennec.processes import Died, check_jobs, in_processes
-from work_units import dier, doubler, failer, sleeper
+from work_units import die, double, fail, sleep
 
 
 def is_alive(pid):
@@ -37,30 +37,30 @@ def test_every_item_has_its_result_and_few_are_taken_ahead():
             yield number
 
     found = {}
-    for item, result in in_processes(doubler, items(), 2):
+    for item, result in in_processes(double, items(), 2):
         found[item] = result
         assert len(taken) <= len(found) + 4 + 1
     assert found == {number: 2 * number for number in range(20)}
-    assert not list(in_processes(doubler, [], 2))
+    assert not list(in_processes(double, [], 2))
 
 
 def test_a_process_that_dies_costs_only_an_item_that_kills_it_again(tmp_path):
     items = [1, -2, 3, -4.5, *range(5, 12)]
-    found = dict(in_processes(partial(dier, str(tmp_path)), items, 2))
+    found = dict(in_processes(partial(die, str(tmp_path)), items, 2))
     assert isinstance(found.pop(-2), Died)
     assert found == {item: 2 * item for item in items if item != -2}
 
 
 def test_what_the_work_raises_is_raised_and_ends_all():
     with pytest.raises(ZeroDivisionError):
-        list(in_processes(failer, [1, 2], 2))
+        list(in_processes(fail, [1, 2], 2))
     with pytest.raises(InputError, match="1 or more"):
         check_jobs(0)
 
 
 @pytest.mark.parametrize("ending", ["interrupted", "killed"])
 def test_workers_end_with_their_parent(tmp_path, ending):
-    parent = Forked(lambda: list(in_processes(partial(sleeper, str(tmp_path)), range(4), 2)))
+    parent = Forked(lambda: list(in_processes(partial(sleep, str(tmp_path)), range(4), 2)))
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
     workers = [int(path.name) for path in tmp_path.iterdir()]
     assert all(map(is_alive, workers))

@@ -8,39 +8,28 @@ from pathlib import Path
 from laennec.inference.predictor import Predictor, _unpickled
 
 
-def doubler():
-    return lambda number: 2 * number
+def double(number):
+    return 2 * number
 
 
-def dier(folder):
-    """Work that kills its process on negative numbers, the first time only where there is a fraction."""
-
-    def work(number):
-        if number < 0:
-            mark = Path(folder) / str(number)
-            if number == int(number) or not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return 2 * number
-
-    return work
+def die(folder, number):
+    """Kill this process on negative numbers, the first time only where there is a fraction."""
+    if number < 0:
+        mark = Path(folder) / str(number)
+        if number == int(number) or not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
 
 
-def sleeper(folder):
-    """Work that never ends; says which process does it."""
-
-    def work(number):
-        (Path(folder) / str(os.getpid())).touch()
-        time.sleep(600)
-
-    return work
+def sleep(folder, number):
+    """Never end; say which process this is."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
 
 
-def failer():
-    def work(number):
-        raise ZeroDivisionError(number)
-
-    return work
+def fail(number):
+    raise ZeroDivisionError(number)
 
 
 class Elsewhere(Predictor):

@@ -52,7 +52,7 @@ def check_jobs(jobs: int) -> int:
 
 
 def in_processes(
-    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], jobs: int
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int
 ) -> Generator[tuple[Item, Result | Died]]:
     """Do some work on each item in several processes."""
     left = iter(items)
@@ -62,7 +62,7 @@ def in_processes(
     left = itertools.chain(first, left)
     in_hand: dict[Future[Result], Item] = {}
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_pool(make, jobs))
+        pool = stack.enter_context(_pool(work, jobs))
         while True:
             lost: list[Item] = []
             for item in itertools.islice(left, max(_IN_HAND * jobs - len(in_hand), 0)):
@@ -82,16 +82,16 @@ def in_processes(
                 else:
                     yield item, future.result()
             if lost:
-                yield from _one_by_one(make, lost)
-                pool = stack.enter_context(_pool(make, jobs))
+                yield from _one_by_one(work, lost)
+                pool = stack.enter_context(_pool(work, jobs))
 
 
-def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+def _one_by_one(work: Work, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Items that were in hand when a process died, each in a process that works on nothing else."""
     for item in items:
         result: Any = Died()
         for _ in range(2):  # perhaps it was only waiting when the first one died
-            with _pool(make, 1) as pool, contextlib.suppress(BrokenProcessPool):
+            with _pool(work, 1) as pool, contextlib.suppress(BrokenProcessPool):
                 result = pool.submit(_do, item).result()
                 break
         yield item, result
@@ -125,7 +125,7 @@ def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
 def _help(watched: Connection, work: Callable[[], Any]) -> None:
     os.environ["RANK"] = "1"  # only the first process shows progress
     logging.disable(logging.CRITICAL)
-    _start(watched, lambda: lambda item: None)
+    _start(watched, lambda item: None)
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         work()
@@ -175,12 +175,12 @@ def _run_module(place: str, *words: str) -> None:
 
 
 @contextlib.contextmanager
-def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(work: Work, jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this block at the latest."""
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     os.environ.update({name: os.environ.get(name, value) for name, value in _MALLOC.items()})
-    pool = ProcessPoolExecutor(jobs, context, _start, (watched, make))
+    pool = ProcessPoolExecutor(jobs, context, _start, (watched, work))
     try:
         try:
             first, *_ = [pool.submit(os.getpid) for _ in range(jobs)]  # all of them start at once
@@ -197,11 +197,11 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start(watched: Connection, make: Callable[[], Work]) -> None:
+def _start(watched: Connection, work: Work) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_when(watched.recv)
-    _work = make()
+    _work = work
 
 
 def _end_when(wait: Callable[[], Any]) -> None:

@@ -9,7 +9,7 @@ this module: what is slow to import stands in the functions that need it.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,16 +107,12 @@ def fingerprint_files(
     by_hash: dict[str, AudioFingerprint | None] = {}
     if jobs > 1:
         missing = [(path, stores[sha256]) for path, sha256 in files.items() if whole_bytes(stores[sha256]) is None]
-        with closing(in_processes(_fingerprinter, missing, min(jobs, len(missing)))) as made:
+        with closing(in_processes(_fingerprint_of, missing, min(jobs, len(missing)))) as made:
             by_hash = {files[path]: found for (path, _), found in made if isinstance(found, AudioFingerprint)}
     for path, sha256 in files.items():
         if sha256 not in by_hash:
             by_hash[sha256] = _fingerprint_of((path, stores[sha256]))
     return {path: found for path, sha256 in files.items() if (found := by_hash[sha256]) is not None}
-
-
-def _fingerprinter() -> Callable[[tuple[Path, Path]], AudioFingerprint | None]:
-    return _fingerprint_of
 
 
 def _fingerprint_of(item: tuple[Path, Path]) -> AudioFingerprint | None:

@@ -162,8 +162,8 @@ def _made(
 ) -> Iterator[str | None]:
     """Make shards; yields for each what is wrong with its recording, or None."""
     if min(jobs, len(missing)) > 1:
-        make = partial(_maker, sampling_rate, filter)
-        with closing(in_processes(make, missing, min(jobs, len(missing)))) as results:
+        work = partial(_problem, sampling_rate=sampling_rate, filter=filter)
+        with closing(in_processes(work, missing, min(jobs, len(missing)))) as results:
             for shard, problem in results:
                 yield f"{shard.recording_path}: {DIED}" if isinstance(problem, Died) else problem
         return
@@ -177,11 +177,6 @@ def _made(
     for shard in waiting:
         with wait_for_lock(shard.path):
             yield _problem(shard, sampling_rate, filter)
-
-
-def _maker(sampling_rate: int, filter: ButterworthFilter | None) -> Callable[[_Shard], str | None]:
-    """What makes a shard in another process."""
-    return partial(_problem, sampling_rate=sampling_rate, filter=filter)
 
 
 def _problem(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> str | None:

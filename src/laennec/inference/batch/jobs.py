@@ -36,14 +36,9 @@ def outcomes(
         for task in tasks:
             yield task[0], _outcome(worker, report or _silent, task)
         return
-    make = partial(_itself, partial(_outcome, worker, _silent))
-    with contextlib.closing(in_processes(make, tasks, jobs)) as results:
+    with contextlib.closing(in_processes(partial(_outcome, worker, _silent), tasks, jobs)) as results:
         for (path, _), outcome in results:
             yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
-
-
-def _itself(work: Callable[[Task], Any]) -> Callable[[Task], Any]:
-    return work
 
 
 def _outcome(worker: Worker, report: Report, task: Task) -> Any:
