@@ -65,7 +65,7 @@ def push_corpus(
         sorted({*manifest["files"], MANIFEST, CARD}),
         repo,
         kind="dataset",
-        private=False if public else None,  # None: a new one is private, and one that is there is (see check_target)
+        public=public,  # otherwise a new one is private, and one that is there is (see check_target)
         replaces=[f"{config}/*.parquet" for config in CONFIGS],
         message=f"Corpus {manifest['corpus']} {str(manifest.get('corpus_fingerprint'))[:12]}, exported by laennec",
         pauses_s=pauses_s,

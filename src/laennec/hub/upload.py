@@ -6,13 +6,12 @@ done, and a repository stays private until then.
 """
 
 import glob
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from laennec.errors import InputError, hub_reason, will_pass
 
@@ -69,7 +68,7 @@ def upload(
     *,
     kind: str = "model",
     revision: str | None = None,
-    private: bool | None = None,
+    public: bool = False,
     replaces: Sequence[str] = (),
     token: str | None = None,
     message: str | None = None,
@@ -84,8 +83,7 @@ def upload(
         repo: OWNER/NAME; created, private, if it does not exist.
         kind: "model" or "dataset".
         revision: The branch; created from main if it does not exist. None for main.
-        private: False makes the repository public after the upload, True makes it private before; None keeps the
-            visibility of an existing repository.
+        public: Whether to make the repository public after the upload; an existing one keeps its visibility otherwise.
         replaces: Patterns of files in the repository that are deleted if they are not among `files`.
         token: None for HF_TOKEN or the token of the login.
         message: Commit message; None for a default.
@@ -103,8 +101,6 @@ def upload(
 
     ask(api.whoami)
     ask(lambda: api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
-    if private:
-        ask(lambda: api.update_repo_settings(repo, repo_type=kind, private=True))
     if revision:
         ask(lambda: api.create_branch(repo, repo_type=kind, branch=revision, exist_ok=True))
     done = ask(
@@ -118,9 +114,12 @@ def upload(
             commit_message=message or f"Upload {len(files)} files with laennec",
         )
     )
-    tree = ask(lambda: list(api.list_repo_tree(repo, repo_type=kind, recursive=True, revision=done.oid)))
-    _verify(folder, files, {file.path: file for file in tree if hasattr(file, "size")}, repo)
-    if private is False:
+    held = ask(lambda: api.verify_repo_checksums(repo, repo_type=kind, revision=done.oid, local_dir=folder))
+    wrong = dict.fromkeys(held.extra_paths, "is missing")
+    wrong |= {one["path"]: "has other content" for one in held.mismatches}
+    if path := next(filter(wrong.__contains__, files), None):
+        raise InputError(f"{repo}: after the upload {path} {wrong[path]} on the Hub; run the same command again")
+    if public:
         ask(lambda: api.update_repo_settings(repo, repo_type=kind, private=False))
     info = ask(lambda: api.repo_info(repo, repo_type=kind))
     url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
@@ -158,23 +157,3 @@ def _server_message(error: Exception) -> str | None:
         return None
     message = getattr(error, "server_message", None) or str(error)
     return f"the Hub rejected the request: {' '.join(message.split())[:300]}"
-
-
-def _verify(folder: Path, files: Sequence[str], held: dict[str, Any], repo: str) -> None:
-    """Raise unless the Hub's hash of each file is that of the file on disk."""
-    for path in files:
-        there = held.get(path)
-        if there is None or not _is_same(folder / path, there):
-            problem = "is missing" if there is None else "has other content"
-            raise InputError(f"{repo}: after the upload {path} {problem} on the Hub; run the same command again")
-
-
-def _is_same(path: Path, there: Any) -> bool:
-    """Whether a file has the hash on the Hub: sha256 for LFS files, otherwise git's blob hash."""
-    if path.stat().st_size != there.size:
-        return False
-    with path.open("rb") as content:
-        if there.lfs is not None:
-            return bool(hashlib.file_digest(content, "sha256").hexdigest() == there.lfs.sha256)
-        blob = content.read()
-    return bool(hashlib.sha1(b"blob %d\0" % len(blob) + blob, usedforsecurity=False).hexdigest() == there.blob_id)
