@@ -195,7 +195,7 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
 
 def failures_text(failures: Iterable[tuple[str, str]]) -> str:
     """The lines of laennec.failed.csv."""
-    return _csv_lines([["recording", "reason"], *map(list, failures)])
+    return csv_lines([["recording", "reason"], *map(list, failures)])
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -206,12 +206,13 @@ def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
     def lines() -> Iterator[str]:
         for number, row in enumerate(rows):
-            yield _csv_lines([list(row)] if number == 0 else []) + _csv_lines([list(row.values())])
+            yield csv_lines([list(row)] if number == 0 else []) + csv_lines([list(row.values())])
 
     return _write(path, lines())
 
 
-def _csv_lines(rows: Iterable[list[Any]]) -> str:
+def csv_lines(rows: Iterable[list[Any]]) -> str:
+    """Rows as the text of a CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()

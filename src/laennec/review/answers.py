@@ -10,9 +10,7 @@ another name before it is replaced.
 """
 
 import contextlib
-import csv
 import filecmp
-import io
 import os
 import re
 import shutil
@@ -36,6 +34,7 @@ from laennec.files import (
     refuse_other_files,
     wait_for_lock,
 )
+from laennec.inference.outputs import csv_lines
 from laennec.terminal import complain
 from laennec.untrusted import open_regular, parse_json
 
@@ -257,20 +256,11 @@ def _by_span(answers: Iterable[Answer]) -> dict[Span, list[Answer]]:
 def _table(rows: list[Answer]) -> str:
     """The text of annotations.csv."""
     labels = list(dict.fromkeys(label for row in rows for label in row.probabilities))
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(_cell(f"{label}_probability") for label in labels)])
+    lines: list[list[Any]] = [[*_COLUMNS, *(f"{label}_probability" for label in labels)]]
     for row in rows:
         values = vars(row) | {"recording": f"{RECORDINGS}/{row.recording}", "label": row.text}
-        writer.writerow([_cell(values[name]) for name in _COLUMNS] + [row.probabilities.get(name) for name in labels])
-    return file.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A cell that no terminal obeys and no spreadsheet runs as a formula."""
-    if not isinstance(value, str):
-        return value
-    return f"'{one_line(value)}" if value.startswith(("=", "+", "-", "@")) else one_line(value)
+        lines.append([values[name] for name in _COLUMNS] + [row.probabilities.get(name) for name in labels])
+    return csv_lines(lines)
 
 
 def _now() -> str:
