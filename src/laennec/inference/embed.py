@@ -35,7 +35,6 @@ from laennec.inference.batch.recordings import (
     Progress,
     annotation_of,
     check_formats,
-    digest_of,
     find_recordings,
     refuse_shared_annotation,
 )
@@ -133,9 +132,8 @@ def embed(
     check_formats(formats, EMBEDDING_FORMATS)
     rows = inputs if isinstance(inputs, Mapping) else {}
     recordings = list(rows) if isinstance(inputs, Mapping) else find_recordings(inputs)
-    refuse_shared_annotation(annotation, recordings)
-    batch = _EmbeddingsOf(Path(out), recordings, formats)
-    batch.embedder, batch.annotation, batch.rows = embedder, annotation, rows
+    batch = _EmbeddingsOf(Path(out), recordings, formats, annotation)
+    batch.embedder, batch.rows = embedder, rows
     places = {"from": "corpus"} if rows else embedder.predictor.identity(annotation is not None)["spans"]
     batch.provenance = embedder.provenance(places)
     return batch.run(batch.provenance, overwrite=overwrite, progress=progress, jobs=check_jobs(jobs))
@@ -147,17 +145,16 @@ class _EmbeddingsOf(Batch):
     suffixes: ClassVar[dict[str, str]] = {"parquet": ".laennec.parquet", "npz": ".laennec.npz"}
     tables = (EMBEDDINGS,)
     embedder: Embedder
-    annotation: str | Path | None
     rows: Mapping[Path, Rows]
     provenance: dict[str, Any]
 
     def others(self, path: Path) -> list[str | None]:
         if not self.rows:
-            return [digest_of(annotation_of(path, self.annotation))]
+            return super().others(path)
         return [hashlib.sha256(json.dumps(self.rows[path]).encode()).hexdigest()]
 
     def task(self, path: Path) -> tuple[Path | None, Rows | None]:
-        return (None, self.rows[path]) if self.rows else (annotation_of(path, self.annotation), None)
+        return (None, self.rows[path]) if self.rows else (super().task(path), None)
 
     def worker(self) -> Worker:
         return partial(_embedded, self.embedder)

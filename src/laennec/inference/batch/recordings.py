@@ -92,20 +92,24 @@ class Batch(ABC):
     tables: ClassVar[tuple[str, ...]]
     """Files over all recordings, except the list of failures."""
 
-    def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
+    def __init__(
+        self, out: Path, recordings: Sequence[Path], formats: Sequence[str], annotation: str | Path | None
+    ) -> None:
+        refuse_shared_annotation(annotation, recordings)
         self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
+        self.annotation = annotation
         self.names = output_names(recordings)
         self.results = Results(out, set(self.names.values()), self.suffixes.values(), (*self.tables, FAILED, _DIGESTS))
         self.kept: set[Path] = set()  # files of a finished recording that another format is added to
         self.overwrite = False
 
-    @abstractmethod
     def others(self, path: Path) -> list[str | None]:
         """Digests of what its results depend on beside the recording and the settings."""
+        return [digest_of(annotation_of(path, self.annotation))]
 
-    @abstractmethod
     def task(self, path: Path) -> Any:
         """What a worker needs beside the path; errors as for `others`."""
+        return annotation_of(path, self.annotation)
 
     @abstractmethod
     def worker(self) -> Worker:
@@ -153,7 +157,7 @@ class Batch(ABC):
                     remove_temporary_files(self.out, own)
                 if not ranks.rank:
                     self._refuse_changed_tables()
-                    self.begin(identity)
+                    self.begin()
                 result = BatchResult()
                 done, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
             ranks.close()
@@ -161,7 +165,7 @@ class Batch(ABC):
                 self._finish(journal, done, failed, result)
         return result
 
-    def begin(self, identity: dict[str, Any]) -> None:  # noqa: B027
+    def begin(self) -> None:  # noqa: B027
         """Write what is known before anything is computed, and is not there yet."""
 
     def _compute(

@@ -18,15 +18,7 @@ from laennec.errors import InputError
 from laennec.inference.batch.jobs import Report, Worker
 from laennec.inference.batch.journal import Journal
 from laennec.inference.batch.parameters import PARAMETERS, Settings, write_parameters
-from laennec.inference.batch.recordings import (
-    Batch,
-    BatchResult,
-    annotation_of,
-    check_formats,
-    digest_of,
-    find_recordings,
-    refuse_shared_annotation,
-)
+from laennec.inference.batch.recordings import Batch, BatchResult, annotation_of, check_formats, find_recordings
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
     FORMATS,
@@ -86,13 +78,11 @@ def predict(
             file that would be replaced.
     """
     check_formats(formats, FORMATS)
-    recordings = find_recordings(inputs)
-    refuse_shared_annotation(annotation, recordings)
-    batch = _Predictions(Path(out), recordings, formats)
+    batch = _Predictions(Path(out), find_recordings(inputs), formats, annotation)
     if annotation is not None and batch.may_write(Path(annotation)):
         raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
     identity = {"laennec": __version__, "model": predictor.fingerprint(), **predictor.identity(annotation is not None)}
-    batch.predictor, batch.annotation, batch.identity = predictor, annotation, identity
+    batch.predictor, batch.identity = predictor, identity
     batch.settings = settings or _settings(predictor, annotation)
     batch.source = None if source is None else str(source)
     return batch.run(identity, overwrite=overwrite, progress=progress, jobs=check_jobs(jobs))
@@ -118,12 +108,11 @@ class _Predictions(Batch):
     suffixes = SUFFIXES
     tables = (PREDICTIONS, RECORDINGS, PREDICTIONS_PARQUET, PARAMETERS)
     predictor: Predictor
-    annotation: str | Path | None
     settings: Settings
     source: str | None
     identity: dict[str, Any]
 
-    def begin(self, identity: dict[str, Any]) -> None:
+    def begin(self) -> None:
         if not (self.out / PARAMETERS).exists():
             self._write_parameters()
 
@@ -140,12 +129,6 @@ class _Predictions(Batch):
             },
             {key: identity[key] for key in ("spans", "smoothing")},
         )
-
-    def others(self, path: Path) -> list[str | None]:
-        return [digest_of(annotation_of(path, self.annotation))]
-
-    def task(self, path: Path) -> Path | None:
-        return annotation_of(path, self.annotation)
 
     def worker(self) -> Worker:
         return partial(_predicted, self.predictor, "picture" in self.formats)
