@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,8 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "torch", "onnx")
 
 
-class Backend(Protocol):
-    """Runs a network on sounds at the model's sampling rate; an output depends on its own sound alone."""
-
-    name: str
-
-    def embed(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
-        """Embeddings (sounds, dim)."""
-
-    def logits(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
-        """Logits (sounds, labels)."""
-
-
 class TorchBackend:
-    """The model in torch."""
+    """The model in torch, for sounds at its sampling rate; an output depends on its own sound alone."""
 
     name = "torch"
 
@@ -70,7 +58,7 @@ def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[
     )
 
 
-def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backend:
+def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> OnnxSession | TorchBackend:
     """The backend of a loaded model."""
     if name not in BACKENDS:
         raise InputError(f"backend {name!r}: it can be {', '.join(BACKENDS)}")

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from laennec.audio.context import InContext
 from laennec.audio.recording import Waveform
+from laennec.cache import sha256_of
 from laennec.errors import InputError
 from laennec.model_settings import (
     FILLED,
@@ -134,11 +135,7 @@ class OnnxSession:
         return self._outputs("embeddings", waveforms)
 
     def _outputs(self, name: str, waveforms: Sequence[Any]) -> NDArray[np.float32]:
-        rows = []
-        for item in waveforms:
-            sound = np.asarray(item.own if isinstance(item, InContext) else item, np.float32)
-            rows.append(self._run([name], sound[None], np.array([len(sound)], np.int64))[0])
-        return np.concatenate(rows)
+        return np.concatenate([self._run([name], *padded([item]))[0] for item in waveforms])
 
 
 def padded(waveforms: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -217,16 +214,10 @@ def is_current(folder: Path) -> bool:
     facts = read_facts(folder)
     beside = {name: folder / name for name in facts.sources if name in SOURCES and (folder / name).is_file()}
     return (folder / facts.file).is_file() and all(
-        file_digest(path) == facts.sources[name] for name, path in beside.items()
+        sha256_of(path) == facts.sources[name] for name, path in beside.items()
     )
 
 
 def file_digests(path: Path) -> dict[str, str]:
     """sha256 of an ONNX file and of its weights, where they are in a file of their own, by name."""
-    return {p.name: file_digest(p) for p in (path, path.with_name(f"{path.name}.data")) if p.is_file()}
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {p.name: sha256_of(p) for p in (path, path.with_name(f"{path.name}.data")) if p.is_file()}
