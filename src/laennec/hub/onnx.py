@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.filterbanks import GraphFrontEnd
+from laennec.cache import sha256_of
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
 from laennec.inference.backends import fingerprint_of
-from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digest, file_digests, padded
+from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digests, padded
 from laennec.model_settings import NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record, versions, write_record
@@ -98,7 +99,7 @@ def write_onnx(
         for part in folder.glob(f"{FLOAT_FILE}*"):
             part.unlink()
     # predict refuses a file beside weights or settings that it was not made from
-    beside = {name: file_digest(folder / name) for name in SOURCES if (folder / name).is_file()}
+    beside = {name: sha256_of(folder / name) for name in SOURCES if (folder / name).is_file()}
     facts["sources"] = beside | file_digests(folder / facts["file"])
     write_record(folder / FACTS, facts)
     return facts
@@ -134,7 +135,7 @@ def _one_sound(model: LaennecForAudioClassification, extractor: LaennecFeatureEx
     samples = torch.export.Dim("samples", min=2 * extractor.front.min_samples)
     try:
         # with gradients on, the exporter fuses convolutions and their normalisations
-        with _quiet(), torch.enable_grad():
+        with _quiet("torch.onnx"), torch.enable_grad():
             program: Any = torch.onnx.export(
                 _Whole(model, extractor).eval(),
                 (sound,),
@@ -258,10 +259,7 @@ def _quantised(graph: Any, folder: Path) -> Any:
     del model.graph.value_info[:]  # the exporter's optimiser leaves outdated shapes
     _quantise_convolutions(model.graph)
     first = [node.name for node in model.graph.node if any(name.startswith("front.") for name in node.input)]
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)  # it advises pre-processing, which the exporter has done
-    try:
+    with _quiet():  # it advises pre-processing, which the exporter has done
         quantization.quantize_dynamic(
             model,
             str(target),
@@ -270,8 +268,6 @@ def _quantised(graph: Any, folder: Path) -> Any:
             per_channel=True,
             nodes_to_exclude=first,
         )
-    finally:
-        logger.setLevel(before)
     quantised = onnx.load(str(target))
     target.unlink()
     return quantised
@@ -355,8 +351,9 @@ def _validation(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
+def _quiet(name: str | None = None) -> Iterator[None]:
+    """No warnings in this block: of Python, and of the logger of this name or the root of all."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
