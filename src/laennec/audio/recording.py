@@ -37,6 +37,7 @@ _BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated becaus
 _BLOCK_S = 10.0
 _MOST_PEAK = 100.0  # of a waveform in memory; a gain that was forgotten can exceed 1, but not by this much
 LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
+_PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _SPECTRUM_FRAME, _ENERGY_SHARE, _SILENCE_DB = 2048, 0.99, -120.0
 UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream that does not state its length
 
@@ -126,6 +127,15 @@ def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
     if from_hz == to_hz:
         return waveform
     return np.asarray(soxr.resample(waveform, from_hz, to_hz, quality="HQ"), dtype=np.float32)
+
+
+def playable(waveform: Waveform, rate: int) -> bytes:
+    """Sound, float32 (samples,), as a FLAC file that browsers play, at a common loudness."""
+    sound = resample(waveform, rate, _PLAYBACK_HZ)
+    loudness = float(np.quantile(np.abs(sound), 0.999)) or 1.0
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(sound * 0.7 / loudness, -1, 1), _PLAYBACK_HZ, "PCM_16", format="FLAC")
+    return file.getvalue()
 
 
 def read_recording(

@@ -15,9 +15,8 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
-import soundfile
 
-from laennec.audio.recording import Waveform, resample
+from laennec.audio.recording import Waveform, playable
 from laennec.audio.spectrogram import RANGE_DB, Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
@@ -27,7 +26,7 @@ from laennec.rendering import render_template
 from laennec.review.answers import check_reviewer
 from laennec.review.session import Item, Review
 
-_CONTEXT_S, _PLAYBACK_HZ, _WAITING = 1.5, 16_000, 16
+_CONTEXT_S, _WAITING = 1.5, 16
 _KEYS = {"crackle": "c", "wheeze": "w", "both": "b", "normal": "n", "skip": "s", "undo": "u"}
 
 
@@ -121,12 +120,9 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
     duration_s = len(clip) / rate
     spectrogram = Spectrogram(frame_s=0.032, overlap=8)
     spectrogram.extend(clip, rate)
-    picture, sound = io.BytesIO(), io.BytesIO()
+    picture = io.BytesIO()
     level = spectrogram.level_db()
     matplotlib.image.imsave(picture, level, vmin=-RANGE_DB, vmax=0, cmap="magma", origin="lower", format="png")
-    loud = resample(clip, rate, _PLAYBACK_HZ)
-    loudness = float(np.quantile(np.abs(loud), 0.999)) or 1.0
-    soundfile.write(sound, np.clip(loud * 0.7 / loudness, -1, 1), _PLAYBACK_HZ, "PCM_16", format="FLAC")
     thresholds = review.predictor.decision_for(review.annotation is not None)["thresholds"] or {}
     bars = [
         (name, p, thresholds.get(name), label_colour(name, k)) for k, (name, p) in enumerate(item.probabilities.items())
@@ -140,7 +136,7 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
         "ticks": [(f"{tick:g}", 100 * (tick - first_s) / duration_s) for tick in ticks],
         "top_khz": spectrogram.top_hz / 1000,
         "picture": base64.b64encode(picture.getvalue()).decode(),
-        "sound": base64.b64encode(sound.getvalue()).decode(),
+        "sound": base64.b64encode(playable(clip, rate)).decode(),
     }
 
 

@@ -8,7 +8,6 @@ wait in a queue of bounded length. What holds for every request is in `server`.
 
 import base64
 import contextlib
-import io
 import os
 import tempfile
 import threading
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 import laennec
 from laennec.audio.cycles import AnnotationError, read_labels
-from laennec.audio.recording import DecodeError, Waveform, resample
+from laennec.audio.recording import DecodeError, Waveform, playable
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
 from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import open_recording
@@ -44,7 +42,6 @@ DISCLAIMER = (
 _MAX_SPANS = 500
 _QUEUE_SIZE, _RETRY_S = 16, 30
 _CLEAN_EVERY_S, _GONE_AFTER_S = 60, 600
-_PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _WIDE_IN, _NARROW_IN = 11.0, 5.2  # widths of the picture for a desktop and for a phone, in inches
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
 
@@ -257,7 +254,7 @@ def _result(
         annotated=annotated,
         wide=_data_uri("image/png", wide),
         narrow=_data_uri("image/png", narrow),
-        audio=_data_uri("audio/flac", _playable(waveform, rate)),
+        audio=_data_uri("audio/flac", playable(waveform, rate)),
         disclaimer=DISCLAIMER,
         **{key: timeline[key] for key in ("recording", "duration_s", "source_sampling_rate", "timeline", "overall")},
     )
@@ -275,15 +272,6 @@ def _annotated_classes(annotation: str, duration_s: float) -> list[str] | None:
         return None
     labels = {(cycle.start_s, cycle.end_s): cycle.label for cycle in cycles}
     return [labels.get(span, "") for span in spans]
-
-
-def _playable(waveform: Waveform, rate: int) -> bytes:
-    """The recording as a FLAC file that browsers play, at a common loudness."""
-    sound = resample(waveform, rate, _PLAYBACK_HZ)
-    loudness = float(np.quantile(np.abs(sound), 0.999)) or 1.0
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(sound * 0.7 / loudness, -1, 1), _PLAYBACK_HZ, "PCM_16", format="FLAC")
-    return file.getvalue()
 
 
 def _data_uri(kind: str, content: bytes) -> str:
