@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pytest
 import soundfile
 import yaml
 
 import laennec
 from laennec.cli.main import main
-from laennec.corpora import check_corpus, check_cycle_table, provenance
+from laennec.corpora import check_corpus, provenance
 from laennec.errors import InputError
 from laennec.training.record import read_run
 
@@ -112,13 +111,3 @@ def test_its_protocols_and_its_events_are_checked(ward: Path) -> None:
     with pytest.raises(InputError, match=r"event from 5\.0 to 4\.0 s"):
         laennec.load_corpus("own_corpus:WardCorpus", ward)
     assert len(check_corpus("own_corpus:WardCorpus", ward).problems) >= 1
-
-
-def test_any_data_set_with_the_columns_is_a_cycle_table() -> None:
-    columns = {"cycle_id": ["a"], "recording_id": ["a"], "start_s": [0.0], "end_s": [1.0], "crackle": [1]}
-    with pytest.raises(InputError, match="train_dataset: the cycle table lacks the columns recording_path, wheeze"):
-        check_cycle_table(datasets.Dataset.from_dict(columns), "train_dataset", ["crackle", "wheeze"])
-    with pytest.raises(InputError, match="list is no"):
-        check_cycle_table([columns], "train_dataset")
-    whole = datasets.Dataset.from_dict(columns | {"recording_path": ["a.wav"], "wheeze": [0]})
-    check_cycle_table(whole, "train_dataset", ["crackle", "wheeze"])

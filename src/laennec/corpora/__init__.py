@@ -14,7 +14,6 @@ _HOMES = {
     "UnusableRecordingsError": "recordings",
     "AuditReport": "check",
     "check_corpus": "check",
-    "check_cycle_table": "check",
     "CycleWaveforms": "waveforms",
     "decode_all": "waveforms",
     "Icbhi2017": "icbhi2017",

@@ -8,7 +8,7 @@ settings, which training would refuse.
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from laennec.cache import hash_files
 from laennec.corpora.base import Corpus
 from laennec.corpora.copies import find_duplicates
 from laennec.corpora.load import locate_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event, named
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError, one_line
-
-_REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
 
 @dataclass
@@ -176,15 +174,3 @@ def _hash(corpus: Corpus, report: AuditReport) -> None:
     for group in find_duplicates(hashes, corpus.cache_dir):
         paths = ", ".join(str(path) for path in group)
         report.problems.append(f"the same sound under {len(group)} names: {paths}; keep one of them")
-
-
-def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
-    """Check that a data set has the columns of a cycle table that training needs."""
-    there = getattr(table, "column_names", None)
-    if there is None:
-        raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")
-    missing = [name for name in dict.fromkeys((*_REQUIRED_COLUMNS, *columns)) if name not in there]
-    if missing:
-        raise InputError(
-            f"{where}: the cycle table lacks the columns {named(missing, 20)}; add them, or subclass laennec.Corpus"
-        )
