@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laennec.audio.cycles import Waveform, cut
-
-Span = tuple[float, float]
+from laennec.audio.cycles import Span, Waveform, cut
 
 
 @dataclass(frozen=True)

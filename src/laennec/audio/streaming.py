@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from laennec.audio.context import InContext, Span, beside_window, neighbours_of
-from laennec.audio.cycles import Waveform, prediction_windows
+from laennec.audio.context import InContext, beside_window, neighbours_of
+from laennec.audio.cycles import Span, Waveform, prediction_windows
 from laennec.audio.recording import UNKNOWN_FRAMES, AudioSource, ButterworthFilter, blocks_of, name_of, opened
 
 _ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end is cut at the end

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from laennec.audio.cycles import Waveform
+from laennec.audio.cycles import Span, Waveform
 from laennec.audio.recording import ButterworthFilter, DecodeError
 from laennec.audio.streaming import open_recording, passing_cycles
 from laennec.cache import cache_root, hash_files, new_entry, whole_bytes
@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # worker processes import this module, and these take a secon
 
 WAVEFORM_VERSION = 3
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
-Span = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ patients is left out. Scores are AUROC, the mean of each class against the other
 whatever the shares. Intervals leave out one patient at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -143,16 +143,16 @@ def _measured(
     for fit, held_out in folds.split(values, groups=groups):
         probe = make_pipeline(StandardScaler(), Ridge(_PENALTY)).fit(values[fit], truth[fit].astype(float))
         scores[held_out] = probe.predict(values[held_out])
-    statistic = _mean_auroc([RankedLabel(scores[:, k], truth[:, k].astype(int)) for k in range(truth.shape[1])])
+    ranked = [RankedLabel(scores[:, k], truth[:, k].astype(int)) for k in range(truth.shape[1])]
+
+    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
+        """The mean over classes; one without rows, of a patient that was left out, does not count."""
+        return {"auroc": np.nanmean([label.auroc(weights) for label in ranked], axis=0)}
+
     people = patients.tolist()
     effective = {"auroc": effective_patients(patient_codes(people)[0], truth[:, 0])} if truth.shape[1] == 2 else {}
     bounds = patient_intervals(people, statistic, effective)["auroc"]
     return Probe(name, kind, float(statistic(np.ones((1, len(truth))))["auroc"][0]), bounds, note)
-
-
-def _mean_auroc(ranked: list[RankedLabel]) -> Callable[[FloatArray], dict[str, FloatArray]]:
-    """The mean over classes; one without rows, of a patient that was left out, does not count."""
-    return lambda weights: {"auroc": np.nanmean([label.auroc(weights) for label in ranked], axis=0)}
 
 
 def _known(rows: pd.DataFrame, column: str) -> list[tuple[str, bool]]:

@@ -9,6 +9,7 @@ else. Nothing is decoded.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import isfile  # False where the system refuses the name itself
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _read_tables(root: Path, split_names: set[str]) -> Clips:
             if file_column is None:
                 raise AnnotationError(table, line, f"no column of file names ({', '.join(_FILE_COLUMNS)}); add one")
             name = str(row[file_column])
-            path = next((place / name for place in places if is_plain(name) and _is_there(place / name)), None)
+            path = next((place / name for place in places if is_plain(name) and isfile(place / name)), None)
             if path is None:
                 problems.append(str(AnnotationError(table, line, f"{name!r} is not in the folder; add it")))
                 continue
@@ -120,14 +121,6 @@ def _read_tables(root: Path, split_names: set[str]) -> Clips:
             columns |= dict.fromkeys(values)
             clips.append(Clip(Path(name).with_suffix("").as_posix(), path, values))
     return Clips(clips, tuple(columns), None, tuple(tables), tuple(problems))
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a file of this name is there; the system may refuse the name itself."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
