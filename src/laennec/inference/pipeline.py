@@ -95,14 +95,12 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         return {"waveform": InContext(waveform)}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
-        from laennec.inference.backends import finite
-        from laennec.training.embeddings import embed_waveforms
-        from laennec.training.tables import head_logits
+        from laennec.inference.backends import TorchBackend, finite
 
         given = model_inputs["waveform"]
         waveforms = given if isinstance(given, list) else [given]
-        embeddings = embed_waveforms(self.model, self.feature_extractor, waveforms)
-        return {"logits": torch.from_numpy(finite(head_logits(self.model, embeddings), self.model, "a sound"))}
+        logits = TorchBackend(self.model, self.feature_extractor).logits(waveforms)
+        return {"logits": torch.from_numpy(finite(logits, self.model, "a sound"))}
 
     def postprocess(
         self,
