@@ -38,6 +38,7 @@ FEATURE_VERSION = 1
 _FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
 # keys that transformers writes or passes along
 _BOOKKEEPING = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map", "padding_side")
+_PADDINGS = (None, False, True, "longest", "do_not_pad")  # what pipelines pass along, and changes nothing here
 _PEAK_WARNING = 16.0
 _WHOLE_FRAMES: dict[str, Any] = {
     "kind": "log_mel", "reflect_samples": 0, "dynamic_range": 0.0, "drop_last_frame": False, "normalise": "fixed",
@@ -422,13 +423,7 @@ def _front_end(overrides: dict[str, Any], preset: FrontEnd) -> FrontEnd:
 
 def _check_padding(arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
-        harmless = name in ("truncation", "padding", "pad_to_multiple_of") and value in (
-            None,
-            False,
-            True,
-            "longest",
-            "do_not_pad",
-        )
+        harmless = name in ("truncation", "padding", "pad_to_multiple_of") and value in _PADDINGS
         if not harmless and not (name == "max_length" and value is None):
             raise TypeError(
                 f"{name}={value!r} is not supported by this feature extractor; its settings length, duration_s and "

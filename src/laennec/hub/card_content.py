@@ -90,7 +90,8 @@ def model_summary(evidence: Evidence) -> str:
     for entry in _own_first(evidence):
         metrics, split = entry["metrics"], _scored_split(entry, run)
         whom = "; ".join(filter(None, [f"{metrics['uncertainty']['patients']} patients", split["shares"]]))
-        figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in _compared_figures(metrics))
+        names = [metrics["headline"], *(n for n in metrics["values"] if n.endswith(".roc_auc"))]
+        figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in names)
         scores.append(f"{split['name']} ({whom}): {', '.join(figures)}")
     return plain(". ".join([f"{what}; trained on {on}", *scores]))
 
@@ -174,10 +175,6 @@ def _table(made: Mapping[str, Any] | None) -> Markdown:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "not defined" if value is None else f"{value:.{digits}f}"
-
-
-def _compared_figures(metrics: Mapping[str, Any]) -> list[str]:
-    return [metrics["headline"], *(n for n in metrics["values"] if n.endswith(".roc_auc"))]
 
 
 def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
