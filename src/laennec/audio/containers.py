@@ -56,11 +56,6 @@ class SoundBytes:
                 memoryview(buffer).cast("B")[first - start : last - start] = b"\xff" * (last - first)
         return count
 
-    def read(self, count: int) -> bytes:
-        """At most so many bytes."""
-        buffer = bytearray(count)
-        return bytes(buffer[: self.readinto(buffer)])
-
 
 def read_declared(file: BinaryIO, size: int) -> Declared:
     """Compare the header of an audio file with its size; a few small reads whatever the file's length."""

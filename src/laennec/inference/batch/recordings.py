@@ -190,7 +190,8 @@ class Batch(ABC):
                         ranks.release(self.names[path])
                         continue
                 try:
-                    self._refuse_changed_files(path, journal)
+                    if file := self._changed(path, journal):
+                        raise InputError(f"{file}: {CHANGED}")
                     task = self.task(path)
                     with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
                         begun[path] = {"status": status_of(path), "others": self.others(path)}
@@ -277,10 +278,6 @@ class Batch(ABC):
         files = {} if entry is None or self.overwrite else entry.files
         found = ((self.out / name, digest) for name, digest in files.items())
         return next((file for file, digest in found if file not in self.kept and _differs(file, digest)), None)
-
-    def _refuse_changed_files(self, path: Path, journal: Journal) -> None:
-        if file := self._changed(path, journal):
-            raise InputError(f"{file}: {CHANGED}")
 
     def _table_digests(self) -> dict[str, str]:
         """Name -> digest of the files over all recordings, as far as they are known."""
