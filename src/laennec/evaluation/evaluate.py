@@ -33,7 +33,7 @@ from laennec.evaluation.calibration.recalibrate import resolve_smoothing, smooth
 from laennec.evaluation.calibration.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.geometry import class_distances
 from laennec.evaluation.own_metrics import Metric, load_metrics
-from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, seeds_of
+from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, seeds_of, times_scored
 from laennec.evaluation.report.write import write_report
 from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
@@ -58,7 +58,6 @@ from laennec.training.record import (
     read_run,
     refuse_absent_split,
     settled_evaluations,
-    times_scored,
     versions,
     without_results,
     write_record,

@@ -22,6 +22,7 @@ from laennec.evaluation.report.sections import (
     scored_own_corpus,
     seeds_of,
     subgroup_sections,
+    times_scored,
     window_sections,
 )
 from laennec.evaluation.summary import card_figures, figure_name, figure_text
@@ -29,7 +30,6 @@ from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain, table
 from laennec.training.recipe import CardSettings
-from laennec.training.record import times_scored
 
 _SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MAX_SHARED = 0.1  # share of a split's patients in training or validation, above which there is no headline

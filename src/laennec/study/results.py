@@ -14,9 +14,9 @@ from laennec.errors import InputError
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, pool_folds, run_figures
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated, stored_predictions
-from laennec.evaluation.report.sections import seeds_of
+from laennec.evaluation.report.sections import seeds_of, times_scored
 from laennec.evaluation.summary import WINDOWS
-from laennec.training.record import read_record, times_scored, write_record
+from laennec.training.record import read_record, write_record
 
 Cost = dict[str, Any]
 """{step: {"seconds", "cpu_seconds", "peak_memory_mb", "processes"}}."""

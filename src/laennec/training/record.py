@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,6 @@ def settled_evaluations(path: str | Path) -> dict[str, Any]:
         record["evaluations"] = shown_evaluations(record)
         write_record(path, record)
     return record
-
-
-def times_scored(record: Mapping[str, Any], split: str, corpus: str) -> int:
-    """How often a run was scored on a split of a corpus; scorings of older versions name the split alone."""
-    scored = record.get("evaluations") or []
-    return sum(one.get("split") == split and one.get("corpus", corpus) == corpus for one in scored)
 
 
 def shown_evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:

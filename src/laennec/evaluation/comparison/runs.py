@@ -19,11 +19,11 @@ from laennec.evaluation.intervals import LEAST_EFFECTIVE, MIN_PATIENTS, effectiv
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
-from laennec.evaluation.report.sections import shown_text
+from laennec.evaluation.report.sections import shown_text, times_scored
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template, text_table
-from laennec.training.record import times_scored, write_record
+from laennec.training.record import write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6

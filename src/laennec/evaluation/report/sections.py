@@ -28,7 +28,6 @@ from laennec.evaluation.summary import (
     thresholds_in_use,
 )
 from laennec.evaluation.window_scores import unit_table, unit_title
-from laennec.training.record import times_scored
 
 NOT_RECORDED = "not recorded"
 Table = dict[str, Any]
@@ -52,6 +51,12 @@ def shown_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(shown_text(inner) for inner in value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def times_scored(record: Mapping[str, Any], split: str, corpus: str) -> int:
+    """How often a run was scored on a split of a corpus; scorings of older versions name the split alone."""
+    scored = record.get("evaluations") or []
+    return sum(one.get("split") == split and one.get("corpus", corpus) == corpus for one in scored)
 
 
 def seeds_of(run: Mapping[str, Any]) -> str:
