@@ -204,6 +204,12 @@ def test_the_fixed_splits_are_those_of_the_published_corpora(name, folder, share
     assert {"total": 2756, **BENCHMARKS["icbhi"].tests["test"].classes} == facts["official_cycles"]["test"]
 
 
+def test_what_a_model_was_chosen_on_is_as_declared(run, enter, monkeypatch, capsys):
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    code, _ = enter(run / "model", "--trained-on", "synthetic")
+    assert code == 0 and "selection set: validation patients" in capsys.readouterr().out
+
+
 def test_a_model_that_was_trained_elsewhere_or_predicts_other_labels_is_refused(enter, run, tiny, monkeypatch, capsys):
     config = run / "model" / "config.json"
     names = {"id2label": {"0": "crackle", "1": "stridor"}, "label2id": {"crackle": 0, "stridor": 1}}

@@ -111,6 +111,7 @@ def test_corpora_that_cannot_be_joined_are_refused_in_one_line(load: Load, folde
         ([one, one], "synthetic is given twice"),
         ([one, unknown], "icbhi2017: no cycle has a known wheeze"),
         ([one, same], "synthetic and icbhi2017 have 10 recordings in common"),
+        ([one, load("icbhi2017", "none")], "icbhi2017: with the protocol none .*; choose corpus-out"),
         ([one, whole], "not alike .synthetic event, icbhi2017 recording."),
     ):
         with pytest.raises(InputError, match=words) as caught:

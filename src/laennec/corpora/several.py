@@ -39,8 +39,8 @@ def concatenate_corpora(corpora: Sequence[Splits]) -> datasets.DatasetDict:
         `laennec.corpora.base.CYCLE_FEATURES`, and `corpus`; cycle, recording and patient ids are "CORPUS:ID".
 
     Raises:
-        InputError: A corpus comes twice or has no crackle or wheeze labels, rows are events in one and whole recordings
-            in another, or a device that one corpus holds out is in the training split of another.
+        InputError: A corpus comes twice, is the only one without splits or has no crackle or wheeze labels, rows are
+            events in one and whole recordings in another, or a device that one corpus holds out is in the training split of another.
     """
     if not corpora:
         raise InputError("no corpora given; give what load_corpus returned for each")
@@ -49,6 +49,12 @@ def concatenate_corpora(corpora: Sequence[Splits]) -> datasets.DatasetDict:
         if (name := str(provenance(splits).get("corpus"))) in named:  # type: ignore[arg-type]
             raise InputError(f"the corpus {name} is given twice; give each corpus once")
         named[name] = splits
+    whole = [name for name, splits in named.items() if "all" in splits]
+    if whole and len(whole) < len(named):
+        raise InputError(
+            f"{whole[0]}: with the protocol none its cycles are in no train or test split; choose corpus-out to test on "
+            "all of them, or another protocol"
+        )
     facts = {name: provenance(splits) for name, splits in named.items()}  # type: ignore[arg-type]
     levels = {name: str(own.get("level")) for name, own in facts.items()}
     if len({level in _WHOLE for level in levels.values()}) > 1:

@@ -66,6 +66,7 @@ from laennec.training.tables import predictions_table, truth_table
 
 _WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
 SPANS = ("events", "windows")
+UNKNOWN_SELECTION = "unknown: the model came without its run record"
 
 
 @dataclass
@@ -321,7 +322,7 @@ def _record(
         "timings": timings.seconds,
     }
     if run is None:
-        known = selection_set or "unknown: the model came without its run record"
+        known = selection_set or UNKNOWN_SELECTION
         trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
     else:
         looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
