@@ -157,8 +157,7 @@ def macro_one_vs_rest(confusion: ArrayLike) -> dict[str, float]:
 def harmonic(se: ArrayLike, sp: ArrayLike) -> FloatArray:
     """2 SE SP / (SE + SP), and 0 where both are 0."""
     first, second = np.asarray(se, dtype=float), np.asarray(sp, dtype=float)
-    total = first + second
-    return np.asarray(2 * first * second / np.where(total == 0, 1.0, total))
+    return 2 * ratio_or_zero(first * second, first + second)
 
 
 def sprsound_score(se: float, sp: float) -> dict[str, float]:
@@ -175,8 +174,7 @@ def sprsound_score(se: float, sp: float) -> dict[str, float]:
 
 def f1_of(hits: ArrayLike, called: ArrayLike, actual: ArrayLike) -> FloatArray:
     """F1 = 2 hits / (called + actual); 0 where the label neither occurs nor is predicted."""
-    whole = np.asarray(called, dtype=float) + np.asarray(actual, dtype=float)
-    return np.asarray(2 * np.asarray(hits, dtype=float) / np.where(whole == 0, 1.0, whole))
+    return 2 * ratio_or_zero(hits, np.asarray(called, dtype=float) + np.asarray(actual, dtype=float))
 
 
 def ratio_or_zero(part: ArrayLike, whole: ArrayLike) -> FloatArray:

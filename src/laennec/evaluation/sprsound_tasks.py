@@ -26,13 +26,9 @@ from laennec.evaluation.metrics import (
     POOR_QUALITY,
     POOR_QUALITY_CONVENTION,
     confusion_matrix,
-    exact_sensitivity,
     none_if_nan,
-    specificity,
-    sprsound_score,
-    uar,
 )
-from laennec.evaluation.predictions import read_predictions
+from laennec.evaluation.predictions import class_scores, read_predictions
 from laennec.evaluation.summary import figure_text
 from laennec.files import atomic_folder, atomic_write, json_text
 from laennec.training.auxiliary_tasks import level_tables, task_logits
@@ -75,15 +71,12 @@ def sprsound_task(task: str, truth: Sequence[str], predicted: Sequence[str]) -> 
         raise ValueError(f"{len(truth)} true classes but {len(predicted)} predicted ones")
     names = SPRSOUND_TASKS[task]
     everything = confusion_matrix(_class_ids(task, truth), _class_ids(task, predicted), len(names))
-    scored = everything.copy()
-    has_poor = POOR_QUALITY in names
-    if has_poor:
-        scored[names.index(POOR_QUALITY)] = 0
-    se, sp = float(exact_sensitivity(scored)), float(specificity(scored))
-    result: dict[str, float | int | str | None] = {"SE": none_if_nan(se), "SP": none_if_nan(sp)}
-    result |= {name: none_if_nan(value) for name, value in sprsound_score(se, sp).items()}
-    result |= {"balanced_accuracy": none_if_nan(uar(everything)), "n": len(truth)}
-    if has_poor:
+    scores = class_scores(everything, names)
+    result: dict[str, float | int | str | None] = {
+        name: none_if_nan(scores[f"sprsound.{name}"]) for name in ("SE", "SP", "AS", "HS", "Score")
+    }
+    result |= {"balanced_accuracy": none_if_nan(scores["uar"]), "n": len(truth)}
+    if POOR_QUALITY in names:
         poor = everything[names.index(POOR_QUALITY)]
         result["poor_quality_recall"] = none_if_nan(100 * poor[-1] / poor.sum()) if poor.sum() else None
         result["n_poor_quality"] = int(poor.sum())
