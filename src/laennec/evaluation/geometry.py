@@ -45,18 +45,18 @@ def class_distances(
     kept = norms > 0
     unit, ids = rows[kept] / norms[kept, None], ids[kept]
     members = [unit[ids == k] for k in range(len(names))]
-    sums = [group.sum(0) for group in members]
-    moments = [group.T @ group for group in members]  # (cycles, dim) -> (dim, dim)
-    mean, cv, pairs = np.full((3, len(names), len(names)), np.nan)
-    for a in range(len(names)):
-        for b in range(a, len(names)):
-            count, centre, spread = _pair_moments(
-                a == b, len(members[a]), len(members[b]), sums[a], sums[b], moments[a], moments[b]
-            )
-            pairs[a, b] = pairs[b, a] = count
-            mean[a, b] = mean[b, a] = centre
-            cv[a, b] = cv[b, a] = spread / centre if centre > 1e-12 else np.nan
-    return {"classes": names, "mean": _rows(mean), "cv": _rows(cv), "pairs": pairs.astype(int).tolist()}
+    sizes = np.array([len(group) for group in members])
+    own = np.diag(sizes)  # a row's cosine with itself is 1
+    sums = np.array([group.sum(0) for group in members])
+    moments = np.array([(group.T @ group).ravel() for group in members])  # (classes, dim * dim)
+    count = np.outer(sizes, sizes) - own  # ordered pairs of different cycles
+    divisor = np.where(count > 0, count, np.nan)
+    cosine, square = (sums @ sums.T - own) / divisor, (moments @ moments.T - own) / divisor
+    mean = np.maximum(1 - cosine, 0.0)
+    spread = np.sqrt(np.maximum(square - cosine**2, 0.0))
+    cv = spread / np.where(mean > 1e-12, mean, np.nan)
+    pairs = np.where(np.eye(len(names), dtype=bool), count // 2, count)
+    return {"classes": names, "mean": _rows(mean), "cv": _rows(cv), "pairs": pairs.tolist()}
 
 
 def four_properties(geometry: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:
@@ -89,19 +89,6 @@ def four_properties(geometry: Mapping[str, Any]) -> dict[str, dict[str, float | 
         ratio = sd / centre if centre > 1e-12 else None
         found[kind] = {"mean": centre, "sd": sd, "variance": variance, "cv": ratio, "pairs": int(n)}
     return found
-
-
-def _pair_moments(
-    same: bool, n_a: int, n_b: int, sum_a: FloatArray, sum_b: FloatArray, moment_a: FloatArray, moment_b: FloatArray
-) -> tuple[int, float, float]:
-    """Unordered pairs, mean and standard deviation of d over the pairs of two classes, without the self pairs."""
-    count = n_a * (n_b - 1) if same else n_a * n_b
-    if count <= 0:
-        return 0, float("nan"), float("nan")
-    own = n_a if same else 0  # each row's cosine with itself is 1
-    cosine = (float(sum_a @ sum_b) - own) / count
-    square = (float((moment_a * moment_b).sum()) - own) / count
-    return count // (2 if same else 1), max(1 - cosine, 0.0), float(np.sqrt(max(square - cosine**2, 0.0)))
 
 
 def _class_ids(given: Any, class_names: Sequence[str] | None) -> tuple[list[str], Any]:
