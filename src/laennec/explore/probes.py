@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -138,11 +138,9 @@ def _measured(
     name: str, kind: str, values: NDArray[np.float32], truth: Any, groups: pd.Series, patients: pd.Series, note: str
 ) -> Probe:
     """AUROC of predictions for groups that the probe was not fitted on: truth (rows, classes) of 0 and 1."""
-    scores = np.zeros(truth.shape)
     folds = GroupKFold(min(_FOLDS, groups.nunique()), shuffle=True, random_state=0)
-    for fit, held_out in folds.split(values, groups=groups):
-        probe = make_pipeline(StandardScaler(), Ridge(_PENALTY)).fit(values[fit], truth[fit].astype(float))
-        scores[held_out] = probe.predict(values[held_out])
+    probe = make_pipeline(StandardScaler(), Ridge(_PENALTY))
+    scores = cross_val_predict(probe, values, truth.astype(float), groups=groups, cv=folds)
     ranked = [RankedLabel(scores[:, k], truth[:, k].astype(int)) for k in range(truth.shape[1])]
 
     def statistic(weights: FloatArray) -> dict[str, FloatArray]:
