@@ -5,11 +5,11 @@ cannot fill the queue. Ties are broken at random by the seed, not by the order o
 calibrated ones, and labels are taken as independent.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
@@ -81,13 +81,8 @@ def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _capped(order: NDArray[np.int64], patients: Sequence[Any], most: int) -> NDArray[np.int64]:
     """The first `most` rows of each patient."""
-    seen: Counter[Any] = Counter()
-    kept = []
-    for row in order:
-        seen[patients[row]] += 1
-        if seen[patients[row]] <= most:
-            kept.append(row)
-    return np.array(kept, np.int64)
+    of_rows = pd.Series([str(patients[row]) for row in order])
+    return order[of_rows.groupby(of_rows).cumcount().to_numpy() < most]
 
 
 def _farthest_first(
