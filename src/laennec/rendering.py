@@ -4,6 +4,7 @@ Decisions: values are escaped by default. Names of devices, labels and cycles co
 contain HTML, links or table bars; text that is Markdown on purpose has the type `Markdown`.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -83,6 +84,11 @@ def fenced(text: str, language: str = "") -> Markdown:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """The content of a file as an address within a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markdown:

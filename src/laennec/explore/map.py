@@ -6,7 +6,6 @@ the sound of as many spans as a stated size allows is in it as MP3, drawn evenly
 refer to their recordings on this machine. Sounds are raised to one level, so that quiet ones are audible.
 """
 
-import base64
 import io
 import os
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from laennec.explore.index import EmbeddingIndex
 from laennec.explore.probes import Probe, probes, verdict
 from laennec.files import atomic_write
 from laennec.progress import track
-from laennec.rendering import plain, render_template
+from laennec.rendering import data_uri, plain, render_template
 
 MOST_POINTS, SOUND_MB = 2000, 12.0
 _RATE_HZ, _MOST_S, _BYTES_PER_S = 16_000, 6.0, 4900  # of a sound in the page
@@ -125,7 +124,7 @@ def _mp3(sound: Waveform) -> str:
     file = io.BytesIO()
     loud = np.clip(sound * 10 ** (playing_gain_db(sound) / 20), -1, 1)
     soundfile.write(file, loud.astype(np.float32), _RATE_HZ, format="MP3")
-    return "data:audio/mpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return data_uri("audio/mpeg", file.getvalue())
 
 
 def _link(row: Any, folder: Path) -> str:

@@ -6,23 +6,20 @@ at a common loudness, with a second and a half on either side of the span; the s
 nothing while somebody types.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 
 from laennec.audio.recording import Waveform, playable
-from laennec.audio.spectrogram import RANGE_DB, Spectrogram
+from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.evaluation.report.plots import label_colour
+from laennec.evaluation.report.plots import label_colour, spectrogram_png
 from laennec.files import system_error
-from laennec.rendering import render_template
+from laennec.rendering import data_uri, render_template
 from laennec.review.answers import check_reviewer
 from laennec.review.session import Item, Review
 
@@ -120,9 +117,6 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
     duration_s = len(clip) / rate
     spectrogram = Spectrogram(frame_s=0.032, overlap=8)
     spectrogram.extend(clip, rate)
-    picture = io.BytesIO()
-    level = spectrogram.level_db()
-    matplotlib.image.imsave(picture, level, vmin=-RANGE_DB, vmax=0, cmap="magma", origin="lower", format="png")
     thresholds = review.predictor.decision_for(review.annotation is not None)["thresholds"] or {}
     bars = [
         (name, p, thresholds.get(name), label_colour(name, k)) for k, (name, p) in enumerate(item.probabilities.items())
@@ -135,8 +129,8 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
         "duration_s": duration_s,
         "ticks": [(f"{tick:g}", 100 * (tick - first_s) / duration_s) for tick in ticks],
         "top_khz": spectrogram.top_hz / 1000,
-        "picture": base64.b64encode(picture.getvalue()).decode(),
-        "sound": base64.b64encode(playable(clip, rate)).decode(),
+        "picture": data_uri("image/png", spectrogram_png(spectrogram)),
+        "sound": data_uri("audio/flac", playable(clip, rate)),
     }
 
 

@@ -6,7 +6,6 @@ kHz, raised to a common peak level (by a stated gain) and written as 16-bit WAV;
 that two pages can be compared. The page states which recordings it contains, because passing it on passes them on.
 """
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,16 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import soundfile
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from laennec.audio.spectrogram import RANGE_DB, TOP_HZ, Spectrogram
+from laennec.audio.spectrogram import TOP_HZ, Spectrogram
 from laennec.corpora.waveforms import CycleWaveforms
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import Predictions
 from laennec.evaluation.report.failures import METADATA, predicted_text, true_text, worst_errors
+from laennec.evaluation.report.plots import spectrogram_png
 from laennec.evaluation.summary import thresholds_in_use
+from laennec.rendering import data_uri
 
 WIDTH, HEIGHT, _MARGIN = 1000, 640, 24
 _SHAPES = 4
@@ -216,18 +216,15 @@ def playing_gain_db(waveform: NDArray[np.float32]) -> float:
 def _wav_uri(waveform: NDArray[np.float32]) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(waveform, -1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri("audio/wav", buffer.getvalue())
 
 
 def spectrogram_uri(waveform: NDArray[np.float32]) -> str:
-    """The spectrogram of a waveform as a PNG data URI, low frequencies at the bottom."""
+    """The spectrogram of a waveform as a PNG data URI."""
     spectrogram = Spectrogram(frame_s=0.032, overlap=4, most_columns=700)
     # mirrored at the ends: a sudden silence would look like a click
     spectrogram.extend(np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant"), RATE_HZ)
-    buffer, unsigned = io.BytesIO(), {"Software": cast(str, None)}  # no version in the file
-    level = spectrogram.level_db()
-    imsave(buffer, level, cmap="magma", vmin=-RANGE_DB, vmax=0, origin="lower", metadata=unsigned)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri("image/png", spectrogram_png(spectrogram))
 
 
 def frequency_ticks() -> list[tuple[str, float]]:

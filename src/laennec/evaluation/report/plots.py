@@ -6,7 +6,6 @@ have no time stamp, so equal numbers give equal files. Every plot says in its ti
 needs beyond the evaluation (predictions, length groups) is optional, and without it the plot is left out.
 """
 
-import base64
 import io
 import struct
 import textwrap
@@ -21,11 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from laennec.audio.spectrogram import RANGE_DB, Spectrogram
 from laennec.evaluation.calibration.probabilities import calibration_name
 from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix
 from laennec.evaluation.predictions import Predictions
 from laennec.evaluation.summary import figure_text, length_alone, row_noun, thresholds_in_use
 from laennec.files import atomic_write
+from laennec.rendering import data_uri
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, QUIET, HAIR = "#1f2933", "#66727f", "#d9dfe5"
@@ -36,6 +37,7 @@ MOST_LABELS = 12  # of plots with a curve or a number for each
 _LABEL_COLOURS = {"crackle": BLUE, "wheeze": VERMILION}
 _DEPTH = LinearSegmentedColormap.from_list("depth", ["#f7fafc", "#9cc5e0", "#0072B2", "#003f63"])
 _DPI = 160
+_UNSIGNED: dict[str, Any] = {"Software": None}  # no version of matplotlib in a file
 _PIXELS_PER_INCH = 100  # on a page, so that letters are equally large in all plots
 _DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls": "none", "zorder": 5}
 
@@ -45,8 +47,14 @@ def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # savefig would draw twice, once for the layout alone
-    unnamed: dict[str, Any] = {"Software": None}  # no version of matplotlib in the file
-    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=_DPI, metadata=unnamed)
+    imsave(buffer, canvas.buffer_rgba(), format="png", dpi=_DPI, metadata=_UNSIGNED)
+    return buffer.getvalue()
+
+
+def spectrogram_png(spectrogram: Spectrogram) -> bytes:
+    """A spectrogram as PNG bytes, one pixel a bin and column, low frequencies at the bottom."""
+    buffer, level = io.BytesIO(), spectrogram.level_db()
+    imsave(buffer, level, format="png", cmap="magma", vmin=-RANGE_DB, vmax=0, origin="lower", metadata=_UNSIGNED)
     return buffer.getvalue()
 
 
@@ -60,8 +68,7 @@ def save_picture(figure: Figure, path: str | Path) -> Path:
 def embedded_picture(png: bytes, alt: str) -> dict[str, Any]:
     """A PNG for a page: {"uri", "width", "height", "alt"}."""
     width, height = (round(side * _PIXELS_PER_INCH / _DPI) for side in struct.unpack(">II", png[16:24]))
-    uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return {"uri": uri, "width": width, "height": height, "alt": alt}
+    return {"uri": data_uri("image/png", png), "width": width, "height": height, "alt": alt}
 
 
 def styled_figure(width: float, height: float, columns: int, lines: int = 1) -> tuple[Figure, list[Any]]:

@@ -6,7 +6,6 @@ picture and its sound, so no copy of these stays on the server. One recording is
 wait in a queue of bounded length. What holds for every request is in `server`.
 """
 
-import base64
 import contextlib
 import os
 import tempfile
@@ -34,7 +33,7 @@ from laennec.inference.outputs import Timeline
 from laennec.inference.picture import shown_labels, timeline_figure
 from laennec.inference.predictor import Prediction, Predictor, annotated_spans
 from laennec.modeling import LaennecForAudioClassification
-from laennec.rendering import render_template
+from laennec.rendering import data_uri, render_template
 
 DISCLAIMER = (
     "Research software, not a medical device. A prediction is not a diagnosis; do not base anybody's care on it."
@@ -252,9 +251,9 @@ def _result(
         thresholds=timeline["decision"]["thresholds"] or {},
         hidden_labels=len(timeline["labels"]) - len(labels),
         annotated=annotated,
-        wide=_data_uri("image/png", wide),
-        narrow=_data_uri("image/png", narrow),
-        audio=_data_uri("audio/flac", playable(waveform, rate)),
+        wide=data_uri("image/png", wide),
+        narrow=data_uri("image/png", narrow),
+        audio=data_uri("audio/flac", playable(waveform, rate)),
         disclaimer=DISCLAIMER,
         **{key: timeline[key] for key in ("recording", "duration_s", "source_sampling_rate", "timeline", "overall")},
     )
@@ -272,10 +271,6 @@ def _annotated_classes(annotation: str, duration_s: float) -> list[str] | None:
         return None
     labels = {(cycle.start_s, cycle.end_s): cycle.label for cycle in cycles}
     return [labels.get(span, "") for span in spans]
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _mounted(page: Any, limits: Limits) -> Any:
