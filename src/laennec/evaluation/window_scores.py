@@ -15,13 +15,7 @@ import numpy as np
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
-from laennec.evaluation.calibration.probabilities import (
-    calibrated_logits,
-    expected_calibration_error,
-    pass_second,
-    sigmoid,
-    thresholds_text,
-)
+from laennec.evaluation.calibration.probabilities import expected_calibration_error, thresholds_text
 from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
 from laennec.evaluation.predictions import read_predictions
@@ -66,9 +60,7 @@ def scored_windows(
     return table, {"window_s": lengths[0], "hop_s": lengths[1], "rule": RULE, "notes": notes, **scores}
 
 
-def score_windows(
-    table: Any, seconds: Any, config: Any, train: Mapping[str, Any] | None = None, *, seed: int = 0
-) -> dict[str, Any]:
+def score_windows(table: Any, seconds: Any, config: Any, train: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Score the predictions of windows per window, per second and per recording.
 
     Args:
@@ -76,9 +68,8 @@ def score_windows(
         seconds: Truth table of all seconds of the same recordings.
         config: The model's configuration.
         train: Truth tables by unit of the training split, for the baselines; None for none.
-        seed: Seed of the baselines.
     """
-    labels, logits, decided, probabilities = _by_label(table, config)
+    labels, logits, decided, probabilities = _by_label(table, config, "windows")
     windows = table.assign(**_columns(labels, logits))
     recordings = highest_logits(windows, labels)
     covering = _covering(windows, seconds)
@@ -95,12 +86,7 @@ def score_windows(
     bounds = dict.fromkeys(UNITS, _bounds(config, "windows"))
     if "recordings" in config.operating_points:
         fitted_on["recordings"], bounds["recordings"] = "recordings", _bounds(config, "recordings")
-        highest, names = recordings[[*_columns(labels, logits)]].to_numpy(dtype=float), ("temperatures", "intercepts")
-        p = sigmoid(calibrated_logits(highest, labels, *(config.per_label(name, "recordings") for name in names)))
-        first, second = (
-            np.array([*config.per_label(name, "recordings").values()]) for name in ("thresholds", "second_thresholds")
-        )
-        outcome["recordings"] = ((p > first) & pass_second(p, second), p)
+        outcome["recordings"] = _by_label(recordings, config, "recordings")[2:]
     units = {}
     several = len(labels) > 1 and (config.is_multi_label or set(labels) == {"crackle", "wheeze"})
     for name in UNITS:
@@ -108,7 +94,7 @@ def score_windows(
         units[name] = found | bounds[name]
         if {"crackle", "wheeze"} <= set(labels):
             trained = None if train is None else train[name]
-            units[name]["baselines"] = _baselines(name, trained, scored[name], labels, seed)
+            units[name]["baselines"] = _baselines(name, trained, scored[name], labels)
     return {"fitted_on": fitted_on, "units": units}
 
 
@@ -120,9 +106,9 @@ def _bounds(config: Any, spans: str) -> dict[str, Any]:
     return {"thresholds": config.per_label("thresholds", spans)} | ({"second_thresholds": second} if second else {})
 
 
-def _by_label(table: Any, config: Any) -> tuple[list[str], FloatArray, Any, FloatArray]:
-    """Labels, and of every window their log-odds, decisions and probabilities (windows, labels)."""
-    settings = decision_settings(config, "windows")
+def _by_label(table: Any, config: Any, spans: str) -> tuple[list[str], FloatArray, Any, FloatArray]:
+    """Labels, and of every row their log-odds, decisions and probabilities (rows, labels)."""
+    settings = decision_settings(config, spans)
     names = settings["label_names"]
     # the truth is not read here; it only has to be known
     known = dict.fromkeys(names, 0) if config.is_multi_label else {"label": names[0]}
@@ -210,11 +196,11 @@ def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decid
     return statistic
 
 
-def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """AUROCs, with intervals, of the baselines without the sound; windows and seconds have one length."""
     known = table.loc[table[list(labels)].notna().all(axis=1).to_numpy()].reset_index(drop=True)
     found = {}
-    for row in shortcut_baselines(train, known, seed=seed):
+    for row in shortcut_baselines(train, known):
         if row["name"] in _CONSTANT or "skipped" in row:
             continue
         name = row["name"].replace("event length", "recording length")
