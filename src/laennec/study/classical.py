@@ -84,10 +84,7 @@ def _score(
     settings: dict[str, Any] = {
         "problem_type": record["problem_type"],
         "label_names": names,
-        "thresholds": fitted.get("thresholds"),
-        "temperatures": fitted.get("temperatures"),
-        "intercepts": fitted.get("intercepts"),
-        "second_thresholds": fitted.get("second_thresholds"),
+        **{key: fitted.get(key) for key in ("thresholds", "temperatures", "intercepts", "second_thresholds")},
     }
     predictions = predict(table)
     evaluation = evaluate_predictions(predictions, **settings)

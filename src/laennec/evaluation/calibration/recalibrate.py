@@ -32,7 +32,13 @@ from laennec.evaluation.calibration.probabilities import (
     smoothing_text,
     thresholds_text,
 )
-from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
+from laennec.evaluation.calibration.smoothing import (
+    Smoothing,
+    choose_smoothing,
+    compare_smoothing,
+    parse_smoothing,
+    smooth_predictions,
+)
 from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
@@ -255,8 +261,6 @@ def resolve_smoothing(
     validation, names = read_validation(path), config.label_names
     chosen = None
     if wanted == "auto":
-        from laennec.evaluation.calibration.smoothing import choose_smoothing
-
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
     strength = chosen["strength"] if chosen else float(wanted)
@@ -291,19 +295,10 @@ def smooth_model(
 
 def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame") -> dict[str, Any]:
     """`compare_smoothing` with the thresholds of either side, and where they come from."""
-    from laennec.evaluation.calibration.smoothing import compare_smoothing
-
-    fitted = smoothing.fitted
-    names = ("thresholds", "temperatures", "intercepts", "second_thresholds")
-    own = {name: value for name, value in decision_settings(config).items() if name in names}
-    of_smoothed = {name: fitted[name] for name in names} if fitted else own
-    section = compare_smoothing(
-        table,
-        smoothing.strength,
-        problem_type="multi_label" if config.is_multi_label else "single_label",
-        label_names=config.label_names,
-        decisions=(own, of_smoothed),
-    )
+    own, fitted = decision_settings(config), smoothing.fitted
+    labels = {name: own.pop(name) for name in ("problem_type", "label_names")}
+    of_smoothed = {name: fitted[name] for name in own} if fitted else own
+    section = compare_smoothing(table, smoothing.strength, **labels, decisions=(own, of_smoothed))
     origin = "the model's own thresholds on both sides"
     if fitted:
         origin = "thresholds of each side fitted on its own validation predictions"

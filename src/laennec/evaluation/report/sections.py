@@ -264,13 +264,9 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     if not section:
         return None
     rows = [_row(*cells) for cells in smoothing_rows(section)]
-    return {
+    return section | {
         "table": {"columns": ["", "without", "with", "difference, paired by patients"], "rows": rows},
-        "strength": section["strength"],
         "how": "chosen on validation" if section.get("chosen") else "as given",
-        "operating_points": section["operating_points"],
-        "recordings": section["recordings"],
-        "lone_cycles": section["lone_cycles"],
     }
 
 
@@ -284,13 +280,7 @@ def window_sections(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         head, *rows = unit_table(section, unit)
         table = {"columns": head, "rows": [_row(*cells) for cells in rows]}
         tables.append({"title": unit.capitalize(), "what": unit_title(section, unit), "table": table})
-    return {
-        "window_s": section["window_s"],
-        "hop_s": section["hop_s"],
-        "rule": section["rule"],
-        "tables": tables,
-        "notes": section["notes"],
-    }
+    return section | {"tables": tables}
 
 
 def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table | None:
