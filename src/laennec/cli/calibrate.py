@@ -4,6 +4,7 @@ import argparse
 
 from laennec.cli.common import add_options, chosen
 from laennec.terminal import say
+from laennec.training.record import read_record
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Fit, store and print the operating point."""
     from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
-    from laennec.training.record import read_record
 
     names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir", "smoothing")
     fitted = recalibrate(options.run_folder, command=options.line, **chosen(options, *names))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.terminal import say
 from laennec.training.record import read_record
 
@@ -26,7 +27,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Render or check the card, or write the record."""
     read_record(Path(options.run_folder) / "run.json")  # refuses a wrong folder before the slow imports
-    from laennec.files import atomic_write
     from laennec.hub.card import FILE, HOW_TO_ANSWER, describe_questions, record_answers, render_card
     from laennec.hub.evidence import read_evidence, write_evidence
 

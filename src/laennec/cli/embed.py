@@ -1,11 +1,16 @@
 """`laennec embed`: embed the spans of recordings, or the cycles of a corpus."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laennec import DEFAULT_MODEL
 from laennec.cli.common import CORPUS, add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
 from laennec.cli.predict import listed, model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import options_of
+from laennec.errors import InputError
+from laennec.extension import is_dotted_name
+from laennec.progress import Progress
 from laennec.terminal import say
 
 if TYPE_CHECKING:
@@ -42,8 +47,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Embed and write the results; exit code 2 if some recordings failed."""
-    from laennec.errors import InputError
-
     refuse_addresses(options)
     source, inputs, rows = _source_and_inputs(options)
     if rows is not None and (options.annotation, options.window_s, options.hop_s) != (None, None, None):
@@ -51,7 +54,6 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.backends import load_for_prediction
     from laennec.inference.embed import Embedder, embed
     from laennec.inference.predictor import Predictor
-    from laennec.progress import Progress
 
     backend = "torch" if options.backend == "auto" and options.layer is not None else options.backend
     model, extractor = load_for_prediction(source, options.base, backend)
@@ -80,9 +82,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _source_and_inputs(options: argparse.Namespace) -> "tuple[str, list[str], dict[Any, Rows] | None]":
     """The model, and the recordings or the cycles of a corpus."""
-    from laennec import DEFAULT_MODEL
-    from laennec.errors import InputError
-
     *first, last = options.paths
     table = _corpus_of(last)
     if table is None:
@@ -103,13 +102,9 @@ def _source_and_inputs(options: argparse.Namespace) -> "tuple[str, list[str], di
 
 def _corpus_of(name: str) -> dict[str, Any] | None:
     """The arguments of `load_corpus` for a corpus or a recipe; None where the name is neither."""
-    from pathlib import Path
-
     if Path(name).is_dir() or (Path(name).exists() and Path(name).suffix != ".yaml"):
         return None
     from laennec.corpora.load import CORPORA
-    from laennec.errors import InputError
-    from laennec.extension import is_dotted_name
     from laennec.training.recipe import Recipe
     from laennec.training.recipe.reading import find_recipe
 

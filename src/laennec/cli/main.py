@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from laennec import __version__
 from laennec.cli import (
     app,
     benchmark,
@@ -49,6 +50,8 @@ from laennec.cli import (
 )
 from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
+from laennec.files import system_error
+from laennec.memory import asked_for, ran_out
 from laennec.terminal import OneLine, complain
 
 COMMANDS = {
@@ -171,9 +174,6 @@ def _called_back(frame: FrameType | None) -> bool:
 
 def _one_line(error: Exception) -> str | None:
     """What to tell a user about an error that is theirs to fix; None for one that is ours."""
-    from laennec.files import system_error
-    from laennec.memory import asked_for, ran_out
-
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if ran_out(error):
@@ -213,7 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train, evaluate and share models that detect crackles and wheezes in lung sounds.",
         epilog="`laennec COMMAND --help` lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"laennec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module, help in COMMANDS.items():
         name = module.__name__.rsplit(".", 1)[-1]
@@ -228,9 +228,3 @@ def make_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=module.run)
         module.flags(made)
     return parser
-
-
-def _version() -> str:
-    from laennec import __version__
-
-    return f"laennec {__version__}"

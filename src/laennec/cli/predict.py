@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
 from laennec.cli.common import add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
+from laennec.errors import InputError
+from laennec.progress import Progress
 from laennec.terminal import complain, say
 
 if TYPE_CHECKING:
@@ -72,7 +74,6 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.batch.run import predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.predictor import input_note
-    from laennec.progress import Progress
 
     settings = _settings(options)
     fingerprint = None
@@ -116,8 +117,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
-    from laennec.errors import InputError
-
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
     on_ray = options.engine == "ray"
@@ -130,7 +129,6 @@ def _check(options: argparse.Namespace) -> None:
 
 def _make_predictor(options: argparse.Namespace, settings: "Settings", source: str) -> "Predictor":
     """Load the model, and set its smoothing, windows and thresholds."""
-    from laennec.errors import InputError
     from laennec.evaluation.calibration.smoothing import parse_smoothing
     from laennec.inference.backends import load_for_prediction
     from laennec.inference.predictor import Predictor
@@ -164,7 +162,6 @@ def _make_predictor(options: argparse.Namespace, settings: "Settings", source: s
 def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str]) -> int:
     """Predict or embed on a Ray cluster; exit code 2 if some recordings failed."""
     from laennec.inference.batch.ray_engine import run_on_ray
-    from laennec.progress import Progress
 
     progress = Progress("predicting" if work.embedder is None else "embedding")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
@@ -238,7 +235,6 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
 def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Split the paths of `laennec predict` into the model and the recordings."""
     from laennec.audio.recording import AUDIO_SUFFIXES
-    from laennec.errors import InputError
 
     first, *others = paths
     place = Path(first)
@@ -258,7 +254,6 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
     """Print the predictions for each recording; the number of recordings that failed."""
-    from laennec.errors import InputError
     from laennec.inference.batch.recordings import annotation_of, find_recordings
     from laennec.inference.outputs import as_lines
 

@@ -1,13 +1,19 @@
 """`laennec prepare`: check, count, decode, export or upload a corpus."""
 
 import argparse
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from laennec.cache import cache_root
 from laennec.cli.common import CORPUS, add_options
 from laennec.errors import InputError
+from laennec.files import explain_write_errors
 from laennec.processes import check_jobs
 from laennec.progress import Progress
 from laennec.terminal import say
@@ -82,13 +88,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Write the corpus as Parquet, and upload it with --push-to-hub."""
-    import tempfile
-    from contextlib import ExitStack
-
-    from laennec.cache import cache_root
     from laennec.corpora.hub.publish import export_corpus
     from laennec.corpora.load import corpus_class
-    from laennec.files import explain_write_errors
     from laennec.hub.push_corpus import check_target, push_corpus
 
     if options.check:
@@ -127,8 +128,6 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:
     """The options of a corpus in `key=value` pairs; numbers, true, false and [lists] as such."""
-    import yaml
-
     options: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")

@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 from typing import Any
 
+from laennec.cli.predict import model_and_inputs
 from laennec.errors import InputError
+from laennec.progress import Progress
 from laennec.review import RULES
 from laennec.terminal import say
 
@@ -51,9 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("give the folder of recordings and --out, or --agreement REVIEW; see laennec review --help")
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio, which is not installed; pip install 'laennec[app]'")
-    from laennec.cli.predict import model_and_inputs
     from laennec.inference.page.app import serve_model
-    from laennec.progress import Progress
     from laennec.review.page import with_review
     from laennec.review.session import Review
 

@@ -3,8 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from laennec import DEFAULT_MODEL
 from laennec.cli.common import add_options, add_overwrite, refuse_existing, refuse_missing_model
 from laennec.cli.prepare import options_of
+from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.terminal import say
 
 if TYPE_CHECKING:
@@ -41,8 +44,6 @@ def index_flags(parser: argparse.ArgumentParser) -> None:
 
 def opened(options: argparse.Namespace, **settings: Any) -> "EmbeddingIndex":
     """The index of a command line, with the metadata of its corpus."""
-    from laennec import DEFAULT_MODEL
-    from laennec.errors import InputError
     from laennec.explore.index import EmbeddingIndex
 
     if options.model:
@@ -63,7 +64,6 @@ def opened(options: argparse.Namespace, **settings: Any) -> "EmbeddingIndex":
 
 def run(options: argparse.Namespace) -> int:
     """Search, print and write the result."""
-    from laennec.files import atomic_write
     from laennec.rendering import plain
 
     if options.out:

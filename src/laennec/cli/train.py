@@ -7,6 +7,7 @@ from typing import Any
 from laennec import DEFAULT_MODEL
 from laennec.cli.common import overrides, refuse_missing_files, refuse_missing_model
 from laennec.terminal import say
+from laennec.training.record import read_record
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
     refuse_missing_files(recipe)
     if options.search is not None:
         return _search(recipe, options)
-    from laennec.training.record import read_record
     from laennec.training.run import train
 
     out = train(recipe, command=options.line, overwrite=options.overwrite)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -129,8 +130,6 @@ def _mp3(sound: Waveform) -> str:
 
 def _link(row: Any, folder: Path) -> str:
     """The span in its file, as a relative address with a media fragment."""
-    from urllib.parse import quote
-
     path = os.path.relpath(os.path.abspath(row.recording), folder)
     return f"{quote(Path(path).as_posix())}#t={row.start_s:.3f},{row.end_s:.3f}"
 
