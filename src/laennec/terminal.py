@@ -8,16 +8,15 @@ other people's files, are shown as escapes.
 import logging
 import os
 import sys
-from typing import TextIO
 
 from laennec.errors import one_line
 
 
-def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines of output, or on a file, from the first of several processes only."""
+def say(*lines: str) -> None:
+    """Print lines of output, from the first of several processes only."""
     if int(os.environ.get("RANK", "0")) == 0:
         for line in lines:
-            print(one_line(line), file=file, flush=True)
+            print(one_line(line), flush=True)
 
 
 def complain(*lines: str) -> None:

@@ -1,7 +1,6 @@
 """`laennec predict`: predict the labels of recordings over time."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
     settings.smoothing_neighbours = settings.smoothing_neighbours or 0
     predictor = _make_predictor(options, settings, source)
     if fingerprint not in (None, predictor.fingerprint()):
-        _note(f"{options.parameters} was written for another model")
+        complain(f"note: {options.parameters} was written for another model")
     if settings.annotation is None and (note := input_note(predictor)):
-        _note(note)
+        complain(f"note: {note}")
     if options.out is None:
         failed = _print_predictions(predictor, inputs, settings.annotation)
         _say_decision(predictor, source, settings.annotation is not None)
@@ -109,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         source=source,
         **chosen(options, "overwrite", "jobs"),
     )
-    say_failed(done.failed)
+    complain(*(reason for _, reason in done.failed))
     say(f"predictions: {options.out} ({outcome(done)})")
     _say_decision(predictor, source, settings.annotation is not None)
     return 2 if done.failed else 0
@@ -165,7 +164,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
 
     progress = Progress("predicting" if work.embedder is None else "embedding")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
-    say_failed(done.failed)
+    complain(*(reason for _, reason in done.failed))
     say(f"{work.what}: {options.out} ({outcome(done)})")
     return 2 if done.failed else 0
 
@@ -184,11 +183,6 @@ def _settings(options: argparse.Namespace) -> "Settings":
 def listed(text: str) -> list[str]:
     """The words of a list with commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def say_failed(failed: Sequence[tuple[str, str]]) -> None:
-    """Print why recordings failed."""
-    complain(*(reason for _, reason in failed))
 
 
 def outcome(done: "BatchResult") -> str:
@@ -265,7 +259,3 @@ def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: st
             failed += 1
             complain(str(error))
     return failed
-
-
-def _note(text: str) -> None:
-    say(f"laennec: note: {text}", file=sys.stderr)
