@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from laennec.errors import InputError
 from laennec.evaluation.baselines import length_groups, shortcut_baselines
@@ -74,7 +75,7 @@ _EQUAL = {
     "sprsound.AS": "icbhi.Score",
 }
 _LABEL_FIGURES = {"roc_auc": "AUROC", "average_precision": "AP", "f1": "F1"}
-AGE_BANDS = (("0-2", 0, 3), ("3-11", 3, 12), ("12-18", 12, 19), ("19-64", 19, 65), ("65+", 65, 200))
+AGE_BANDS, _AGE_EDGES = ("0-2", "3-11", "12-18", "19-64", "65+"), (0, 3, 12, 19, 65, 200)
 GROUPINGS = ("corpus", "device", "chest_location", "sex", "age_band")
 UNKNOWN = "unknown"
 _DIGEST = (
@@ -206,13 +207,6 @@ def own_names(evaluation: Mapping[str, Any]) -> list[str]:
     return list((evaluation.get("own_metrics") or {}).get("names", ()))
 
 
-def age_band(age_years: float | None) -> str:
-    """The band of an age in years: 2.9 is in "0-2", 65 in "65+"; a missing or negative age is "unknown"."""
-    if age_years is None or not np.isfinite(age_years):
-        return UNKNOWN
-    return next((name for name, low, high in AGE_BANDS if low <= age_years < high), UNKNOWN)
-
-
 def subgroup_tables(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
     """Score every corpus (where there are several), device, chest location, sex and age band: rows by grouping.
 
@@ -223,7 +217,7 @@ def subgroup_tables(predictions: Predictions) -> dict[str, list[dict[str, Any]]]
         values = _group_values(predictions.table, grouping)
         if values is None or set(values) == {UNKNOWN}:
             continue
-        order = [name for name, _, _ in AGE_BANDS] if grouping == "age_band" else sorted(set(values) - {UNKNOWN})
+        order = AGE_BANDS if grouping == "age_band" else sorted(set(values) - {UNKNOWN})
         present = [name for name in [*order, UNKNOWN] if (values == name).any()]
         tables[grouping] = [_subgroup(predictions.subset(values == name), name) for name in present]
     return tables
@@ -234,9 +228,11 @@ def _group_values(table: Any, grouping: str) -> Any:
     column = "age_years" if grouping == "age_band" else grouping
     if column not in table.columns:
         return None
+    values = table[column]
     if grouping == "age_band":
-        return np.array([age_band(age) for age in table[column].to_numpy(dtype=float, na_value=np.nan)], dtype=object)
-    return table[column].astype(object).where(table[column].notna(), UNKNOWN).astype(str).to_numpy(dtype=object)
+        ages = values.to_numpy(dtype=float, na_value=np.nan)
+        values = pd.Series(pd.cut(ages, _AGE_EDGES, right=False, labels=AGE_BANDS))
+    return values.astype(object).where(values.notna(), UNKNOWN).astype(str).to_numpy(dtype=object)
 
 
 def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
