@@ -95,7 +95,6 @@ def frozen(tiny_recipe, folder, **settings):
 @pytest.mark.parametrize("problem", ["multi_label", "single_label"])
 def test_classical_classifiers_use_the_embeddings_of_the_head(tiny_recipe, tmp_path, monkeypatch, kind, problem):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    monkeypatch.setattr("laennec.study.classical.write_report", lambda *_: None)
     target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
     run = frozen(tiny_recipe, tmp_path / "run", **target)
     made = score_classical(kind, run, [Score()], tmp_path / "run-classical")

@@ -231,7 +231,7 @@ def score(
     evaluation["fitted"] = run.get("operating_points") if run else own_operating_point(model.config)
     selection_set = model.config.selection_set
     record = _record(run, source, recipe, origin, split, command, timings, smooth, selection_set)
-    _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
+    write_results(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
     if submission is not None:
         write_submission(official, submission)
     return Scored(folder, _printed(record, split, evaluation, model.config), evaluation)
@@ -384,9 +384,15 @@ def predict_split(
     return predictions, embeddings, data
 
 
-def _write(
-    folder: Path, record: dict[str, Any], evaluation: dict[str, Any], tables: dict[str, Any], run_path: Path, run: Any
+def write_results(
+    folder: Path,
+    record: dict[str, Any],
+    evaluation: dict[str, Any],
+    tables: dict[str, Any],
+    run_path: Path | None = None,
+    run: dict[str, Any] | None = None,
 ) -> None:
+    """Write the folder of the results whole or not at all, and count the scoring in the record of a run."""
     with contextlib.ExitStack() as counted, atomic_folder(folder) as temporary:
         for name, table in tables.items():
             if table is not None:
@@ -395,7 +401,7 @@ def _write(
         write_record(temporary / "metrics.json", evaluation)
         write_record(temporary / "run.json", record)
         write_report(temporary, record, evaluation, tables["predictions"])
-        if run is not None:
+        if run_path is not None and run is not None:
             looked = run["evaluations"][-1]
             if folder.parent.resolve() == run_path.parent.resolve():  # the model card shows splits scored in the run
                 evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}

@@ -21,16 +21,14 @@ from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_scores
 from laennec.evaluation.calibration.operating_point import fit_operating_point
-from laennec.evaluation.evaluate import load_model, predict_split
-from laennec.evaluation.report.write import write_report
+from laennec.evaluation.evaluate import load_model, predict_split, write_results
 from laennec.evaluation.scored_data import recipe_of
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
 from laennec.evaluation.summary import evaluate_predictions
-from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.data.split_data import SplitData, labelled_rows, load_splits
 from laennec.training.recipe import Recipe
-from laennec.training.record import Timings, read_record, write_record
+from laennec.training.record import Timings, read_record
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 
@@ -97,12 +95,7 @@ def _score(
         evaluation["official"] = official_scores(tasks)
     record |= changes
     record["config"] = record["config"] | {"name": record["name"]}
-    with atomic_folder(folder) as temporary:
-        with atomic_write(temporary / "predictions.parquet", "wb") as file:
-            predictions.to_parquet(file, write_page_checksum=True)
-        write_record(temporary / "metrics.json", evaluation)
-        write_record(temporary / "run.json", record)
-        write_report(temporary, record, evaluation, predictions)
+    write_results(folder, record, evaluation, {"predictions": predictions})
 
 
 def _labelled(recipe: Recipe, training: SplitData) -> NDArray[np.int64]:
