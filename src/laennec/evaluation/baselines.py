@@ -254,7 +254,7 @@ def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> d
     return {"seconds": seconds, "cycles": len(table), "values": {name: values[name] for name in kept}}
 
 
-def length_groups(predictions: Predictions, n_groups: int = LENGTH_GROUPS) -> dict[str, Any] | None:
+def length_groups(predictions: Predictions) -> dict[str, Any] | None:
     """AUROC of every label within groups of similar length; None where lengths are unknown or all the same.
 
     Returns:
@@ -266,7 +266,7 @@ def length_groups(predictions: Predictions, n_groups: int = LENGTH_GROUPS) -> di
         return None
     rows = np.isfinite(length)
     subset, length = (predictions, length) if rows.all() else (predictions.subset(rows), length[rows])
-    cuts = np.unique(np.quantile(length, np.linspace(0, 1, n_groups + 1)[1:-1])) if length.size else length
+    cuts = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_GROUPS + 1)[1:-1])) if length.size else length
     place = np.searchsorted(cuts, length, side="left")  # a length equal to a cut lies below it
     members = [np.flatnonzero(place == k) for k in range(len(cuts) + 1)]
     members = [group for group in members if group.size]

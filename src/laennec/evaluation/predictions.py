@@ -17,9 +17,11 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation import metrics as scores
 from laennec.evaluation.calibration.probabilities import (
+    brier_score,
     calibrated_logits,
-    calibration_summary,
+    expected_calibration_error,
     pass_second,
+    reliability_bins,
     sigmoid,
     softmax,
 )
@@ -421,4 +423,8 @@ def calibration_of(predictions: Predictions) -> dict[str, Any]:
     }
     if predictions.confidence is not None:
         curves[PREDICTED_CLASS] = (predictions.confidence, predictions.true == predictions.predicted)
-    return calibration_summary(curves)
+    return {
+        "ece": {name: none_if_nan(expected_calibration_error(p, y)) for name, (p, y) in curves.items()},
+        "brier": {name: none_if_nan(brier_score(p, y)) for name, (p, y) in curves.items()},
+        "bins": {name: reliability_bins(p, y) for name, (p, y) in curves.items()},
+    }

@@ -50,9 +50,9 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
         rows: As `EmbeddingIndex.rows`; columns that are missing or empty are said to be unknown.
         seed: Of the draw of patients.
     """
-    patients = pd.Series([f"p:{one}" if known else None for one, known in _known(rows, "patient_id")], rows.index)
+    patients = pd.Series([None if one is None else f"p:{one}" for one in _texts(rows, "patient_id")], rows.index)
     found = []
-    labels = [findings(text if known else None) for text, known in _known(rows, "label")]
+    labels = [findings(text) for text in _texts(rows, "label")]
     for name in sorted({part for parts in labels for part in parts or ()}):
         has = np.array([name in (parts or ()) for parts in labels])
         known = np.array([parts is not None for parts in labels])
@@ -61,7 +61,7 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
         found.append(Probe("labels", "label", None, None, "unknown: name the corpus that was embedded"))
     found.append(_of_patients(embeddings, rows, patients, seed))
     for column, kind in _WORDS.items():
-        values = pd.Series([value if known else None for value, known in _known(rows, column)], rows.index)
+        values = pd.Series(_texts(rows, column), rows.index)
         classes = sorted(set(values.dropna()))
         truth = np.array([[value == name for name in classes] for value in values]).reshape(len(rows), len(classes))
         found.append(_grouped(kind, kind, embeddings, truth, values.notna().to_numpy(), patients))
@@ -153,9 +153,8 @@ def _measured(
     return Probe(name, kind, float(statistic(np.ones((1, len(truth))))["auroc"][0]), bounds, note)
 
 
-def _known(rows: pd.DataFrame, column: str) -> list[tuple[str, bool]]:
-    values = rows[column] if column in rows else [None] * len(rows)
-    return [(str(value), not pd.isna(value)) for value in values]
+def _texts(rows: pd.DataFrame, column: str) -> list[str | None]:
+    return [None if pd.isna(value) else str(value) for value in rows.get(column, [None] * len(rows))]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from laennec.evaluation.summary import figure_name
 from laennec.rendering import plain_table, table
 
 
-def published_table(content: Mapping[str, Any], split: str | None = None) -> str:
+def published_table(content: Mapping[str, Any]) -> str:
     """The table of a results file with published numbers, as Markdown."""
     study, runs = content["study"], content["results"]
     published, figures = study["published"], list(study["figures"])
@@ -21,7 +21,7 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
     rows = []
     for method in study["methods"]:
         theirs = published["values"].get(method, {})
-        own = [run for run in runs if run["name"] == method and split in (None, run["split"])]
+        own = [run for run in runs if run["name"] == method]
         cells: list[Any] = [method]
         for name in figures:
             cells += [theirs.get(name, ""), _mean(name, own)]

@@ -144,15 +144,6 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
     return float((squares if p.ndim == 1 else squares.sum(1)).mean()) if len(p) else float("nan")
 
 
-def calibration_summary(curves: Mapping[str, tuple[Any, Any]]) -> dict[str, dict[str, Any]]:
-    """ECE, Brier score and reliability bins of named (probabilities, truth) pairs: {"ece", "brier", "bins"} by name."""
-    return {
-        "ece": {name: none_if_nan(expected_calibration_error(p, y)) for name, (p, y) in curves.items()},
-        "brier": {name: none_if_nan(brier_score(p, y)) for name, (p, y) in curves.items()},
-        "bins": {name: reliability_bins(p, y) for name, (p, y) in curves.items()},
-    }
-
-
 def calibration_name(name: str) -> str:
     """The name for readers of an entry of the calibration."""
     return "predicted class" if name == PREDICTED_CLASS else name
