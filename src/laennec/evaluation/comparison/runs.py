@@ -84,7 +84,7 @@ def compare_runs(
             for name, runs in methods.items()
         },
     }
-    _write(Path(out), content, compared)
+    _write(Path(out), content)
     return Comparison(Path(out), format_comparison(content), content)
 
 
@@ -306,12 +306,12 @@ def format_comparison(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _page_rows(content: Mapping[str, Any], compared: Mapping[str, Any], figure: str) -> list[dict[str, Any]]:
+def _page_rows(content: Mapping[str, Any], figure: str) -> list[dict[str, Any]]:
     """`comparison_rows` for a page, with the difference as a bar on an axis with zero in the middle."""
-    reach, lines = figure_reach(compared, content["figures"], figure), []
-    methods = sorted(compared, key=lambda name: name != content["baseline"])
+    reach, lines = figure_reach(content, figure), []
+    methods = sorted(content["methods"], key=lambda name: name != content["baseline"])
     for name, (title, value, bounds, difference, *p) in zip(methods, comparison_rows(content, figure), strict=True):
-        cell = compared[name][figure]
+        cell = content["methods"][name]["figures"][figure]
         shown: dict[str, Any] = {"text": difference}
         if name != content["baseline"]:
             low, high = cell["difference_interval"] or [cell["difference"]] * 2
@@ -322,19 +322,18 @@ def _page_rows(content: Mapping[str, Any], compared: Mapping[str, Any], figure: 
     return lines
 
 
-def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
+def _write(folder: Path, content: dict[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
-    figures, baseline = content["figures"], content["baseline"]
     tables = [
         {
             "name": comparison_title(content, figure),
             "columns": ["method", "value", "difference", "p", "p (Holm)"],
-            "rows": _page_rows(content, compared, figure),
+            "rows": _page_rows(content, figure),
             "note": comparison_power(content, figure),
         }
-        for figure in figures
+        for figure in content["figures"]
     ]
-    scales = {figure_reach(compared, figures, name): is_percent(name) for name in figures}
+    scales = {figure_reach(content, name): is_percent(name) for name in content["figures"]}
     names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients")
     facts = [("Split" if n == "part" else n.replace("_", " ").capitalize(), shown_text(content[n])) for n in names]
     keys = {
@@ -361,7 +360,6 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
     with atomic_folder(folder) as temporary:
         write_record(temporary / "compare.json", content)
         with atomic_write(temporary / "compare.png", "wb") as file:
-            about = f"{content['corpus']}, {content['part']}, {content['patients']} patients"
-            file.write(figure_png(difference_plot(compared, baseline, figures, about)))
+            file.write(figure_png(difference_plot(content)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)

@@ -126,13 +126,14 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
     return {figure_name(name): lines[name] for name in sorted(lines, key=rank)[:_MOST_LINES]}
 
 
-def figure_reach(compared: Mapping[str, Mapping[str, Any]], figures: Sequence[str], figure: str) -> float:
+def figure_reach(content: Mapping[str, Any], figure: str) -> float:
     """The end of the axis of differences, the same for all metrics in percent, and for all AUROCs."""
 
     def unit(name: str) -> str:
         return "points" if is_percent(name) else "AUROC" if "roc_auc" in name else name
 
-    cells = [of[name] for of in compared.values() for name in figures if unit(name) == unit(figure)]
+    alike = [name for name in content["figures"] if unit(name) == unit(figure)]
+    cells = [method["figures"][name] for method in content["methods"].values() for name in alike]
     ends = [end for cell in cells for end in (cell["difference"], *(cell["difference_interval"] or [])) if end]
     return 1.04 * max(map(abs, ends), default=0.0) or 1.0
 
@@ -142,18 +143,17 @@ def is_significant(cell: Mapping[str, Any]) -> bool:
     return cell["p_holm"] is not None and cell["p_holm"] < 0.05
 
 
-def difference_plot(
-    compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str], about: str
-) -> Figure:
+def difference_plot(content: Mapping[str, Any]) -> Figure:
     """Differences from the baseline with their intervals, a panel for each metric and a line for each method."""
-    others = [method for method in compared if method != baseline]
+    figures, baseline = content["figures"], content["baseline"]
+    others = [method for method in content["methods"] if method != baseline]
     figure, all_axes = panels(len(figures), 5.6, 0.9 + 0.42 * len(others))
     names = ["\n".join(textwrap.wrap(shown_name(method, 60), 30)) for method in others]
     for number, (axes, name) in enumerate(zip(all_axes, figures, strict=True)):
-        reach = figure_reach(compared, figures, name)
+        reach = figure_reach(content, name)
         axes.axvline(0, color=QUIET, lw=1.2)
         for place, method in enumerate(others):
-            cell = compared[method][name]
+            cell = content["methods"][method]["figures"][name]
             fill = BLUE if is_significant(cell) else "white"
             if bounds := cell["difference_interval"]:
                 axes.plot(bounds, [place, place], color=BLUE, lw=1.8, solid_capstyle="round")
@@ -167,6 +167,7 @@ def difference_plot(
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axis_labels(axes, "difference, points" if is_percent(name) else "difference")
         styled_title(axes, figure_name(name))
+    about = f"{content['corpus']}, {content['part']}, {content['patients']} patients"
     title = (
         f"Difference from {shown_name(baseline, 80)}\n{shown_name(about, 80)}; 95 % intervals, paired by patients\n"
         "filled dot: p (Holm) < 0.05; right of the line: higher than the baseline"
