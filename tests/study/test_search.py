@@ -8,7 +8,7 @@ import yaml
 
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.study.search import load_space
+from laennec.study.search import Space
 from laennec.training.recipe import Recipe
 
 RECIPE = {
@@ -108,4 +108,4 @@ def test_a_value_that_no_recipe_can_have_is_refused_before_the_first_trial(files
 def test_bad_spaces_are_refused(files, space, words):
     (files / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.raises(InputError, match=words):
-        load_space(files / "space.yaml")
+        Space.read(files / "space.yaml")

@@ -101,11 +101,6 @@ class SearchResult:
     stopped: int  # number of trials that were stopped early
 
 
-def load_space(path: str | Path) -> Space:
-    """Read a file with the settings to search."""
-    return Space.read(path)
-
-
 class _Report(TrainerCallback):
     """Reports each epoch to Optuna, and stops the trial where Optuna prunes it."""
 
