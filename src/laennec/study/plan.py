@@ -185,7 +185,7 @@ class Cell:
 
     @property
     def pretraining_name(self) -> str:
-        """The folder of its pre-training below that of the study."""
+        """The folder of its pre-training below that of the study; cells that differ in labels alone share it."""
         return f"{_folder_name(self.pretrained_as)}-pretraining/{self._number}"
 
     @property

@@ -79,10 +79,10 @@ def run_study(
                 state.left.append(cell.name)
                 continue
             trained += bool(missing)
-            made = [cell_folder(study, cell), *(classical_folder(study, cell, kind) for kind in cell.classical)]
+            made = [study.output_dir / cell.name, *(classical_folder(study, cell, kind) for kind in cell.classical)]
             _run_all(study, state, missing, made, f"{number}/{len(study.cells)} ", say)
         for method in study.ensembles:
-            members = [cell_folder(study, cell) for cell in study.members(method)]
+            members = [study.output_dir / cell.name for cell in study.members(method)]
             if len(members) > 1 and set(members) <= set(state.runs):
                 missing = list(ensemble_commands(study, method))
                 _run_all(study, state, missing, [ensemble_folder(study, method)], "", say)
@@ -118,7 +118,7 @@ def _line(command: Command) -> str:
 
 def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str | None]) -> None:
     """Refuse a folder with a run of other settings than the cell's, or on data that have changed since."""
-    earlier = cell_folder(study, cell) / "recipe.json"
+    earlier = study.output_dir / cell.name / "recipe.json"
     if not earlier.exists():
         return
     there, here = Recipe.from_record(read_record(earlier), str(earlier)).identity(), _recipe(study, cell).identity()
@@ -176,13 +176,13 @@ def _overrides(study: Study, cell: Cell) -> dict[str, Any]:
 def _recipe(study: Study, cell: Cell) -> Recipe:
     given = _overrides(study, cell)
     if cell.pretrained_as:
-        given["encoder.weights"] = str(pretraining_folder(study, cell) / "encoder")
+        given["encoder.weights"] = str(study.output_dir / cell.pretraining_name / "encoder")
     return Recipe.from_yaml(cell.recipe, **given)
 
 
 def commands(study: Study, cell: Cell) -> Iterator[Command]:
     """The commands that a cell still needs."""
-    folder, before = cell_folder(study, cell), pretraining_folder(study, cell)
+    folder, before = study.output_dir / cell.name, study.output_dir / cell.pretraining_name
     given, untrained = _overrides(study, cell), not (folder / "run.json").exists()
     if cell.pretrained_as:
         if untrained and not (before / "pretrain.json").exists():
@@ -206,7 +206,7 @@ def ensemble_commands(study: Study, method: str) -> Iterator[Command]:
         return
     folder = ensemble_folder(study, method)
     if not (folder / "run.json").exists():
-        runs = [str(cell_folder(study, cell)) for cell in members]
+        runs = [str(study.output_dir / cell.name) for cell in members]
         yield ["ensemble", *runs, "--name", f"{method}, ensemble of {len(members)}", "--out", str(folder)]
     yield from _scoring(members[0], folder)
 
@@ -218,16 +218,6 @@ def _scoring(cell: Cell, folder: Path) -> Iterator[Command]:
         if not (out / "run.json").exists():
             flags = [*_flags(score.flags), "--out", str(out), *_flags(cell.evaluate)]
             yield ["evaluate", str(folder), "--split", score.split, *flags]
-
-
-def cell_folder(study: Study, cell: Cell) -> Path:
-    """The folder of a cell's run."""
-    return study.output_dir / cell.name
-
-
-def pretraining_folder(study: Study, cell: Cell) -> Path:
-    """The folder of a cell's pre-training; cells that differ in labels alone share it."""
-    return study.output_dir / cell.pretraining_name
 
 
 def classical_folder(study: Study, cell: Cell, kind: str) -> Path:
@@ -245,7 +235,7 @@ def _outlook(study: Study) -> str:
     """How many cells are finished, and how long the others take if they take as long as those."""
     waiting = [cell for cell in study.cells if next(commands(study, cell), None) is not None]
     finished = [cell for cell in study.cells if cell not in waiting]
-    seconds = [sum(step["seconds"] for step in read_cost(cell_folder(study, cell)).values()) for cell in finished]
+    seconds = [sum(step["seconds"] for step in read_cost(study.output_dir / cell.name).values()) for cell in finished]
     counts = f"{len(study.cells)} cells: {len(finished)} finished, {len(waiting)} to run"
     if not waiting:
         return counts
@@ -318,7 +308,7 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
     for run in runs:
         cost = add_costs(read_cost(run), *map(cost_without_scoring, sources[run]))
         costs |= {score.folder(run): cost for score in scores if score.folder(run).exists()}
-    missing = [cell.name for cell in study.cells if cell_folder(study, cell) not in runs]
+    missing = [cell.name for cell in study.cells if study.output_dir / cell.name not in runs]
     about = {
         "name": study.name,
         "description": study.description,
@@ -343,11 +333,11 @@ def _sources(study: Study) -> dict[Path, list[Path]]:
     """{folder of results: folders of the runs that had to be made first}."""
     sources: dict[Path, list[Path]] = {}
     for cell in study.cells:
-        run = cell_folder(study, cell)
-        sources[run] = [pretraining_folder(study, cell)] if cell.pretrained_as else []
+        run = study.output_dir / cell.name
+        sources[run] = [study.output_dir / cell.pretraining_name] if cell.pretrained_as else []
         sources |= {classical_folder(study, cell, kind): [run, *sources[run]] for kind in cell.classical}
     for method in study.ensembles:
-        members = [cell_folder(study, cell) for cell in study.members(method)]
+        members = [study.output_dir / cell.name for cell in study.members(method)]
         made_first = [folder for run in members for folder in (run, *sources[run])]
         sources[ensemble_folder(study, method)] = list(dict.fromkeys(made_first))
     return sources
