@@ -19,7 +19,7 @@ from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.cache import cache_root, read_entry, write_entry
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.waveforms import CycleWaveforms
-from laennec.evaluation.intervals import MIN_PATIENTS, effective_patients, patient_codes, patient_intervals
+from laennec.evaluation.intervals import MIN_PATIENTS, patient_codes, patient_intervals, rarer_patients
 from laennec.evaluation.metrics import (
     CLASSES,
     FloatArray,
@@ -104,17 +104,17 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
     guesses: list[tuple[str, str, FloatArray | str]] = []
     has_normal = classes[0].lower() == "normal"
     if has_normal:
-        guesses.append(("always normal", "predicts normal always", _constant(0, len(test), len(classes))))
+        guesses.append(("always normal", "always predicts normal", _constant(0, len(test), len(classes))))
     if train is None:
         reason = "no training table was given"
         return guesses + [(name, what, reason) for name, (what, _) in SHORTCUTS.items() if name not in _OPTIONAL]
     ids, known = _class_ids(train, classes)
     labelled = train.loc[known]
     if not len(labelled):
-        what = "predicts the most frequent class of the training split"
+        what = "always predicts the most frequent class of the training split"
         return [*guesses, ("majority class", what, "no training row is labelled")]
     commonest = int(np.bincount(ids, minlength=len(classes)).argmax())
-    what = f"predicts the most frequent class of the training split ({classes[commonest]}) always"
+    what = f"always predicts the most frequent class of the training split ({classes[commonest]})"
     guesses.append(("majority class", what, _constant(commonest, len(test), len(classes))))
     for name, (what, columns) in SHORTCUTS.items():
         train_x, test_x = _features(labelled, test, columns)
@@ -281,7 +281,7 @@ def length_groups(predictions: Predictions) -> dict[str, Any] | None:
         **{str(k): group for k, group in enumerate(members)},
     }
     effective = {
-        f"{kind}.{label}": effective_patients(codes[rows], subset.truth[rows, k])
+        f"{kind}.{label}": rarer_patients(codes[rows], subset.truth[rows, k])
         for kind, rows in kinds.items()
         for k, label in enumerate(subset.label_names)
     }

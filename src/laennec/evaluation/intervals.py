@@ -6,7 +6,8 @@ run the same code. The spread of a metric's logit without each patient in turn g
 the width, with the effective number of patients that have the finding less one as degrees of freedom. Metrics that are
 no shares, and differences, are not transformed, and their degrees of freedom are also limited by the effective number
 of patients that the spread comes from. Percentiles of a bootstrap are too narrow (`tests/soak/interval_coverage.py`).
-Fewer than five patients have no interval.
+Fewer than five patients have no interval, nor has a metric with fewer than three effective patients behind it: less
+than two degrees of freedom say nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ METHOD = "jackknife"
 MIN_PATIENTS = 5
 FEW_PATIENTS = 20
 FEW_EFFECTIVE = 5.0  # effective patients below which a finding gets a caution
-LEAST_EFFECTIVE = 3.0  # and below which methods are not compared on it: less than two degrees of freedom
+LEAST_EFFECTIVE = 3.0  # and below which it has neither interval nor p value
 _CHUNK = 64
 _LEAST_SHARE = 1e-4  # shares are at least so far from 0 and 1 on the logit scale
 
@@ -85,6 +86,11 @@ def effective_patients(codes: IntArray, flags: Any) -> float:
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
 
+def rarer_patients(codes: IntArray, flags: Any) -> float:
+    """The effective number of patients of the flagged or of the other rows, whichever is smaller."""
+    return min(effective_patients(codes, flags), effective_patients(codes, 1 - np.asarray(flags, dtype=float)))
+
+
 def number_behind(effective: Mapping[str, float], name: str) -> float | None:
     """The effective number of patients behind a metric, by its name or by the label before its last dot."""
     return effective.get(name, effective.get(name.rpartition(".")[0]))
@@ -114,7 +120,8 @@ def intervals_of(
         shares: Whether values from 0 to 1 are taken for shares; not for differences.
 
     Returns:
-        {metric: [low, high]}; None for fewer than five patients, or where the metric is undefined without one of them.
+        {metric: [low, high]}; None for fewer than five patients or three effective ones, or where the metric is
+        undefined without one of them.
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11; Cameron and Miller, A
         Practitioner's Guide to Cluster-Robust Inference (2015), section VI (few and unequal clusters).
@@ -139,7 +146,7 @@ def largest_value(name: str, values: FloatArray) -> float | None:
 def interval(
     values: FloatArray, effective: float, top: float | None = None, runs: Sequence[FloatArray] = ()
 ) -> Interval:
-    """95 % interval of a metric or a difference; None for fewer than five patients, or where it is undefined.
+    """95 % interval of a metric or a difference; None for too few patients (`intervals_of`) or where it is undefined.
 
     Args:
         values: Over all patients, then without each: (1 + patients,); a mean where there are several runs.
@@ -148,7 +155,7 @@ def interval(
         runs: Of each method, the values of its runs with different training seeds: (runs,). The interval covers other
             seeds too.
     """
-    if len(values) <= MIN_PATIENTS or not np.isfinite(values).all():
+    if len(values) <= MIN_PATIENTS or effective < LEAST_EFFECTIVE or not np.isfinite(values).all():
         return None
     tail = (1 - LEVEL) / 2
     if top and not np.ptp(values) and values[0] in (0, top):  # no spread at an end: as of so many right or wrong ones
@@ -200,6 +207,6 @@ def effective_note(effective: Mapping[str, float]) -> str | None:
     few = [f"{name} ({number:.1f})" for name, number in effective.items() if number < FEW_EFFECTIVE]
     if not few:
         return None
-    return (
-        f"fewer than {FEW_EFFECTIVE:g} effective patients with {', '.join(few)}: a claim about it needs more patients"
-    )
+    none = [name for name, number in effective.items() if number < LEAST_EFFECTIVE]
+    text = f"too few patients for a claim about {', '.join(few)}: fewer than {FEW_EFFECTIVE:g} effective ones"
+    return text + (f"; no interval for {', '.join(none)} (fewer than {LEAST_EFFECTIVE:g})" if none else "")

@@ -25,7 +25,7 @@ from laennec.evaluation.calibration.probabilities import (
     sigmoid,
     softmax,
 )
-from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes
+from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes, rarer_patients
 from laennec.evaluation.metrics import (
     CLASSES,
     POOR_QUALITY,
@@ -321,16 +321,12 @@ def statistics_of(predictions: Predictions) -> Statistic:
 def effective_numbers(predictions: Predictions) -> dict[str, float]:
     """Effective number of patients behind each label, macro average and family of scores: of the rarer side."""
     codes, _ = patient_codes(predictions.table)
-
-    def rarer(flags: Any) -> float:
-        return min(effective_patients(codes, flags), effective_patients(codes, 1 - flags))
-
-    found = {name: rarer(predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)}
+    found = {name: rarer_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)}
     if found:
         found |= dict.fromkeys(("f1_macro", "roc_auc_macro", "average_precision_macro"), min(found.values()))
         found["f1_micro"] = effective_patients(codes, predictions.truth.any(1))
     if predictions.class_names and predictions.class_names[0].lower() == "normal":
-        abnormal = rarer((predictions.true > 0).astype(int))
+        abnormal = rarer_patients(codes, predictions.true > 0)
         found |= dict.fromkeys(("icbhi", "any_abnormal", "sprsound", "accuracy", "uar"), abnormal)
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from laennec.evaluation.intervals import effective_patients, patient_codes, patient_intervals
+from laennec.evaluation.intervals import patient_codes, patient_intervals, rarer_patients
 from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, none_if_nan
 
 _LOG_TEMPERATURE = (np.log(0.05), np.log(20.0))
@@ -274,7 +274,7 @@ def decision_curves(predictions: Any) -> dict[str, dict[str, Any]]:
         def statistic(weights: FloatArray, benefit: Any = benefit) -> dict[str, FloatArray]:
             return {str(place): values for place, values in enumerate(benefit(weights).T)}
 
-        behind = dict.fromkeys(map(str, range(len(THRESHOLDS))), effective_patients(codes, y))
+        behind = dict.fromkeys(map(str, range(len(THRESHOLDS))), rarer_patients(codes, y))
         bounds = patient_intervals(predictions.table, statistic, behind, shares=False)
         curves[name] = decision_curve(p, y) | {"intervals": list(bounds.values())}
     return curves

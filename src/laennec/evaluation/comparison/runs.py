@@ -262,7 +262,7 @@ def comparison_title(content: Mapping[str, Any], figure: str) -> str:
 
 
 def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
-    """One metric of the methods as text, the baseline first: name, value, interval, difference, p, corrected p."""
+    """One metric of the methods as text, the baseline first: name, value, interval, difference, df, p, corrected p."""
     rows = []
     for name in sorted(content["methods"], key=lambda name: name != content["baseline"]):
         method = content["methods"][name]
@@ -272,10 +272,11 @@ def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
         value += f" ± {figure_text(figure, cell['sd'])}" if cell["sd"] is not None else ""
         row = [title, value, bounds_text(figure, cell["interval"]) or "–"]
         if name == content["baseline"]:
-            rows.append([*row, "baseline", "", ""])
+            rows.append([*row, "baseline", "", "", ""])
         else:
             difference = figure_text(figure, cell["difference"], cell["difference_interval"], "+")
-            rows.append([*row, difference, p_text(cell["p"]), p_text(cell["p_holm"])])
+            freedom = "–" if cell["freedom"] is None else f"{cell['freedom']:.1f}"
+            rows.append([*row, difference, freedom, p_text(cell["p"]), p_text(cell["p_holm"])])
     return rows
 
 
@@ -295,11 +296,11 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"{content['patients']} patients",
         *(f"note: {note}" for note in content["notes"]),
         f"difference from {content['baseline']}, paired by patients: 95 % interval and p (t test over patients"
-        f"{' and seeds' if content['grouped'] else ''}); p (Holm) corrected over {content['comparisons']} "
+        f"{' and seeds' if content['grouped'] else ''}; df: its degrees of freedom); p (Holm) corrected over {content['comparisons']} "
         f"comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     for figure in content["figures"]:
-        heads = [comparison_title(content, figure), "value", "95 % interval", "difference", "p", "p (Holm)"]
+        heads = [comparison_title(content, figure), "value", "95 % interval", "difference", "df", "p", "p (Holm)"]
         lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
         lines += filter(None, [comparison_power(content, figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
@@ -327,7 +328,7 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
     tables = [
         {
             "name": comparison_title(content, figure),
-            "columns": ["method", "value", "difference", "p", "p (Holm)"],
+            "columns": ["method", "value", "difference", "df", "p", "p (Holm)"],
             "rows": _page_rows(content, figure),
             "note": comparison_power(content, figure),
         }

@@ -18,7 +18,6 @@ import pandas as pd
 from scipy.special import stdtr
 
 from laennec.evaluation.intervals import (
-    LEAST_EFFECTIVE,
     effective_patients,
     interval,
     largest_value,
@@ -90,8 +89,9 @@ def compare_methods(
 
     Returns:
         {method: {metric: {mean, sd (None for one run), interval, effective (number of patients behind it), difference,
-        difference_interval, p, p_holm, smallest_p (the smallest p_holm that is possible), detectable (the difference
-        found with a power of 80 %, at 5 % after Holm's correction)}}}; the last six are None where nothing is compared.
+        difference_interval, p, freedom (degrees of freedom of the t test), p_holm, smallest_p (the smallest p_holm that
+        is possible), detectable (the difference found with a power of 80 %, at 5 % after Holm's correction)}}}; the last
+        seven are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
@@ -102,13 +102,13 @@ def compare_methods(
         for figure in runs[0].values:
             values, seeds = _over_runs(runs, figure)
             effective, top = runs[0].effective[figure], largest_value(figure, np.append(values, seeds))
-            bounds = interval(values, effective, top, [seeds]) if effective >= LEAST_EFFECTIVE else None
+            bounds = interval(values, effective, top, [seeds])
             found[method][figure] = {
                 "mean": float(seeds.mean()),
                 "sd": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
                 "interval": bounds,
                 "effective": effective,
-                **dict.fromkeys(("difference", "difference_interval", "p", "p_holm", "smallest_p", "detectable")),
+                **dict.fromkeys(("difference", "difference_interval", "p", "freedom", "p_holm", "smallest_p", "detectable")),
             }
     errors: dict[str, dict[str, tuple[float, float]]] = {}  # metric -> method -> standard error, degrees of freedom
     for method, other in baselines.items():
@@ -117,12 +117,12 @@ def compare_methods(
                 (mine, of_mine), (theirs, of_theirs) = (_over_runs(methods[one], figure) for one in (method, other))
                 cell, differences, both = found[method][figure], mine - theirs, [of_mine, of_theirs]
                 cell["difference"], effective = float(differences[0]), cell["effective"]
-                bounds = interval(differences, effective, None, both) if effective >= LEAST_EFFECTIVE else None
+                bounds = interval(differences, effective, None, both)
                 if bounds is not None:  # too few patients for it are too few for a p value
                     error, freedom = standard_error(differences, effective, both)
                     errors.setdefault(figure, {})[method] = error, freedom
                     p = max(_two_sided(cell["difference"], error, freedom), _smallest_p(effective))
-                    cell |= {"difference_interval": bounds, "p": p}
+                    cell |= {"difference_interval": bounds, "p": p, "freedom": freedom}
     for figure, of_methods in errors.items():
         count = len(of_methods)
         for method, corrected in holm({name: found[name][figure]["p"] for name in of_methods}).items():
@@ -174,7 +174,7 @@ def power_text(cells: Sequence[Mapping[str, Any]], shown: Callable[[float], str]
     least, most = (shown(bound(cell["detectable"] for cell in found)) for bound in (min, max))
     smallest = max(cell["smallest_p"] for cell in found)
     several = least if least == most else f"{least} to {most}"
-    return f"found with 80 % power: differences of {several}; smallest possible p: {p_text(smallest)}"
+    return f"smallest difference detectable with 80 % power: {several}; smallest possible p: {p_text(smallest)}"
 
 
 def p_text(p: float | None) -> str:
