@@ -21,6 +21,7 @@ from benchmarks.cost import as_page
 from benchmarks import Row, as_table
 from laennec.benchmark.result_file import SCORE, read_result
 from laennec.evaluation.comparison.statistics import p_text, power_text
+from laennec.evaluation.intervals import FEW_EFFECTIVE
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import escaped, plain_table
 from laennec.study.published import geometry_table, spread
@@ -190,13 +191,13 @@ def _size(runs: list[Content]) -> str:
     return f"{cycles} ({patients})"
 
 
-def _difference(figure: str, cell: Content | None) -> str:
-    """A paired difference with its interval and its corrected p value."""
+def _difference(figure: str, cell: Content | None, tested: bool = True) -> str:
+    """A paired difference with its interval and, where that is tested, its corrected p value."""
     if not cell or cell.get("difference") is None:
         return ""
     digits = _digits(figure)
     interval = _bounds(cell["difference_interval"], digits, "+")
-    return f"{cell['difference']:+.{digits}f}{interval}, p {p_text(cell['p_holm'])}"
+    return f"{cell['difference']:+.{digits}f}{interval}" + (f", p {p_text(cell['p_holm'])}" if tested else "")
 
 
 def _study(content: Content, split: str | None) -> Table:
@@ -209,26 +210,34 @@ def _study(content: Content, split: str | None) -> Table:
     differences = ("roc_auc_macro", "icbhi.Score") if methods["baseline"] else ()
     heads += [f"{name}, difference from {methods['baseline']}" for name in ("mean AUROC", "ICBHI Score") if differences]
     known = any(any(cells) for cells in costs.values())
+    behind = {name: cell.get("effective") for cells in methods["figures"].values() for name, cell in cells.items()}
+    earlier = not all(behind.values())  # of a version with bootstrap intervals
+    least = min(min((run.get("effective_patients") or {"": 0}).values()) for own in runs.values() for run in own)
+    tested = not earlier or least >= FEW_EFFECTIVE
     rows = []
     for name, own in runs.items():
         compared = methods["figures"].get(name, {})
         seeds = ", ".join(dict.fromkeys(str(run.get("seeds", run["seed"])) for run in own))
         cells = [_figure(figure, own, compared) for figure in figures]
-        cells += [_difference(figure, compared.get(figure)) for figure in differences]
+        cells += [_difference(figure, compared.get(figure), tested) for figure in differences]
         rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
-    behind = {name: cell.get("effective") for cells in methods["figures"].values() for name, cell in cells.items()}
-    if all(behind.values()):
+    if not earlier:
         effective = ", ".join(f"{figure_name(name)} {number:.1f}" for name, number in behind.items() if name in figures)
         notes = [f"Mean over runs ± their standard deviation [95 % interval]. Effective patients: {effective}."]
-    else:  # of an earlier version
+    else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
-        notes += ["Such intervals and p values are too narrow where few effective patients have the finding."]
+        notes += ["Such intervals are too narrow where few effective patients have the finding."]
     if differences:
         every = methods["figures"]
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
         power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
-        notes += [f"Differences{each} are paired by patients, p corrected over all methods of the study (Holm)."]
-        notes += [f"Differences on {split}: {power}."] if power else []
+        corrected = (
+            "p corrected over all methods of the study (Holm)"
+            if tested
+            else f"not tested on {split} (too few effective patients)"
+        )
+        notes += [f"Differences{each} are paired by patients, {corrected}."]
+        notes += [f"Differences of mean AUROC on {split}: {power}."] if power and not earlier else []
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
@@ -480,7 +489,8 @@ def _head_losses(content: Content, split: str | None) -> Table:
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
         f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval: jackknife "
-        f"over patients]; p is of the signs of the folds' differences, at the least {smallest:.2f}. {content['date']}."
+        f"over patients]; p: exact permutation test of the signs of the differences of "
+        f"the folds, at the least {smallest:.2f}. {content['date']}."
     )
     heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]
     heads += [f"within {content['margin']:g} of BCE", "folds ahead", "search and training, s of CPU"]

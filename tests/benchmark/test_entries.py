@@ -280,6 +280,7 @@ def test_check_goes_through_all_files(enter, predictions, tmp_path, capsys):
     assert main(["benchmark", "check", str(tmp_path / "broken.json"), str(tmp_path / "none.json"), str(out)]) == 2
     said = capsys.readouterr()
     assert said.out.count("mine on tiny, without test_inter") == 2 and said.err.count("\n") == 2
+    assert "cannot be recomputed without predictions: AUROC" in said.out
 
 
 def test_the_page_lists_the_entries_by_score_and_leaves_blank_what_a_file_does_not_say(enter, predictions, tmp_path):

@@ -79,7 +79,9 @@ def test_the_detectable_difference_is_what_most_studies_find():
     )
     assert compared["plain"]["crackle.roc_auc"]["detectable"] is None
     text = power_text([one["crackle.roc_auc"] for one in compared.values()], "{:.3f}".format)
-    assert text.startswith("smallest difference detectable with 80 % power: 0.") and text.endswith("smallest possible p: < 0.001")
+    assert text.startswith("smallest difference detectable with 80 % power: 0.") and text.endswith(
+        "smallest possible p: < 0.001"
+    )
     assert power_text([compared["plain"]["crackle.roc_auc"]], str) == ""
 
 

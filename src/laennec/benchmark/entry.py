@@ -20,6 +20,7 @@ from laennec.benchmark.definitions import Benchmark, load_benchmark
 from laennec.benchmark.result_file import SCORE, Baseline, Cost, Result, Source, SplitScores, one_line, write_result
 from laennec.benchmark.submission import LABELS, is_submission, read_submission
 from laennec.corpora.base import column_of
+from laennec.corpora.load import provenance
 from laennec.corpora.splits import fingerprint
 from laennec.errors import InputError
 from laennec.evaluation.baselines import sound_facts
@@ -38,6 +39,11 @@ _VALUES = (
     SCORE, "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro", "crackle.roc_auc",
     "wheeze.roc_auc", "crackle.average_precision", "wheeze.average_precision",
 )  # fmt: skip
+_PACKAGE = {  # what a result says of the model in the package
+    "entry": "laennec: model in the package",
+    "trained_on": "SPRSound, train (four fifths of its patients); AudioSet",
+    "selection": "validation patients (a fifth of train): epochs, learning rate, calibration, thresholds",
+}
 Scored = dict[str, tuple[SplitScores, str]]  # split -> its scores, and the summary of its evaluation
 
 
@@ -73,6 +79,9 @@ def enter(
     run = read_run(place / "run.json") if (place / "run.json").exists() else {}
     if run and trained_on:
         raise InputError(f"--trained-on: {source} recorded its training data, {run['corpus']['name']}; leave it out")
+    if source is None:
+        entry, selection = entry or _PACKAGE["entry"], selection or _PACKAGE["selection"]
+        trained_on = trained_on or benchmark.trained_on or _PACKAGE["trained_on"]
     learned_from = run["corpus"]["name"] if run else trained_on or benchmark.trained_on or "not recorded"
     if benchmark.trained_on not in (None, learned_from):
         raise InputError(
@@ -121,16 +130,18 @@ def _of_file(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> tup
     """The scores of a file of predictions, and what a result says of it."""
     predictions = read_submission(path, benchmark, splits)
     learned = _truth(splits, "train")
+    own = any("decided_crackle" in rows for rows in predictions.values())
+    decisions = "columns crackle and wheeze" if own else "probability above 0.5"
+    notes = [*(f"leak: {line}" for line in provenance(splits)["leaks"] or []), f"a label is predicted by: {decisions}"]
     scored = {}
     for name, rows in predictions.items():
         table = pd.concat([_truth(splits, name), rows], axis=1)
         evaluation = evaluate_predictions(table, problem_type="multi_label", label_names=LABELS, train_table=learned)
         ranked = not rows[["p_crackle", "p_wheeze"]].isin((0, 1)).all(axis=None)
-        scored[name] = _split_scores(evaluation, name, table, ranked), format_summary(evaluation)
-    own = any("decided_crackle" in rows for rows in predictions.values())
+        scored[name] = _split_scores(evaluation, name, table, ranked), "\n".join([*notes, format_summary(evaluation)])
     return {
         "source": {"kind": "predictions", "revision": None, "sha256": hashlib.sha256(read_bytes(path)).hexdigest()},
-        "decisions": "columns crackle and wheeze" if own else "probability above 0.5",
+        "decisions": decisions,
         "cost": None,
     }, scored
 

@@ -72,7 +72,10 @@ def _read(path: Path) -> pd.DataFrame:
         said = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: no table in CSV or Parquet ({said}); write it again") from error
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
-        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; give cycle_id, p_crackle and p_wheeze")
+        raise InputError(
+            f"{path}: no column {', '.join(sorted(missing))} (columns: {named(map(repr, table.columns))}); give "
+            "cycle_id, p_crackle and p_wheeze, separated by commas"
+        )
     if twice := sorted(name for name in (*_PROBABILITIES, *LABELS) if f"{name}.1" in table.columns):
         raise InputError(f"{path}: two columns {twice[0]}; give each once")
     if empty := [str(row + 1) for row in np.flatnonzero(table["cycle_id"].isna())]:

@@ -70,5 +70,9 @@ def _check(paths: list[str]) -> int:
             refused = True
             continue
         missing = [name for name, scores in result.splits.items() if scores is None]
-        say(f"{path}: {result.entry} on {result.benchmark}" + (f", without {', '.join(missing)}" if missing else ""))
+        say(
+            f"{path}: {result.entry} on {result.benchmark}" + (f", without {', '.join(missing)}" if missing else ""),
+            "  consistent: fingerprints, confusion, scores of decisions, differences from baselines",
+            "  cannot be recomputed without predictions: AUROC, average precision, intervals, calibration error, cost",
+        )
     return 2 * refused

@@ -26,6 +26,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the missing cells and collect the results."""
     from laennec.study import PUBLISHED, load_study, run_study
+    from laennec.study.results import comparison_lines
+    from laennec.training.record import read_record
 
     if options.data_dir is not None:
         os.environ["LAENNEC_DATA"] = options.data_dir
@@ -34,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     study = load_study(options.study)
     done = run_study(study, say=say, most=options.most, dry=options.dry_run)
     if done.results is not None:
-        say(f"results: {done.results}")
+        say(*comparison_lines(read_record(done.results)))
+        say(f"\nresults: {done.results}; pictures: {study.output_dir / 'pictures'}")
         if study.published is not None:
             say(f"published numbers beside ours: {study.output_dir / PUBLISHED}")
     for cell, problem in done.failed.items():

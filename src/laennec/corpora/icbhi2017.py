@@ -9,6 +9,7 @@ it is scored.
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -209,8 +210,15 @@ class Icbhi2017(Corpus):
                 remedy = "put it beside the folder or name its folder (tables_dir, or --tables-dir)"
                 raise InputError(f"{self.root}: protocol {protocol} needs {names}; {remedy}")
             published["official_split"] = read_official_split(path)
-        if protocol == "patient-5fold" and (path := self.find_table("folds")) is not None:
-            published["folds"] = read_folds(path)
+        if protocol == "patient-5fold":
+            if (path := self.find_table("folds")) is not None:
+                published["folds"] = read_folds(path)
+            elif self.name == "icbhi2017":
+                warnings.warn(
+                    f"{self.root}: no {TABLE_NAMES['folds'][0]} beside it: folds are drawn by the split seed and are "
+                    "not the published ones",
+                    stacklevel=2,
+                )
         return published
 
     def missing_recordings(self) -> tuple[int, int, str]:

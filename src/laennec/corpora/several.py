@@ -40,7 +40,8 @@ def concatenate_corpora(corpora: Sequence[Splits]) -> datasets.DatasetDict:
 
     Raises:
         InputError: A corpus comes twice, is the only one without splits or has no crackle or wheeze labels, rows are
-            events in one and whole recordings in another, or a device that one corpus holds out is in the training split of another.
+            events in one and whole recordings in another, or a device that one corpus holds out is in the training
+            split of another.
     """
     if not corpora:
         raise InputError("no corpora given; give what load_corpus returned for each")
@@ -52,8 +53,8 @@ def concatenate_corpora(corpora: Sequence[Splits]) -> datasets.DatasetDict:
     whole = [name for name, splits in named.items() if "all" in splits]
     if whole and len(whole) < len(named):
         raise InputError(
-            f"{whole[0]}: with the protocol none its cycles are in no train or test split; choose corpus-out to test on "
-            "all of them, or another protocol"
+            f"{whole[0]}: with the protocol none its cycles are in no train or test split; choose corpus-out to test "
+            "on all of them, or another protocol"
         )
     facts = {name: provenance(splits) for name, splits in named.items()}  # type: ignore[arg-type]
     levels = {name: str(own.get("level")) for name, own in facts.items()}

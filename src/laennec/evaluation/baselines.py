@@ -119,6 +119,8 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
     for name, (what, columns) in SHORTCUTS.items():
         train_x, test_x = _features(labelled, test, columns)
         if len(train_x.columns):
+            if lacking := [column for column in columns if column not in train_x.columns]:
+                what = f"{what} (not recorded: {', '.join(lacking)})"
             guesses.append((name, what, _fit_shortcut(train_x, ids, test_x, len(classes), seed, has_normal)))
         elif name not in _OPTIONAL:
             guesses.append((name, what, f"{' or '.join(columns)} is not recorded, or shares no value with train"))

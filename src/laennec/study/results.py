@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, pool_folds, run_figures
+from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, p_text, pool_folds, run_figures
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of, times_scored
-from laennec.evaluation.summary import WINDOWS
+from laennec.evaluation.summary import WINDOWS, figure_name, figure_text
+from laennec.rendering import text_table
 from laennec.training.record import read_record, write_record
 
 Cost = dict[str, Any]
@@ -84,6 +85,30 @@ def _figures(folds: Sequence[Path]) -> list[RunFigures]:
     same = len({frozenset(one.table["cycle_id"]) for one in predictions}) == 1
     pooled = predictions if same else [pool_folds(predictions)]
     return [run_figures(one, _COMPARED) for one in pooled]
+
+
+def comparison_lines(content: Mapping[str, Any]) -> list[str]:
+    """The comparison in a results file as plain text: the methods on each split, and their differences."""
+    lines = []
+    for split, compared in content["methods"].items():
+        methods, baseline = compared["figures"], compared["baseline"]
+        names = [name for name in _COMPARED if any(name in cells for cells in methods.values())]
+        values = [["method", *(f"{figure_name(name)} [95 % interval]" for name in names)]]
+        differences = [["difference from its baseline", *(f"{figure_name(name)} (p, Holm)" for name in names)]]
+        for method, cells in methods.items():
+            found = [(name, cells[name]) for name in names if name in cells]
+            values.append([method, *(figure_text(name, cell["mean"], cell["interval"]) for name, cell in found)])
+            if any(cell["difference"] is not None for _, cell in found):
+                shown = [
+                    f"{figure_text(name, cell['difference'], cell['difference_interval'], '+')} "
+                    f"({p_text(cell['p_holm'])})"
+                    for name, cell in found
+                ]
+                differences.append([f"{method} - {baseline}" if baseline else method, *shown])
+        for rows in (values, differences):
+            if len(rows) > 1:
+                lines += ["", f"split {split}", text_table(rows, indent=0)]
+    return lines
 
 
 def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = ()) -> dict[str, Any]:

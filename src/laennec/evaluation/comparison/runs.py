@@ -296,8 +296,8 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"{content['patients']} patients",
         *(f"note: {note}" for note in content["notes"]),
         f"difference from {content['baseline']}, paired by patients: 95 % interval and p (t test over patients"
-        f"{' and seeds' if content['grouped'] else ''}; df: its degrees of freedom); p (Holm) corrected over {content['comparisons']} "
-        f"comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
+        f"{' and seeds' if content['grouped'] else ''}; df: its degrees of freedom); p (Holm) corrected over "
+        f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     for figure in content["figures"]:
         heads = [comparison_title(content, figure), "value", "95 % interval", "difference", "df", "p", "p (Holm)"]

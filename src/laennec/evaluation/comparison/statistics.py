@@ -90,8 +90,8 @@ def compare_methods(
     Returns:
         {method: {metric: {mean, sd (None for one run), interval, effective (number of patients behind it), difference,
         difference_interval, p, freedom (degrees of freedom of the t test), p_holm, smallest_p (the smallest p_holm that
-        is possible), detectable (the difference found with a power of 80 %, at 5 % after Holm's correction)}}}; the last
-        seven are None where nothing is compared.
+        is possible), detectable (the difference found with a power of 80 %, at 5 % after Holm's correction)}}}; the
+        last seven are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
@@ -108,7 +108,9 @@ def compare_methods(
                 "sd": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
                 "interval": bounds,
                 "effective": effective,
-                **dict.fromkeys(("difference", "difference_interval", "p", "freedom", "p_holm", "smallest_p", "detectable")),
+                **dict.fromkeys(
+                    ("difference", "difference_interval", "p", "freedom", "p_holm", "smallest_p", "detectable")
+                ),
             }
     errors: dict[str, dict[str, tuple[float, float]]] = {}  # metric -> method -> standard error, degrees of freedom
     for method, other in baselines.items():

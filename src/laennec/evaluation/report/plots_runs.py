@@ -189,7 +189,7 @@ def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
         figures = [name for name in study["figures"] if name in known][:_MOST_PANELS]
         if not figures:
             continue
-        plots: dict[str, Figure | None] = {"methods": _method_dots(rows, figures)}
+        plots: dict[str, Figure | None] = {"methods": _method_dots(rows, figures, content["methods"][split]["figures"])}
         for axis in dict.fromkeys(axis for places in study["methods"].values() for axis in places):
             plots[axis.replace(".", "_")] = _axis_lines(axis, rows, study["methods"], figures)
         made |= {f"{split}-{name}.png": figure_png(plot) for name, plot in plots.items() if plot is not None}
@@ -200,14 +200,18 @@ def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
     return [run["values"][figure] for run in runs if run["values"].get(figure) is not None]
 
 
-def _method_dots(rows: _Rows, figures: Sequence[str]) -> Figure:
+def _method_dots(rows: _Rows, figures: Sequence[str], compared: Mapping[str, Any]) -> Figure:
+    """A dot for each run; a mark for all runs of a method (folds pooled), on its 95 % interval."""
     figure, all_axes = panels(len(figures), 4.7, 0.9 + 0.42 * len(rows))
     for axes, name in zip(all_axes, figures, strict=True):
         for place, (method, runs) in enumerate(rows.items()):
             values = _values(runs, name)
             axes.plot(values, [place] * len(values), "o", ms=5, color=BLUE, alpha=0.55, mew=0)
+            cell = compared.get(method, {}).get(name, {})
+            if cell.get("interval"):
+                axes.plot(cell["interval"], [place, place], color=INK, lw=1)
             if values:
-                mean = statistics.mean(values)
+                mean = cell.get("mean", statistics.mean(values))
                 axes.plot([mean, mean], [place - 0.22, place + 0.22], color=INK, lw=2)
             _method_name(axes, place, method)
         axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[])
@@ -215,6 +219,7 @@ def _method_dots(rows: _Rows, figures: Sequence[str]) -> Figure:
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         styled_title(axes, _title(name))
+        axes.set_xlabel("dots: runs; mark: all runs, with 95 % interval", fontsize=8, color=INK)
     return figure
 
 
