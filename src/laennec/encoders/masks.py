@@ -115,7 +115,7 @@ def zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
     return values.masked_fill(~within(lengths, values.shape[1])[:, :, None], 0.0)
 
 
-def processes() -> int:
+def process_count() -> int:
     """How many processes train together."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -190,7 +190,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
         In training values beyond a cycle's end become 0, and those of `x` are lost; else they are not meaningful.
         """
-        together = self.synchronised and self.training and processes() > 1
+        together = self.synchronised and self.training and process_count() > 1
         if not self.training or not (together or (mask is not None and mask.lengths is not None)):
             out: Tensor = super().forward(x)
             return out

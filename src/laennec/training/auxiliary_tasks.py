@@ -27,6 +27,7 @@ from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
+from laennec.encoders.masks import process_count
 from laennec.errors import InputError
 from laennec.evaluation.calibration.logit_adjustment import adjusted_classes, fit_adjustments
 from laennec.evaluation.calibration.smoothing import fit_class_smoothing, smooth_logits
@@ -34,7 +35,7 @@ from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.training.data.batches import CycleDataset, collate_cycles, view_seed
 from laennec.training.data.split_data import SplitData, load_splits, make_split
 from laennec.training.data.targets import targets_of
-from laennec.training.devices import gather_with_gradient, process_count
+from laennec.training.devices import gather_with_gradient
 from laennec.training.embeddings import embed_cycles, embedding_cache
 from laennec.training.objectives.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings

@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from laennec.encoders import AstEncoder, BeatsEncoder, ResNetAudioEncoder, TransformersEncoder, Wrapper
 from laennec.encoders.adapters import stack_of
+from laennec.encoders.masks import process_count
 from laennec.encoders.transformers_audio import ClapAudioEncoder
 from laennec.errors import InputError
 from laennec.memory import ran_out
@@ -153,13 +154,6 @@ def unsharded(model: Any) -> Iterator[Any]:
     }
     whole.load_state_dict(state)
     whole.train(model.training)
-
-
-def process_count() -> int:
-    """How many processes train together."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    return torch.distributed.get_world_size()
 
 
 def first_row(rows: Tensor) -> int:

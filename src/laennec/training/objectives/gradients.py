@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laennec.encoders.masks import process_count
 from laennec.errors import InputError
 from laennec.losses import DeviceAdversarialLoss
-from laennec.training.devices import process_count
 from laennec.training.objectives.loss_specs import LossSpec
 from laennec.training.objectives.objective import Objective
 

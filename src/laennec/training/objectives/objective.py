@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from laennec.encoders.masks import process_count
 from laennec.errors import InputError
 from laennec.losses import (
     AngularDistanceDistributionLoss,
@@ -28,7 +29,7 @@ from laennec.losses import (
     WeightedSum,
 )
 from laennec.losses.tuplet import draw_negatives
-from laennec.training.devices import first_row, gather_groups, gather_with_gradient, process_count
+from laennec.training.devices import first_row, gather_groups, gather_with_gradient
 from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec
 
 
