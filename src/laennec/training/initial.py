@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora.base import column_of
 from laennec.corpora.copies import describe_audio, find_described
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
 from laennec.errors import InputError, in_known_form
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.split_data import make_extractor
-from laennec.training.pretraining.dataset import check_note, pretraining_note, seen_patients
+from laennec.training.pretraining.dataset import check_note, patients_of, pretraining_note, seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -93,11 +92,11 @@ class InitialModel:
                 TRAINED_ON,
             )
             return
-        patients, described = _patients(splits["train"]), describe_audio([splits["train"]])
+        patients, described = patients_of(splits["train"]), describe_audio([splits["train"]])
         for name in (name for name in splits if name != "train"):
             own = set(find_described(described, splits[name]))
             for note in self.trained_on:
-                both = sorted((seen_patients(note, splits) & _patients(splits[name])) - patients)
+                both = sorted((seen_patients(note, splits) & patients_of(splits[name])) - patients)
                 sounds = sorted({*find_described(note.get("sounds") or {}, splits[name])} - own)
                 if both or sounds:
                     what = (
@@ -149,7 +148,7 @@ def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:
 def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, *models: InitialModel | None) -> None:
     """Keep the patients and sounds of a run, and of the models that it started from or was taught by."""
     before = [note for model in models if model is not None for note in model.trained_on]
-    write_record(out / TRAINED_ON, {"sets": [pretraining_note(splits, sorted(_patients(table)), table), *before]})
+    write_record(out / TRAINED_ON, {"sets": [pretraining_note(splits, table), *before]})
 
 
 def unite_trained_on(folders: Sequence[Path], out: Path) -> None:
@@ -158,7 +157,3 @@ def unite_trained_on(folders: Sequence[Path], out: Path) -> None:
     if all(of_members):
         notes = {json.dumps(note, sort_keys=True): note for notes in of_members for note in notes}
         write_record(out / TRAINED_ON, {"sets": list(notes.values())})
-
-
-def _patients(table: Any) -> set[str]:
-    return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}

@@ -93,7 +93,7 @@ def test_a_corpus_without_patients_is_kept_apart_by_recording_and_by_sound(some_
         assert set(found.table["recording_id"]) == set(parts["train"]["recording_id"]) - held_out
         assert found.patients == [] and "have no patient: they are kept apart" in caplog.text
         # an encoder that is trained there may be tested on this split, and on no other
-        note = pretraining_note(parts, found.patients, found.table)
+        note = pretraining_note(parts, found.table)
         (tmp_path / PRETRAINING).write_text(json.dumps(note))
         assert refuse_seen_patients(tmp_path, parts)["protocol"] == protocol
         other = load_corpus("physionet2016", folder, protocol="database-out", fold=1, level=level)
@@ -128,7 +128,7 @@ def test_recordings_that_nobody_annotated_are_cut_into_windows(small_corpus):
 
 def test_an_encoder_is_refused_on_a_split_that_tests_its_patients(small_corpus, tmp_path):
     ours = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20", seed=0)
-    note = pretraining_note(ours, pretraining_set(ours, PretrainSettings()).patients)
+    note = pretraining_note(ours, pretraining_set(ours, PretrainSettings()).table)
     (tmp_path / PRETRAINING).write_text(json.dumps(note))
     told = refuse_seen_patients(tmp_path, ours)
     assert told["split_fingerprint"] and "patients" not in told
@@ -137,7 +137,7 @@ def test_an_encoder_is_refused_on_a_split_that_tests_its_patients(small_corpus, 
         refuse_seen_patients(tmp_path, other)
     assert refuse_seen_patients(tmp_path / "elsewhere", other) is None and refuse_seen_patients(None, other) is None
     # the same patient numbers of another corpus are other people
-    (tmp_path / PRETRAINING).write_text(json.dumps(note | {"corpus_fingerprint": "0"}))
+    (tmp_path / PRETRAINING).write_text(json.dumps(note | {"corpus_fingerprint": "0", "sounds": {}}))
     assert refuse_seen_patients(tmp_path, other) is not None
 
 

@@ -52,10 +52,11 @@ class PretrainingSet:
     @property
     def patients(self) -> list[str]:
         """Their patients, sorted."""
-        return sorted(_known(self.table))
+        return sorted(patients_of(self.table))
 
 
-def _known(table: Any) -> set[str]:
+def patients_of(table: Any) -> set[str]:
+    """The patients of a cycle table that are known."""
     return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
 
 
@@ -65,7 +66,7 @@ def pretraining_set(
     """Choose the rows of a split corpus that pre-training may use."""
     wanted = ["all"] if set(splits) == {"all"} else [name for name in settings.splits if name in splits]
     held_out = [name for name in splits if name not in wanted]
-    patients = set().union(*(_known(splits[name]) for name in held_out))
+    patients = set().union(*(patients_of(splits[name]) for name in held_out))
     recordings = {recording for name in held_out for recording in splits[name]["recording_id"]}
     alike = one_name or {}
     sounds = {alike.get(sound, sound) for name in held_out for sound in splits[name]["audio_sha256"]} - {None}
@@ -84,7 +85,7 @@ def pretraining_set(
     copies = [sound in sounds and not out for sound, out in zip(hashes, named_out, strict=True)]
     kept = [row for row, out in enumerate(zip(named_out, copies, strict=True)) if not any(out)]
     if not kept:
-        known = len(_known(table))
+        known = len(patients_of(table))
         by, count = ("patient", known) if known else ("recording", len(set(table["recording_id"])))
         raise InputError(
             f"pre-training: all {count} {by}s of {' and '.join(wanted)} are in {' or '.join(held_out)} too, which are "
@@ -100,7 +101,7 @@ def pretraining_set(
         )
     left_out = {
         "cycles of patients who are in test or validation": sum(held_out_patient),
-        "patients who are in test or validation": len(patients & _known(table)),
+        "patients who are in test or validation": len(patients & patients_of(table)),
         "cycles of unknown patients whose recording is in test or validation": sum(held_out_recording),
         "cycles whose sound is in test or validation": sum(copies),
     }
@@ -127,12 +128,12 @@ def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[An
     return datasets.Dataset(to_arrow(rows, table.features), info=table.info.copy()), windows
 
 
-def pretraining_note(splits: Any, patients: Sequence[str], table: Any = None) -> dict[str, Any]:
-    """The note of a pre-trained encoder: corpus, split, patients and sounds."""
+def pretraining_note(splits: Any, table: Any) -> dict[str, Any]:
+    """The note of an encoder that is trained on a table of split data: corpus, split, patients and sounds."""
     source = provenance(splits)
     keys = ("corpus", "corpus_fingerprint", "protocol", "fold", "seed", "split_fingerprint")
-    sounds = {} if table is None else {"sounds": describe_audio([table])}
-    return {key: source.get(key) for key in keys} | {"patients": list(patients)} | sounds
+    found = {key: source.get(key) for key in keys}
+    return found | {"patients": sorted(patients_of(table)), "sounds": describe_audio([table])}
 
 
 class _Note(BaseModel):
@@ -172,7 +173,7 @@ def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) 
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
     seen = seen_patients(note, splits)
     for name in splits:
-        both = sorted(seen & _known(splits[name])) if name not in _NOT_TEST else []
+        both = sorted(seen & patients_of(splits[name])) if name not in _NOT_TEST else []
         if both:
             more = f" and {len(both) - 3} more" if len(both) > 3 else ""
             raise InputError(

@@ -176,7 +176,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
     dataset = PairDataset(
         waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, sampling.positives
     )
-    note = pretraining_note(splits, rows_used.patients, table)
+    note = pretraining_note(splits, table)
     return PairData(rows_used, sampling, dataset, provenance(splits), note)
 
 
