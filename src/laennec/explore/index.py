@@ -178,7 +178,7 @@ class EmbeddingIndex:
 
         spans = "windows" if self.provenance.get("spans", {}).get("from") == "windows" else "events"
         fitted_on = predictor.decision_for(spans == "events")["fitted_on"]
-        return probabilities_of(predictor.model.config, head_logits(predictor.model, self.embeddings), fitted_on)
+        return probabilities_of(predictor.model.config, head_logits(predictor.model.head, self.embeddings), fitted_on)
 
     @property
     def label_names(self) -> list[str]:

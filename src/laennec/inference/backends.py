@@ -44,7 +44,7 @@ class TorchBackend:
         """Logits (sounds, labels)."""
         from laennec.training.tables import head_logits
 
-        return head_logits(self.model, self.embed(waveforms))
+        return head_logits(self.model.head, self.embed(waveforms))
 
 
 def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[np.float32]:

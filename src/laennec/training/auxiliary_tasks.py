@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from laennec.audio.augmentation import SpecAugment
 from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.mixing import mix
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.encoders.masks import process_count
@@ -36,9 +37,10 @@ from laennec.training.data.batches import CycleDataset, collate_cycles, view_see
 from laennec.training.data.split_data import SplitData, load_splits, make_split
 from laennec.training.data.targets import targets_of
 from laennec.training.devices import gather_with_gradient
-from laennec.training.embeddings import embed_cycles, embedding_cache
+from laennec.training.embeddings import embed_cycles, embedding_cache, padded
 from laennec.training.objectives.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings
+from laennec.training.tables import head_logits
 
 GROUP = "task "  # before its name among the groups of a batch
 _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
@@ -127,7 +129,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
 
 
-class AuxiliaryTasks(nn.Module):
+class AuxiliaryTasks:
     """The losses of a model's auxiliary tasks."""
 
     def __init__(
@@ -139,7 +141,6 @@ class AuxiliaryTasks(nn.Module):
         extractor: LaennecFeatureExtractor,
         validation_patients: set[str],
     ) -> None:
-        super().__init__()
         self.tasks = tasks
         self.seed = recipe.seed
         self.spec: SpecAugment | None = recipe.augment.spec
@@ -165,22 +166,13 @@ class AuxiliaryTasks(nn.Module):
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
             if task.level is not None:
-                features, mask, ids = self._drawn(task, batch)
-                parts.append((features.to(parts[0][0]), mask.to(parts[0][1])))
+                windows, mask, ids = self._drawn(task, batch)
+                parts.append((windows.to(parts[0][0]), mask.to(parts[0][1])))
                 self._appended.append((task, ids))
         if len(parts) == 1:
             return inputs
-        longest = max(features.shape[1] for features, _ in parts)
-        padded = [
-            (nn.functional.pad(features, (0, 0, 0, longest - features.shape[1])),
-             nn.functional.pad(mask, (0, longest - mask.shape[1])))
-            for features, mask in parts
-        ]  # fmt: skip
-        appended = {
-            "input_values": torch.cat([f for f, _ in padded]),
-            "attention_mask": torch.cat([m for _, m in padded]),
-        }
-        return {**inputs, **appended}
+        features, masks = zip(*parts, strict=True)
+        return inputs | {"input_values": padded(features), "attention_mask": padded(masks)}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         """The model's output for the batch alone, and the weighted cross entropy of each task."""
@@ -203,7 +195,7 @@ class AuxiliaryTasks(nn.Module):
                 targets = nn.functional.one_hot(ids.clamp_min(0), len(task.labels)).to(vectors)
                 targets = targets * (ids >= 0).to(targets)[:, None]
                 if (mixture := batch.get("mixture")) is not None:
-                    targets = _mixed(targets, mixture)
+                    targets = mix(targets, mixture.lam, mixture.index)
                 found[task.name] = self._loss(model, task, gather_with_gradient(vectors), gather_with_gradient(targets))
         return alone, found
 
@@ -254,21 +246,11 @@ def first_rows(outputs: Any, rows: int) -> Any:
     return made
 
 
-def _mixed(rows: Tensor, mixture: Any) -> Tensor:
-    """Label rows of a batch whose cycles were mixed."""
-    share = torch.as_tensor(mixture.lam, dtype=rows.dtype, device=rows.device).reshape(-1, 1)
-    return share * rows + (1 - share) * rows[mixture.index.to(rows.device)]
-
-
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
     """Logits of one of a model's auxiliary tasks: float32 (rows, labels); embeddings are made where none are given."""
     if embeddings is None:
         embeddings = task_embeddings(model, extractor, name, table, recipe)
-    with torch.inference_mode():
-        head = model.tasks[name].eval()
-        device = next(head.parameters()).device
-        logits: NDArray[np.float32] = head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
-    return logits
+    return head_logits(model.tasks[name], embeddings)
 
 
 def task_embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:

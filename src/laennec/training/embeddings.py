@@ -219,7 +219,7 @@ def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) ->
     return values
 
 
-def padded(parts: list[Tensor], step: int) -> Tensor:
+def padded(parts: Sequence[Tensor], step: int = 1) -> Tensor:
     """(rows, frames, ...) each, to one batch with zeros up to the next multiple of `step` frames."""
     width = -(-max(part.shape[1] for part in parts) // step) * step
     return torch.cat([F.pad(part, (0, 0) * (part.ndim - 2) + (0, width - part.shape[1])) for part in parts])

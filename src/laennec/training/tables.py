@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
@@ -70,18 +71,18 @@ def predictions_table(
     model: LaennecForAudioClassification, truth: pd.DataFrame, embeddings: NDArray[np.float32]
 ) -> pd.DataFrame:
     """Add one `logit_<name>` column for each label of the model."""
-    logits = head_logits(model, embeddings)
+    logits = head_logits(model.head, embeddings)
     return truth.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(model.config.label_names)})
 
 
-def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of the head: (cycles, dim) -> (cycles, labels)."""
-    was_training = model.training
-    model.eval()
+def head_logits(head: nn.Module, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of a head of a model, in evaluation mode: (cycles, dim) -> (cycles, labels)."""
+    was_training = head.training
+    head.eval()
     with torch.inference_mode():
-        device = next(model.head.parameters()).device
-        logits: NDArray[np.float32] = model.head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
-    model.train(was_training)
+        device = next(head.parameters()).device
+        logits: NDArray[np.float32] = head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
+    head.train(was_training)
     return logits
 
 
