@@ -13,7 +13,6 @@ from laennec.training.data.batches import (
     CycleDataset,
     EmbeddingDataset,
     collate_cycles,
-    collate_embeddings,
     cycle_numbers,
 )
 from laennec.training.data.targets import Targets, targets_of
@@ -132,10 +131,12 @@ def test_collating_pads_with_zeros_and_keeps_true_lengths():
 
 def test_embeddings_take_the_copy_of_their_epoch():
     embeddings = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    dataset = EmbeddingDataset(embeddings, np.arange(6).reshape(2, 3))
+    dataset = EmbeddingDataset(embeddings, np.arange(6).reshape(2, 3), ["a", "b", "c"])
     assert dataset[(1, 3)]["embeddings"].tolist() == embeddings[1, 1].tolist()
     assert dataset[1]["embeddings"].tolist() == embeddings[0, 1].tolist()
-    assert collate_embeddings([dataset[(1, 3)], dataset[2]])["labels"].tolist() == [4, 2]
+    batch = dataset.__getitems__([(1, 3), 2, (0, 4)])
+    assert batch["embeddings"].tolist() == [embeddings[1, 1].tolist(), *embeddings[0, [2, 0]].tolist()]
+    assert batch["labels"].tolist() == [4, 2, 0] and batch["cycle_numbers"].tolist() == [1, 2, 0]
 
 
 FOUR = ["normal", "crackle", "wheeze", "both"]

@@ -22,7 +22,7 @@ from laennec.files import wait_for_lock
 from laennec.head import HeadModel
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed_module
-from laennec.training.data.batches import EmbeddingDataset, collate_embeddings
+from laennec.training.data.batches import EmbeddingDataset
 from laennec.training.embeddings import (
     EmbeddingCache,
     cycle_keys,
@@ -275,16 +275,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_cycle_that_does_not_is_one_li
     said = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "InputError: not enough memory for a single cycle of 60 s (5998 frames)" in said
     assert "features.duration_s: 30" in said
-
-
-def test_a_batch_is_the_rows_one_by_one():
-    draw = np.random.default_rng(0)
-    embeddings, labels = draw.normal(size=(3, 9, 4)).astype(np.float32), draw.random((3, 9, 2)).astype(np.float32)
-    for ids in ((), [f"cycle {row}" for row in range(9)]):
-        dataset = EmbeddingDataset(embeddings, labels, ids)
-        keys = [(4, 0), (1, 7), (8, 2), 5]
-        batch, single = collate_embeddings(dataset.__getitems__(keys)), collate_embeddings([dataset[k] for k in keys])
-        assert batch.keys() == single.keys() and all(torch.equal(batch[name], single[name]) for name in batch)
 
 
 def test_a_head_learns_alone_as_it_does_in_its_model(tmp_path):

@@ -244,13 +244,10 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.embeddings.shape[1]
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        row, epoch = key if isinstance(key, tuple) else (key, 0)
-        copy = epoch % len(self.embeddings)
-        item = {"embeddings": self.embeddings[copy, row], "labels": self.labels[copy, row]}
-        return item | {"cycle_numbers": torch.tensor(row)} if self.cycle_ids else item
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """A whole batch at once, for the DataLoader: row by row takes longer than a training step."""
+        """A whole batch at once, as the DataLoader asks for it: row by row takes longer than a training step."""
         pairs = np.array([key if isinstance(key, tuple) else (key, 0) for key in keys])
         rows = torch.from_numpy(pairs[:, 0])
         places = rows + len(self) * torch.from_numpy(pairs[:, 1] % len(self.embeddings))
@@ -311,10 +308,3 @@ def _collate_neighbours(items: Sequence[dict[str, Any]], sounds: list[Any]) -> d
         "neighbour_numbers": torch.tensor(numbers, dtype=torch.int64),
         "neighbour_epochs": torch.tensor(epochs, dtype=torch.int64),
     }
-
-
-def collate_embeddings(items: Sequence[dict[str, Any]] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stack embeddings (batch, dim), labels and, where the data set has names, the numbers of its cycles."""
-    if isinstance(items, dict):  # a whole batch already
-        return items
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}

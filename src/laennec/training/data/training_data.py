@@ -23,7 +23,7 @@ from laennec.corpora.load import provenance
 from laennec.corpora.splits import fingerprint
 from laennec.corpora.waveforms import CycleWaveforms
 from laennec.errors import InputError
-from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collate_cycles, collate_embeddings
+from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collate_cycles
 from laennec.training.data.targets import targets_of
 from laennec.training.recipe import TargetSettings
 
@@ -95,11 +95,11 @@ def split_name(data: Any) -> str | None:
 
 
 def collator_of(data: Any) -> Any:
-    """The function that makes batches of a data set's items."""
+    """The function that makes batches of what a data set yields; embeddings come as whole batches."""
     first = next(iter(data.values())) if isinstance(data, dict) else data
     while isinstance(first, torch.utils.data.Subset):
         first = first.dataset
-    return collate_embeddings if isinstance(first, EmbeddingDataset) else collate_cycles
+    return dict if isinstance(first, EmbeddingDataset) else collate_cycles
 
 
 def labels_of(data: Any) -> Any:
