@@ -6,9 +6,8 @@ state. The head is a layer of the model while it trains, not of the loss. The st
 """
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from laennec.losses.base import Loss, check_embeddings, class_indices, full_precision, widened
@@ -17,21 +16,6 @@ from laennec.losses.base import Loss, check_embeddings, class_indices, full_prec
 def reversal_strength(progress: float) -> float:
     """Strength 2 / (1 + e^(-10 p)) - 1 at progress p in [0, 1]: 0 at the start, about 1 from the middle."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
-
-
-class _Reverse(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by -strength."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, strength: float) -> Tensor:
-        """Return the values."""
-        ctx.strength = strength
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Reverse the gradient."""
-        return -ctx.strength * gradient, None
 
 
 class GradientReversal(nn.Module):
@@ -74,8 +58,10 @@ class GradientReversal(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return the embeddings, (batch, dim), unchanged."""
-        reversed_: Tensor = _Reverse.apply(embeddings, reversal_strength(self.progress))
-        return reversed_
+        strength, same = reversal_strength(self.progress), embeddings.view_as(embeddings)
+        if same.requires_grad:
+            same.register_hook(lambda gradient: -strength * gradient)
+        return same
 
     def extra_repr(self) -> str:
         """Present strength."""
