@@ -65,27 +65,24 @@ class LaennecTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
 
-_DEFAULTS = {name: field.default for name, field in LaennecTrainingArguments.__dataclass_fields__.items()}
-
-
-def argument(args: TrainingArguments, name: str) -> Any:
-    """A setting of `LaennecTrainingArguments`, or its default where the arguments are transformers' own."""
-    return getattr(args, name, _DEFAULTS[name])
-
-
-def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
+def resolved_arguments(given: TrainingArguments) -> Any:
     """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints.
+
+    Those of `LaennecTrainingArguments` that transformers' own arguments lack have their defaults.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
     """
-    if argument(args, "sam_rho") is not None and args.gradient_accumulation_steps > 1:
+    args: Any = copy.copy(given)
+    for name, known in LaennecTrainingArguments.__dataclass_fields__.items():
+        if not hasattr(args, name):
+            setattr(args, name, known.default)
+    if args.sam_rho is not None and args.gradient_accumulation_steps > 1:
         raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
     if args.push_to_hub and args.hub_strategy != "end":
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
         )
-    args = copy.copy(args)
     if args.push_to_hub and args.hub_private_repo is None:
         args.hub_private_repo = True
     args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
@@ -94,15 +91,14 @@ def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
     return args
 
 
-def epoch_cosine(epoch: int, epochs: int, decay: float = 0.1) -> float:
-    """Factor of the learning rate in an epoch: least + (1 - least) (1 + cos(pi e / E)) / 2 with least decay^3.
+def epoch_cosine(epoch: int, epochs: int) -> float:
+    """Factor of the learning rate in an epoch: least + (1 - least) (1 + cos(pi e / E)) / 2 with least 0.1^3.
 
     Args:
         epoch: e, counted from 1, so the first epoch is already below the full rate.
         epochs: E.
-        decay: Its cube is the share that is left at the end.
     """
-    least = decay**3
+    least = 0.1**3
     return least + (1 - least) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 

@@ -30,7 +30,6 @@ from laennec.training import step_errors
 from laennec.training.arguments import (
     LaennecTrainingArguments,
     MovingAverageCallback,
-    argument,
     epoch_cosine_schedule,
     parameter_groups,
     resolved_arguments,
@@ -128,7 +127,7 @@ class LaennecTrainer(Trainer):
         self.specs = specs_of(losses, loss_weights)
         self.draw_seed = args.seed if args.data_seed is None else args.data_seed
         config: Any = self.model.config
-        check_balance(argument(args, "balance"), self.specs, argument(args, "task_weight"), config.frozen_encoder)
+        check_balance(args.balance, self.specs, args.task_weight, config.frozen_encoder)
         check_projection(self.specs, config.projection_dim)
         if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
             config.sampling_rate = processing_class.sampling_rate
@@ -151,7 +150,7 @@ class LaennecTrainer(Trainer):
         self._sealing = SealCheckpoints()
         for callback in (step_errors.StepCallback(self), self._sealing):
             self.add_callback(callback)
-        if (beta := argument(args, "moving_average")) is not None:
+        if (beta := args.moving_average) is not None:
             self.add_callback(MovingAverageCallback(beta))
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
@@ -164,10 +163,10 @@ class LaennecTrainer(Trainer):
 
     def _make_objective(self) -> Objective:
         """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
-        config: Any = self.model.config
-        kind = self.task_loss or argument(self.args, "task_loss") or ("bce" if config.is_multi_label else "ce")
-        settings = (argument(self.args, name) for name in ("class_weights", "focal_gamma", "task_weight", "task_views"))
-        task = TaskLoss(kind, config.is_multi_label, labels_of(self.train_dataset), config.num_labels, *settings)
+        config, args = self.model.config, self.args
+        labels, kind = labels_of(self.train_dataset), self.task_loss or args.task_loss
+        settings = (args.class_weights, args.focal_gamma, args.task_weight, args.task_views)
+        task = TaskLoss(kind, config.is_multi_label, labels, config.num_labels, *settings)
         return Objective(task, self.specs, self.draw_seed).to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -198,10 +197,10 @@ class LaennecTrainer(Trainer):
         if (made := self.optimizer) is not None:
             return made
         model = model or self.model
-        rates = (self.args.learning_rate, argument(self.args, "head_learning_rate") or self.args.learning_rate)
+        rates = (self.args.learning_rate, self.args.head_learning_rate or self.args.learning_rate)
         groups = parameter_groups(model, rates, self.args.weight_decay, set(self.get_decay_parameter_names(model)))
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
-        kind = torch.optim.Adam if argument(self.args, "adam_l2") else kind
+        kind = torch.optim.Adam if self.args.adam_l2 else kind
         settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
         self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
         return self.optimizer
@@ -210,7 +209,7 @@ class LaennecTrainer(Trainer):
         """The scheduler of the arguments, or the cosine that moves once an epoch."""
         given: Any = self.lr_scheduler
         made = super().create_scheduler(num_training_steps, optimizer)
-        if argument(self.args, "epoch_cosine") and given is None:
+        if self.args.epoch_cosine and given is None:
             epochs = max(1, round(self.args.num_train_epochs))
             steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
             self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
@@ -235,7 +234,7 @@ class LaennecTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
         self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
-        if argument(self.args, "compile_layers"):
+        if self.args.compile_layers:
             compile_layers(self.model)
         try:
             if self.model_init is None:
@@ -296,10 +295,10 @@ class LaennecTrainer(Trainer):
         if self.auxiliary_tasks is not None:
             inputs = self.auxiliary_tasks.append_recordings(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if (rho := argument(self.args, "sam_rho")) is not None:
+        if (rho := self.args.sam_rho) is not None:
             learnt = (p for p in model.parameters() if p.requires_grad)
             logged = copy.deepcopy(self._sums)
-            with sharpness_aware(learnt, rho, argument(self.args, "sam_adaptive")):
+            with sharpness_aware(learnt, rho, self.args.sam_adaptive):
                 super().training_step(model, inputs, num_items_in_batch)
             self._sums = logged
         return loss
@@ -326,8 +325,8 @@ class LaennecTrainer(Trainer):
         enter_stage(inner, stage, progress)
         # a named tuple, which transformers would take apart on its way to the device
         mix = {"token_mix": self._context["token_mix"]} if "token_mix" in self._context else {}
-        balance = argument(self.args, "balance")
-        measures = stage == Stage() and (balance is not None or argument(self.args, "log_gradients"))
+        balance = self.args.balance
+        measures = stage == Stage() and (balance is not None or self.args.log_gradients)
         with head_inputs(inner, measures) as embeddings:
             outputs = model(**inputs, **mix)
         further: dict[str, Tensor] = {}
@@ -344,7 +343,7 @@ class LaennecTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
         step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
-        with uncompiled(argument(self.args, "compile_layers")):
+        with uncompiled(self.args.compile_layers):
             output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
