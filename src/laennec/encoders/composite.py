@@ -220,11 +220,8 @@ class LayersEncoder(Wrapper):
         _chosen_layers(self.encoder, config.layers)
         self.post_init()
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
-    ) -> EncoderOutput:
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
         """Encode cycles, see `AudioEncoder.forward`; tokens are the inner encoder's."""
-        mixing = {} if token_mix is None else {"token_mix": token_mix}
         out, pooled = pooled_layers(
             self.encoder, self.config.layers, input_values=input_values, attention_mask=attention_mask, **mixing
         )
@@ -351,11 +348,8 @@ class EnsembleEncoder(AudioEncoder):
     def _init_weights(self, module: Any) -> None:
         """Leave the members as their own class made them."""
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
-    ) -> EncoderOutput:
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
         """Encode cycles, see `AudioEncoder.forward`; dimensions are those of the members, one after the other."""
-        mixing = {} if token_mix is None else {"token_mix": token_mix}
         outputs = [
             member(input_values=input_values, attention_mask=attention_mask, **mixing) for member in self.members
         ]
