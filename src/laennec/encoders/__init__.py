@@ -60,11 +60,9 @@ from laennec.encoders.transformers_audio import (
 )
 from laennec.encoders.weights.checkpoints import (
     LOADING_ERRORS,
-    checked_state,
-    loaded_strictly,
     out_of_reach,
     read_released,
-    read_safetensors,
+    read_tensors,
     read_weights,
     reason,
     refuse_larger,
@@ -166,14 +164,18 @@ def load_encoder(
     if source is None:
         if type is None:
             raise ValueError(f"an encoder with random weights needs its type: {', '.join(ENCODERS)}")
-        return _with_random_weights(type, config_overrides)
+        config = _configuration(type, {}, config_overrides)
+        with wrong_settings(f"{type} encoder"):
+            return encoder_from_config(config).eval()
     if _is_released_file(source):
         return _from_file(source, type, config_overrides)
     refuse_model_folder(source)
     if type is None and (values := saved_config(source, revision)).get("model_type") in own.known_types():
         return fill_own(own.build(own.config_from_dict(values)), source, revision)
-    kind, config = _config_of(source, type, revision, config_overrides)
-    return _from_pretrained(ENCODERS[kind], source, config, revision)
+    encoder, config = _config_of(source, type, revision, config_overrides)
+    with _one_line_errors(source):
+        refuse_larger(lambda: encoder(copy.deepcopy(config)), weight_files(source, revision=revision), source)
+        return encoder.load(source, config, revision)
 
 
 def _load_own(
@@ -185,7 +187,8 @@ def _load_own(
         return encoder.eval() if source is None else fill_own(encoder, source)
     own.register_encoder(kind)
     refuse_model_folder(source)
-    config = own.config_from_dict(saved_config(source, revision) | ({} if own.is_plain(kind) else settings))
+    values = saved_config(source, revision)
+    config = own.config_from_dict(values | settings if issubclass(kind, PreTrainedModel) else values)
     if isinstance(config, own.ModuleConfig):
         config.arguments |= settings
     encoder = own.build(config)
@@ -196,23 +199,13 @@ def _load_own(
 
 def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None = None) -> PreTrainedModel:
     """Give a user's encoder the weights of a file, a folder or the Hub, strictly."""
-    path = Path(source)
     with _one_line_errors(source):
         if not _is_released_file(source):
             refuse_model_folder(source)
             state = read_weights(source, revision)
-        elif path.suffix == ".safetensors":
-            state = read_safetensors(path)
         else:
-            state = checked_state(path, read_released(path))
+            state = read_tensors(Path(source))
         return own.load_weights(encoder, state, source)
-
-
-def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedModel:
-    """An encoder of the user's own size; errors of torch and transformers become one line."""
-    config = _configuration(kind, {}, overrides)
-    with wrong_settings(f"{kind} encoder"):
-        return encoder_from_config(config).eval()
 
 
 def encoder_class(settings: Mapping[str, Any]) -> builtins.type[nn.Module] | None:
@@ -335,7 +328,7 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
 
 def _config_of(
     source: str | Path, type: str | None, revision: str | None, overrides: dict[str, Any]
-) -> tuple[str, PreTrainedConfig]:
+) -> tuple[builtins.type[AudioEncoder], PreTrainedConfig]:
     values = encoder_values(saved_config(source, revision))
     model_type = values.get("model_type")
     for kind, encoder in ENCODERS.items():
@@ -348,7 +341,7 @@ def _config_of(
                 raise InputError(f"{source}: {error}") from error
             # private: transformers keeps a model's commit there, and nowhere else
             config._commit_hash = _commit_of(source, revision)
-            return kind, config
+            return encoder, config
     known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)
     raise InputError(f"{source}: holds a {model_type!r} model, which is not a supported encoder; give one of {known}")
 
@@ -372,19 +365,6 @@ def _commit_of(source: str | Path, revision: str | None) -> str | None:
     return found[1] if found else None
 
 
-def _from_pretrained(
-    encoder_class: type[AudioEncoder], source: str | Path, config: PreTrainedConfig, revision: str | None
-) -> PreTrainedModel:
-    settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
-    with _one_line_errors(source):
-        refuse_larger(lambda: encoder_class(copy.deepcopy(config)), weight_files(source, revision=revision), source)
-        if issubclass(encoder_class, TransformersEncoder):
-            return encoder_class.load(source, config, revision)
-        encoder, _ = loaded_strictly(encoder_class.from_pretrained, source, encoder_class.__name__, **settings)
-    ready: PreTrainedModel = encoder.eval()
-    return ready
-
-
 @contextlib.contextmanager
 def _one_line_errors(source: str | Path) -> Iterator[None]:
     """Turn what the readers of files and the Hub raise into one line."""
@@ -393,15 +373,13 @@ def _one_line_errors(source: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except LOADING_ERRORS as error:
-        raise _not_found(source, error) from error
-
-
-def _not_found(source: str | Path, error: BaseException) -> InputError:
-    if Path(source).is_dir():
-        return InputError(
-            f"{source}: no encoder can be loaded from this folder ({reason(error)}); give a folder with config.json "
-            "and model.safetensors"
-        )
-    if isinstance(error, pickle.PickleError | SafetensorError):
-        return InputError(f"{source}: its weights cannot be read ({reason(error)}); give a checkpoint of safetensors")
-    return out_of_reach(source, error)
+        if Path(source).is_dir():
+            raise InputError(
+                f"{source}: no encoder can be loaded from this folder ({reason(error)}); give a folder with "
+                "config.json and model.safetensors"
+            ) from error
+        if isinstance(error, pickle.PickleError | SafetensorError):
+            raise InputError(
+                f"{source}: its weights cannot be read ({reason(error)}); give a checkpoint of safetensors"
+            ) from error
+        raise out_of_reach(source, error) from error

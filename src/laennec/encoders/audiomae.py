@@ -22,7 +22,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from laennec.encoders.base import EncoderOutput
 from laennec.encoders.masks import zero_beyond
 from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
-from laennec.encoders.weights.checkpoints import checked_state, loaded_strictly, released_error, renamed
+from laennec.encoders.weights.checkpoints import checked_state, released_error, renamed
 from laennec.errors import InputError
 
 _HEAD_DIM = 64  # of all released sizes; no weight shows it
@@ -119,11 +119,8 @@ class AudioMaeEncoder(TransformersEncoder):
 
     @classmethod
     def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "AudioMaeEncoder":
-        """See `TransformersEncoder.load`; transformers saves ViT by earlier names, which its own loader translates."""
-        settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
-        encoder, _ = loaded_strictly(cls.from_pretrained, source, cls.__name__, **settings)
-        ready: AudioMaeEncoder = encoder.eval()
-        return ready
+        """See `AudioEncoder.load`; transformers saves ViT by earlier names, which its own loader translates."""
+        return super(TransformersEncoder, cls).load(source, config, revision)  # type: ignore[return-value]
 
     @classmethod
     def reads(cls, content: dict[str, Any]) -> bool:

@@ -6,14 +6,16 @@ once, on its class. An encoder that can exchange its patches between cycles has 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from laennec.encoders.masks import in_graph
+from laennec.encoders.weights.checkpoints import loaded_strictly
 from laennec.errors import InputError
 
 
@@ -122,6 +124,13 @@ class AudioEncoder(PreTrainedModel):
             raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")
         logits: Tensor = head(pooler_output)
         return logits
+
+    @classmethod
+    def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "AudioEncoder":
+        """An encoder with the weights of a checkpoint, float32, in eval mode."""
+        settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
+        encoder: AudioEncoder = loaded_strictly(cls.from_pretrained, source, cls.__name__, **settings)[0].eval()
+        return encoder
 
     @classmethod
     def reads(cls, content: dict[str, Any]) -> bool:

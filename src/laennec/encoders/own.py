@@ -121,9 +121,8 @@ class ModuleEncoder(PreTrainedModel):
     def _init_weights(self, module: Any) -> None:
         """Leave the module as its own class made it."""
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: Any = None) -> Any:
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> Any:
         """Encode cycles as the module does: (batch, frames, mels), (batch, frames) -> its output."""
-        mixing = {} if token_mix is None else {"token_mix": token_mix}
         return self.module(input_values=input_values, attention_mask=attention_mask, **mixing)
 
 
@@ -158,11 +157,6 @@ def known_class(name: str) -> type[nn.Module] | None:
     return next((kind for kind in known if kind.__name__ == name), None)
 
 
-def is_plain(kind: type[nn.Module]) -> bool:
-    """Whether a class is a plain module's, without a configuration of transformers' kind."""
-    return not issubclass(kind, PreTrainedModel)
-
-
 def known_types() -> set[str]:
     """The model types of users' encoders, plain modules among them."""
     return {ModuleConfig.model_type, *_models}
@@ -185,15 +179,15 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
         return _construct(kind, config)
 
 
-def from_class(kind: type[nn.Module], settings: Mapping[str, Any], mels: int | None = None) -> PreTrainedModel:
+def from_class(kind: type[nn.Module], settings: Mapping[str, Any]) -> PreTrainedModel:
     """A user's encoder with its own initial weights."""
-    if not is_plain(kind):
+    if issubclass(kind, PreTrainedModel):
         model: Any = kind
-        return as_encoder(_construct(model, _construct(model.config_class, **settings)), mels)
+        return as_encoder(_construct(model, _construct(model.config_class, **settings)))
     module = _construct(kind, **settings)
     if not isinstance(getattr(module, "config", None), Mapping):
         module.config = dict(settings)  # type: ignore[assignment]
-    return as_encoder(module, mels)
+    return as_encoder(module)
 
 
 def as_encoder(module: nn.Module, mels: int | None = None) -> PreTrainedModel:

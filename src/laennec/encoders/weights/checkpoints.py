@@ -282,7 +282,7 @@ def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
     paths = weight_files(source, revision=revision)
     if not paths:
         raise FileNotFoundError(f"there is no {_FILES[0]}")
-    return {name: value for path in paths for name, value in _read_tensors(path).items()}
+    return {name: value for path in paths for name, value in read_tensors(path).items()}
 
 
 def weight_files(source: str | Path, **hub: Any) -> list[Path]:
@@ -311,16 +311,9 @@ def _file(source: str | Path, name: str, **hub: Any) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    return checked_state(path, read_released(path)) if path.suffix == ".bin" else read_safetensors(path)
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, finite, on the CPU."""
-    state: dict[str, Tensor] = load_file(path)
-    for name, value in state.items():
-        refuse_not_finite(path, name, value)
-    return state
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, finite, on the CPU."""
+    return checked_state(path, load_file(path) if path.suffix == ".safetensors" else read_released(path))
 
 
 def refuse_not_finite(source: str | Path, name: str, value: Tensor) -> None:
