@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from laennec.errors import InputError
 from laennec.files import atomic_write, json_text, wait_for_lock
 from laennec.memory import peak_memory_mb
@@ -107,7 +109,7 @@ def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write a run record as JSON; numbers that are not finite become null."""
-    plain = _plain(record)
+    plain = to_jsonable_python(record, inf_nan_mode="null", fallback=_plain)
     text = json_text(plain, indent=2, ensure_ascii=False)
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character, of a file name that is no text
         text = json_text(plain, indent=2)
@@ -227,16 +229,5 @@ def refuse_absent_split(run: dict[str, Any], split: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
-        return value
-    if isinstance(value, float):
-        return None
-    return value if isinstance(value, str | int | bool | None) else str(value)
+    """A number or an array of numpy or torch as numbers, any other object as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
