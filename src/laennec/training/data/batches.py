@@ -168,16 +168,20 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
             if self.crop_samples:
                 views = [self._cropped(sound, number, epoch, view) for view, sound in enumerate(views)]
-        item = {
+        item = self._item(row, -1 if epoch is None else epoch, views) | {"label": label, "class_id": class_id}
+        return item if self.neighbours is None else item | self._context(self.neighbours, row, epoch)
+
+    def _item(self, row: int, epoch: int, views: list[Any]) -> dict[str, Any]:
+        """A cycle with its own label, as `collate_cycles` takes it."""
+        return {
             "waveform": views[0],
             "other_views": views[1:],
-            "label": label,
-            "class_id": class_id,
+            "label": self.targets.labels[row],
+            "class_id": self.targets.class_ids[row],
             "groups": {name: int(codes[row]) for name, codes in self.groups.items()},
-            "cycle_number": number,
-            "epoch": -1 if epoch is None else epoch,
+            "cycle_number": int(self.numbers[row]),
+            "epoch": epoch,
         }
-        return item if self.neighbours is None else item | self._context(self.neighbours, row, epoch)
 
     def _context(self, neighbours: Neighbours, row: int, epoch: int | None) -> dict[str, Any]:
         """The context cycles of a cycle, in every view, and their numbers."""

@@ -252,16 +252,7 @@ class PairDataset(CycleDataset):
         number = int(self.numbers[row])
         own = self.waveforms[row]
         pair = (own, own if second is None else self.waveforms[second])
-        first, other = (self._view(sound, number, epoch, view) for view, sound in enumerate(pair))
-        return {
-            "waveform": first,
-            "other_views": [other],
-            "label": self.targets.labels[row],
-            "class_id": 0,
-            "groups": {name: int(codes[row]) for name, codes in self.groups.items()},
-            "cycle_number": number,
-            "epoch": epoch,
-        }
+        return self._item(row, epoch, [self._view(sound, number, epoch, view) for view, sound in enumerate(pair)])
 
     def _view(self, waveform: Waveform, number: int, epoch: int, view: int) -> Waveform:
         places = counter_generator(view_seed(self.seed, view), epoch, number, "crops").random(2)
