@@ -81,11 +81,6 @@ class AudioMaeEncoder(TransformersEncoder):
     def _prepare(self) -> None:
         self.model.pooler = None  # AudioMAE has none
 
-    @property
-    def feature_size(self) -> int:
-        """Mel bins."""
-        return self.config.num_mel_bins
-
     def forward(  # type: ignore[override]
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> EncoderOutput:

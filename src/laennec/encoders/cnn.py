@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
+from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask, token_mean
 
 
 class CnnConfig(PreTrainedConfig):
@@ -144,8 +144,6 @@ class StatisticsEncoder(AudioEncoder):
         if attention_mask is None:
             attention_mask = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
         mask = attention_mask.bool()
-        weight = mask.unsqueeze(-1).to(input_values.dtype)
-        count = weight.sum(1).clamp_min(1)
-        mean = (input_values * weight).sum(1) / count
-        variance = ((input_values - mean.unsqueeze(1)).square() * weight).sum(1) / count
+        mean = token_mean(input_values, mask)
+        variance = token_mean((input_values - mean.unsqueeze(1)).square(), mask)
         return EncoderOutput(input_values, mask, torch.cat([mean, variance.sqrt()], dim=1))

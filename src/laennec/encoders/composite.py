@@ -159,9 +159,7 @@ class GroupsEncoder(Wrapper):
         if token_mix is not None:
             # (batch, groups, dim) -> (batch, dim, 1, groups) and back
             tokens = token_mix.mix(tokens.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
-        weight = real.to(tokens.dtype)[..., None]
-        pooled = (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
-        return EncoderOutput(last_hidden_state=tokens, token_mask=real, pooler_output=pooled)
+        return EncoderOutput(last_hidden_state=tokens, token_mask=real, pooler_output=token_mean(tokens, real))
 
 
 class LayersConfig(WrapperConfig):

@@ -73,7 +73,7 @@ class TransformersEncoder(AudioEncoder):
     @property
     def feature_size(self) -> int | None:
         """Values of a frame that the encoder was made for; None for any."""
-        raise NotImplementedError
+        return int(self.config.num_mel_bins)
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(batch, frames, values) and true lengths to tokens (batch, tokens, dim) and how many are real, (batch,)."""
@@ -144,13 +144,8 @@ class WhisperAudioEncoder(TransformersEncoder):
     layers_after = ("model.layer_norm",)
 
     def _prepare(self) -> None:
-        if self.feature_size == 128:
+        if self.feature_size == 128:  # from large-v3 on
             self.preset = "whisper-128"
-
-    @property
-    def feature_size(self) -> int:
-        """Mel bins: 80, or 128 from large-v3 on."""
-        return int(self.config.num_mel_bins)
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         model = self.model
@@ -239,11 +234,6 @@ class ClapAudioEncoder(TransformersEncoder):
     def _prepare(self) -> None:
         if self.config.enable_fusion:
             self.preset = "clap-fused"
-
-    @property
-    def feature_size(self) -> int:
-        """Mel bins."""
-        return int(self.config.num_mel_bins)
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         picture = self.config.spec_size * (self.config.spec_size // self.config.num_mel_bins)
