@@ -12,13 +12,14 @@ from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, attached
 from laennec.training.objectives.loss_specs import loss_specs
+from laennec.training.recipe import LossSettings
 
 
 def test_one_loss_can_be_there_twice_under_names_of_its_own():
     given = yaml.safe_load(
         "{supcon: {views: 1}, by_sex: {loss: supcon, labels: sex, missing: own_group, on: projection}}"
     )
-    first, second = loss_specs(given)
+    first, second = loss_specs(LossSettings(auxiliary=given).auxiliary)
     assert (first.is_a(SupConLoss), first.labels, first.views, first.group_key) == (True, "class", 1, None)
     assert (second.is_a(SupConLoss), second.labels, second.views, second.on) == (True, "sex", 2, "projection")
     assert second.group_key == "sex own_group"

@@ -163,8 +163,7 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
     where = f"loss.auxiliary.{name}"
     if not isinstance(given, Mapping) and given is not None:
         raise InputError(f"{where} is a group of settings, not {given!r}")
-    # YAML 1.1 reads a bare `on` as true
-    values = {"on" if key is True else key: value for key, value in (given or {}).items()}
+    values = dict(given or {})
     if (dotted := values.pop("class", None)) is not None:
         kind: type[nn.Module] = load_object(dotted, f"{where}.class", folders)
     elif (known := values.pop("loss", name)) in AUXILIARY_LOSSES:
