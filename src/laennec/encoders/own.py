@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from laennec.audio.presets import PRESETS
 from laennec.encoders.weights.checkpoints import differences, refuse_differences, wrong_settings
+from laennec.encoders.weights.fingerprint import evaluating
 from laennec.errors import InputError
 from laennec.untrusted import refuse_names
 
@@ -237,19 +238,14 @@ def _width(encoder: PreTrainedModel, name: str, mels: int | None) -> int:
     weight = next(encoder.parameters(), torch.zeros(()))
     values = torch.linspace(-1.0, 1.0, frames * size).reshape(1, frames, size).to(weight)
     mask = torch.ones(1, frames, dtype=torch.int64, device=weight.device)
-    training = [module for module in encoder.modules() if module.training]
-    encoder.eval()
     try:
-        with torch.no_grad():
+        with evaluating(encoder):
             output = encoder(input_values=values, attention_mask=mask)
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{name}: cannot encode features of shape {tuple(values.shape)} ({' '.join(str(error).split())[:200]}); it "
             "is called as encoder(input_values=..., attention_mask=...)"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
     missing = [part for part in _PARTS if not isinstance(getattr(output, part, None), Tensor)]
     if missing:
         raise InputError(

@@ -5,11 +5,13 @@ have the right digest and give the wrong embeddings. It is computed when an enco
 and compared when it is loaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laennec.errors import InputError
@@ -27,20 +29,27 @@ def fixed_input(mels: int) -> Tensor:
     return (torch.sin(0.7 * frame + 0.31 * mel) + 0.5 * torch.cos(0.011 * frame * mel)).float()[None]
 
 
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients within the block; then each module has its own mode again."""
+    training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def fingerprint(encoder: Any) -> list[float] | None:
     """Some numbers of the embedding of the fixed input; None where the weights are not there to be used."""
     weight = next(encoder.parameters())
     if weight.is_meta:
         return None
-    states = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            values = fixed_input(int(encoder.config.num_mel_bins)).to(weight.device)
-            pooled = encoder(input_values=values).pooler_output[0].float().cpu()
-    finally:
-        for module, training in states:
-            module.training = training
+    with evaluating(encoder), torch.autocast(weight.device.type, enabled=False):
+        values = fixed_input(int(encoder.config.num_mel_bins)).to(weight.device)
+        pooled = encoder(input_values=values).pooler_output[0].float().cpu()
     places = torch.linspace(0, len(pooled) - 1, min(_NUMBERS, len(pooled))).long()
     return [round(float(value), 5) for value in pooled[places]]
 
