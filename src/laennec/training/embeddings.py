@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import find_executable_batch_size
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
@@ -99,17 +98,13 @@ def embed_waveforms(
     was_training = model.training
     if was_training:
         model.eval()
-    result: NDArray[np.float32] | None = None
+    result = np.empty((len(waveforms), model.embedding_dim), np.float32)
     embed = _by_themselves if encodes_one_by_one(next(model.parameters()).device) else _in_batches
     lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
     for rows, values in embed(model, extractor, waveforms, lengths):
-        if result is None:
-            result = np.empty((len(waveforms), values.shape[1]), np.float32)
         result[rows] = values
     if was_training:
         model.train()
-    if result is None:
-        result = np.empty((0, model.embedding_dim), np.float32)
     return result
 
 
@@ -162,40 +157,22 @@ def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Has
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
     """Batches of similar length, for a GPU; from one that does not fit into memory on they are halved."""
-    most, size, failed = 256, 256, ""
-
-    def fewer() -> int:
-        nonlocal most, size
-        before, size = size, (size + 1) // 2 if size > 1 else 0
-        if size:
-            _log.warning("not enough memory for %d cycles at once; going on with %d", before, size)
-        most = size
-        return size
-
+    most = 256
     # a GPU needs larger batches than a CPU
-    for rows in length_batches(lengths, *((most, 16_000_000) if next(model.parameters()).is_cuda else ())):
-
-        def embed(rows_at_once: int, rows: list[int] = rows) -> NDArray[np.float32]:
-            nonlocal failed
-            values = []
-            for start in range(0, len(rows), rows_at_once):
-                some = rows[start : start + rows_at_once]
-                part = _embed_batch(model, extractor, [waveforms[row] for row in some])
-                if isinstance(part, str):
-                    failed = part
-                    raise RuntimeError("CUDA out of memory.")  # accelerate does not catch MemoryError
-                values.append(part)
-            return np.concatenate(values)
-
-        size = min(most, len(rows))
-        fitting = find_executable_batch_size(embed, starting_batch_size=size, reduce_batch_size_fn=fewer)
-        try:
-            values = fitting()
-        except RuntimeError as error:
-            if size:
-                raise
-            raise InputError(_too_long(lengths[rows[0]], extractor, failed)) from error
-        yield rows, values
+    for batch in length_batches(lengths, *((most, 16_000_000) if next(model.parameters()).is_cuda else ())):
+        left = batch
+        while left:
+            rows = left[:most]
+            values = _embed_batch(model, extractor, [waveforms[row] for row in rows])
+            if not isinstance(values, str):
+                yield rows, values
+                left = left[len(rows) :]
+                continue
+            if len(rows) == 1:
+                raise InputError(_too_long(lengths[rows[0]], extractor, values))
+            memory.release()
+            most = (len(rows) + 1) // 2
+            _log.warning("not enough memory for %d cycles at once; going on with %d", len(rows), most)
 
 
 def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) -> NDArray[np.float32] | str:
