@@ -94,7 +94,7 @@ def table_to_head(cycles: int) -> float:
         part = make_split("train", table, recipe, extractor, None, False)
         model = make_model(recipe, part.targets.names)
         kept = EmbeddingCache(cache, model, extractor)
-        embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
+        embeddings = embed_cycles(part.dataset, part.keys(), kept)
         head_epochs(model, EmbeddingDataset(embeddings[None], part.targets.labels[None]), None)
         head_epochs(model, part.dataset, extractor)
         return time.perf_counter() - since

@@ -26,7 +26,7 @@ def embedded_train_split(
     recipe.encoder.layers, recipe.features.context_cycles = list(layers), context_cycles
     model, extractor, split, rows = _train_split(recipe, data_dir, weights)
     cache = EmbeddingCache(cache_root(), model, extractor)
-    return embed_cycles(model, extractor, split.dataset, split.keys(), cache), rows
+    return embed_cycles(split.dataset, split.keys(), cache), rows
 
 
 def train_split_before_last_layers(

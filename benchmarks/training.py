@@ -84,7 +84,7 @@ def _embedding(model: Any, extractor: Any, part: Any) -> float:
     with tempfile.TemporaryDirectory() as cache:
         kept = EmbeddingCache(Path(cache), model, extractor)
         start = time.perf_counter()
-        embed_cycles(model, extractor, part.dataset, part.keys(), kept)  # what it returns lies on the host
+        embed_cycles(part.dataset, part.keys(), kept)  # what it returns lies on the host
         return time.perf_counter() - start
 
 
@@ -153,7 +153,7 @@ def encoding_again(setting: Setting) -> list[Row]:
         model = make_model(recipe, part.targets.names)
         with tempfile.TemporaryDirectory() as cache:
             kept = EmbeddingCache(Path(cache), model, extractor)
-            embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
+            embeddings = embed_cycles(part.dataset, part.keys(), kept)
         dataset = EmbeddingDataset(embeddings[None], part.targets.labels[None])
         head_epochs(model, dataset, None, EPOCHS)
 

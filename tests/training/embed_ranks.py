@@ -58,7 +58,7 @@ def embedded(folder, pause_s=0.0, announce=None):
     embed.embed_waveforms = counted
     try:
         cache = embed.EmbeddingCache(Path(folder), model, extractor)
-        return embed.embed_cycles(model, extractor, dataset, keys, cache), own
+        return embed.embed_cycles(dataset, keys, cache), own
     finally:
         embed.embed_waveforms = honest
 

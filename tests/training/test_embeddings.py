@@ -214,7 +214,7 @@ def test_a_process_that_hangs_over_a_shard_is_not_waited_for_for_ever(alone, tmp
     shard = shards_of([dataset.samples(row) for row in range(len(dataset))], range(len(keys) - 1))[0]
     monkeypatch.setattr("laennec.training.embeddings._PATIENCE_S", 0.2)
     with wait_for_lock(cache.place([keys[row] for row in shard])):
-        values = embed_cycles(model, extractor, dataset, keys, cache)
+        values = embed_cycles(dataset, keys, cache)
     assert np.array_equal(values, alone) and "embedding its cycles here too" in caplog.text
 
 
@@ -223,7 +223,7 @@ def test_a_set_of_cycles_that_overlaps_another_takes_what_is_there(alone, tmp_pa
     cache = EmbeddingCache(tmp_path, model, extractor)
     some = list(range(0, 200, 3))
     cache.add([keys[row] for row in some], alone[some])
-    values = embed_cycles(model, extractor, dataset, keys, cache)
+    values = embed_cycles(dataset, keys, cache)
     assert np.array_equal(values[some], alone[some]) and np.abs(values - alone).max() < 1e-5
 
 

@@ -376,7 +376,7 @@ def predict_split(
     data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
     cache = embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
+    embeddings = embed_cycles(data.dataset, data.keys(), cache)
     truth = truth_table(data.table, split, recipe.target.column, names)
     predictions = predictions_table(model, truth, embeddings)
     if model.config.smoothing:

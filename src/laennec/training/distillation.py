@@ -50,7 +50,7 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
     data = make_split("train", training.table, recipe, extractor, targets.names, train=False)  # at the teacher's rate
     model.to(training_device())  # type: ignore[arg-type]
     cache = EmbeddingCache(cache_root(), model, extractor)
-    logits = head_logits(model.head, embed_cycles(model, extractor, data.dataset, data.keys(), cache))
+    logits = head_logits(model.head, embed_cycles(data.dataset, data.keys(), cache))
     if not np.isfinite(logits).all():
         raise InputError(
             f"loss.teacher {source}: outputs NaN or infinity; check its weights, or choose another teacher"

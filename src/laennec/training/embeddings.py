@@ -217,6 +217,7 @@ class EmbeddingCache:
 
     Attributes:
         embed: Waveforms (cycles of (samples,)) -> float32 (cycles, dim).
+        dim: Width of an embedding.
     """
 
     def __init__(
@@ -227,6 +228,7 @@ class EmbeddingCache:
         backend: str = "torch",
     ) -> None:
         self.embed: Callable[[Sequence[Any]], NDArray[np.float32]] = partial(embed_waveforms, model, extractor)
+        self.dim = model.embedding_dim
         kind = next(model.parameters()).device.type  # rounding differs between devices, and between backends
         if backend == "onnx":
             from laennec.inference.backends import encoder_session
@@ -317,12 +319,7 @@ def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
 
 
 def embed_cycles(
-    model: LaennecForAudioClassification,
-    extractor: LaennecFeatureExtractor,
-    dataset: CycleDataset,
-    keys: Sequence[bytes],
-    cache: EmbeddingCache,
-    epoch: int | None = None,
+    dataset: CycleDataset, keys: Sequence[bytes], cache: EmbeddingCache, epoch: int | None = None
 ) -> NDArray[np.float32]:
     """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
 
@@ -330,7 +327,7 @@ def embed_cycles(
         float32 (cycles, dim).
     """
     if not len(dataset):
-        return np.empty((0, model.embedding_dim), np.float32)
+        return np.empty((0, cache.dim), np.float32)
     first: dict[bytes, int] = {}
     for row, key in enumerate(keys):
         first.setdefault(key, row)

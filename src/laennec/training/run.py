@@ -228,7 +228,7 @@ def fit(
     if recipe.encoder.frozen:
         with timings.measure("embedding"):
             cache = embedding_cache(recipe, model, extractor)
-            datasets = _embedded(recipe, model, extractor, training, validation, cache)
+            datasets = _embedded(recipe, model, training, validation, cache)
     elif recipe.standardises and recipe.encoder.weights is not None:
         _standardise_on_sample(recipe, model, extractor, training)
     plan = plan_phases(recipe, model, extractor, training.targets, training.table, datasets, truth)
@@ -258,7 +258,7 @@ def predict_validation(
     truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
     model.to(training_device())  # type: ignore[arg-type]
     cache = cache or embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    embeddings = embed_cycles(validation.dataset, validation.keys(), cache)
     predictions = predictions_table(model, truth, embeddings)
     points = calibrate(model, predictions, recipe.head)
     tasks = tasks_of(recipe)
@@ -267,17 +267,12 @@ def predict_validation(
 
 
 def _embedded(
-    recipe: Recipe,
-    model: LaennecForAudioClassification,
-    extractor: LaennecFeatureExtractor,
-    training: SplitData,
-    validation: SplitData,
-    cache: EmbeddingCache,
+    recipe: Recipe, model: Any, training: SplitData, validation: SplitData, cache: EmbeddingCache
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
     """Embed both splits once (training once for each augmented copy of the recipe)."""
     dataset = training.dataset
     if dataset.augmentation is None and dataset.concatenation is None:
-        copies = [embed_cycles(model, extractor, dataset, training.keys(), cache)]
+        copies = [embed_cycles(dataset, training.keys(), cache)]
         labels = [training.targets.labels]
     else:
         copies, labels = [], []
@@ -285,9 +280,9 @@ def _embedded(
         source = hashlib.sha256("\n".join(training.table["cycle_id"]).encode()).hexdigest()
         for copy in range(recipe.augment.copies):
             keys = training.keys(f"{recipe.seed} {copy} {recipe.augment} {source}")
-            copies.append(embed_cycles(model, extractor, dataset, keys, cache, copy))
+            copies.append(embed_cycles(dataset, keys, cache, copy))
             labels.append(np.stack([dataset.label_at(row, copy) for row in range(len(dataset))]))
-    held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    held_out = embed_cycles(validation.dataset, validation.keys(), cache)
     if recipe.standardises:
         model.head.standardise(torch.from_numpy(np.concatenate(copies)))
     return (

@@ -140,7 +140,7 @@ def predict_windows(
     dataset = CycleDataset(waveforms, unused, windows["cycle_id"], rate, recipe.seed, neighbours=neighbours)
     model.to(training_device())  # type: ignore[arg-type]
     keys = cycle_keys(windows, f"{rate} {filter_!r}", "", neighbours)
-    embeddings = embed_cycles(model, extractor, dataset, keys, embedding_cache(recipe, model, extractor))
+    embeddings = embed_cycles(dataset, keys, embedding_cache(recipe, model, extractor))
     return predictions_table(model, window_truth(windows, split, recipe, names), embeddings)
 
 
