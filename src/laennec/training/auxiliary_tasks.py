@@ -22,7 +22,6 @@ from accelerate.utils import recursively_apply
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from laennec.audio.augmentation import SpecAugment
 from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import mix
@@ -33,7 +32,8 @@ from laennec.errors import InputError
 from laennec.evaluation.calibration.logit_adjustment import adjusted_classes, fit_adjustments
 from laennec.evaluation.calibration.smoothing import fit_class_smoothing, smooth_logits
 from laennec.evaluation.metrics import POOR_QUALITY
-from laennec.training.data.batches import CycleDataset, collate_cycles, view_seed
+from laennec.training.data.batches import CycleDataset, collate_cycles
+from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.split_data import SplitData, load_splits, make_split
 from laennec.training.data.targets import targets_of
 from laennec.training.devices import gather_with_gradient
@@ -143,8 +143,7 @@ class AuxiliaryTasks:
     ) -> None:
         self.tasks = tasks
         self.seed = recipe.seed
-        self.spec: SpecAugment | None = recipe.augment.spec
-        self.extractor = extractor
+        self.batch_features = BatchFeatures(extractor, recipe.seed, recipe.augment.spec)
         self.recordings: dict[str, CycleDataset] = {}
         self._appended: list[tuple[Task, Tensor]] = []
         groups = dict(dataset.groups)
@@ -222,19 +221,8 @@ class AuxiliaryTasks:
                 start = int(generator.integers(0, max(1, len(sound) - length + 1)))
                 number = (item["cycle_number"] + window) % 2**62
                 items.append({**item, "waveform": sound[start : start + length], "cycle_number": number})
-        made = collate_cycles(items)
-        with torch.no_grad():
-            features, mask = self.extractor.features(made["waveforms"], made["lengths"])
-            if self.spec is not None:
-                host = made["on_host"]
-                features = self.spec(
-                    features,
-                    mask,
-                    seed=view_seed(self.seed, 0),
-                    epochs=host["epochs"],
-                    cycle_indices=host["cycle_numbers"],
-                )
-        return features, mask, torch.tensor(ids)
+        made, _ = self.batch_features(collate_cycles(items), training=True)
+        return made["input_values"], made["attention_mask"], torch.tensor(ids)
 
 
 def first_rows(outputs: Any, rows: int) -> Any:
