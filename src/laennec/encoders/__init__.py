@@ -92,7 +92,6 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
     ResNetAudioEncoder,
 )
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
-_NOT_IN_DIGEST = ("audioset_head.",)
 for _kind in (*_CLASSES, *WRAPPERS.values()):
     if _kind.config_class.model_type.startswith("laennec-"):  # transformers registers its own
         AutoConfig.register(_kind.config_class.model_type, _kind.config_class)
@@ -259,7 +258,7 @@ def encoder_digest(encoder: PreTrainedModel) -> str:
     """sha256 over names (sorted), shapes and float32 values of an encoder's weights, on any device."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
-        if name.endswith("num_batches_tracked") or name.startswith(_NOT_IN_DIGEST):
+        if name.endswith("num_batches_tracked") or name.startswith("audioset_head."):
             continue
         array = value.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
         digest.update(f"{name} {array.shape}\n".encode())

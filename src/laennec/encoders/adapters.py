@@ -12,12 +12,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from laennec.encoders.weights.checkpoints import differences, refuse_differences
+from laennec.encoders.weights.checkpoints import differences, reason, refuse_differences
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.untrusted import refuse_model_folder
@@ -131,12 +131,6 @@ def is_adapter(name: str) -> bool:
     return f".{_ADAPTER}" in name
 
 
-def adapter_state(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapters' weights under the names that peft keeps them by."""
-    state = encoder.state_dict()
-    return {_kept_name(name): value.detach().cpu().contiguous() for name, value in state.items() if is_adapter(name)}
-
-
 def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> None:
     """Write adapters, if there are any, into `folder`/adapter, as `peft.PeftModel.from_pretrained` reads them."""
     if not config.lora:
@@ -147,8 +141,10 @@ def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> N
     place = Path(folder) / ADAPTER_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     LoraConfig(**_peft_settings(lora), base_model_name_or_path=base, inference_mode=True).save_pretrained(str(place))
+    weights = {name: value for name, value in encoder.state_dict().items() if is_adapter(name)}
+    state = {_kept_name(name): value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(place / _WEIGHTS, "wb") as file:
-        file.write(save(adapter_state(encoder), metadata={"format": "pt"}))
+        file.write(save(state, metadata={"format": "pt"}))
 
 
 def with_adapter(
@@ -162,9 +158,8 @@ def with_adapter(
         file = cached_file(str(source), f"{ADAPTER_FOLDER}/{_WEIGHTS}", **(hub or {}))
         state = load_file(str(file))
     except (OSError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"{source}: cannot read the adapters in {ADAPTER_FOLDER}/{_WEIGHTS} ({first[:120]})"
+            f"{source}: cannot read the adapters in {ADAPTER_FOLDER}/{_WEIGHTS} ({reason(error)})"
         ) from error
     encoder = copy.deepcopy(encoder)  # the caller's own stays what it is
     add_lora(encoder, config.lora)

@@ -33,6 +33,7 @@ from laennec.encoders import AstEncoder, BeatsEncoder, ResNetAudioEncoder, Trans
 from laennec.encoders.adapters import stack_of
 from laennec.encoders.masks import process_count
 from laennec.encoders.transformers_audio import ClapAudioEncoder
+from laennec.encoders.weights.checkpoints import reason
 from laennec.errors import InputError
 from laennec.memory import ran_out
 
@@ -116,8 +117,7 @@ def compile_layers(model: Any, backend: Any = "inductor") -> None:
         weight = next(model.parameters())
         torch.compile(lambda x: x.sin() + 1, backend=backend)(weight.new_ones(2))
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {reason[:120]})")
+        _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {reason(error)})")
         return
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
