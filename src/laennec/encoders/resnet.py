@@ -47,7 +47,6 @@ class ResNetAudioEncoder(TransformersEncoder):
 }"""
     config_class = ResNetConfig
     source = ("resnet.modeling_resnet", "ResNetModel")
-    prefixes = ("resnet.",)
     other_parts = ("classifier.",)
     layers = "model.encoder.stages"
     feature_size = None

@@ -99,7 +99,6 @@ class Wav2Vec2Encoder(WaveformEncoder):
 }"""
     config_class = Wav2Vec2Config
     source = ("wav2vec2.modeling_wav2vec2", "Wav2Vec2Model")
-    prefixes = ("wav2vec2.",)
 
 
 class HubertEncoder(WaveformEncoder):
@@ -114,7 +113,6 @@ class HubertEncoder(WaveformEncoder):
 }"""
     config_class = HubertConfig
     source = ("hubert.modeling_hubert", "HubertModel")
-    prefixes = ("hubert.",)
 
 
 class Data2VecEncoder(WaveformEncoder):
@@ -129,7 +127,6 @@ class Data2VecEncoder(WaveformEncoder):
 }"""
     config_class = Data2VecAudioConfig
     source = ("data2vec.modeling_data2vec_audio", "Data2VecAudioModel")
-    prefixes = ("data2vec_audio.",)
 
 
 class UniSpeechEncoder(WaveformEncoder):
@@ -144,7 +141,6 @@ class UniSpeechEncoder(WaveformEncoder):
 }"""
     config_class = UniSpeechConfig
     source = ("unispeech.modeling_unispeech", "UniSpeechModel")
-    prefixes = ("unispeech.",)
 
 
 class UniSpeechSatEncoder(WaveformEncoder):
@@ -159,7 +155,6 @@ class UniSpeechSatEncoder(WaveformEncoder):
 }"""
     config_class = UniSpeechSatConfig
     source = ("unispeech_sat.modeling_unispeech_sat", "UniSpeechSatModel")
-    prefixes = ("unispeech_sat.",)
 
 
 class WavLMAudioEncoder(WaveformEncoder):
@@ -174,7 +169,6 @@ class WavLMAudioEncoder(WaveformEncoder):
 }"""
     config_class = WavLMConfig
     source = ("wavlm.modeling_wavlm", "WavLMModel")
-    prefixes = ("wavlm.",)
     _supports_sdpa = False
     # layers that torch's function takes the weights of, so that LoRA on them would have no effect
     read_past_adapters = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -52,7 +52,8 @@ class TransformersEncoder(AudioEncoder):
     """
 
     source: ClassVar[tuple[str, str]] = ("", "")  # module of transformers.models, and class
-    prefixes: ClassVar[tuple[str, ...]] = ()  # of the encoder's names in checkpoints of whole models
+    # of the encoder's names in checkpoints of whole models, beside the one that transformers' class names
+    prefixes: ClassVar[tuple[str, ...]] = ()
     other_parts: ClassVar[tuple[str, ...]] = _SPEECH_HEADS  # names in such checkpoints that are no encoder's
     config: PreTrainedConfig
     base_model_prefix = "model"
@@ -109,7 +110,8 @@ class TransformersEncoder(AudioEncoder):
         state = {_present_name(name): value for name, value in read_weights(source, revision).items()}
         encoder: TransformersEncoder = cls._from_config(config, dtype=torch.float32)
         expected = encoder.model.state_dict()
-        prefix = max(("model.", *cls.prefixes, ""), key=lambda p: sum(p + name in state for name in expected))
+        known = ("model.", f"{encoder.model.base_model_prefix}.", *cls.prefixes, "")
+        prefix = max(known, key=lambda p: sum(p + name in state for name in expected))
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         wrong = differences(found, expected)
         # index tables are computed, and not in every file
@@ -194,7 +196,6 @@ class W2vBertAudioEncoder(TransformersEncoder):
 }"""
     config_class = Wav2Vec2BertConfig
     source = ("wav2vec2_bert.modeling_wav2vec2_bert", "Wav2Vec2BertModel")
-    prefixes = ("wav2vec2_bert.",)
     preset = "w2v-bert"
 
     @property
