@@ -60,33 +60,20 @@ def check_mixing(recipe: Recipe) -> None:
         )
 
 
+@dataclass(eq=False)
 class Mixer:
-    """Mixes the batches of a run.
+    """Mixes the batches of a run."""
 
-    Args:
-        settings: The recipe's augment.mix.
-        seed: Of the draws.
-        n_labels: Number of logits.
-        contrast: Whether the clean rows are encoded too.
-        names: Label names; the Lungmix rule needs them.
-        multi_label: Whether labels are rows of flags; class numbers otherwise.
-    """
+    settings: MixSettings  # the recipe's augment.mix
+    seed: int  # of the draws
+    n_labels: int  # number of logits
+    contrast: bool = False  # whether the clean rows are encoded too
+    names: Sequence[str] = ()  # label names; the Lungmix rule needs them
+    multi_label: bool = True  # whether labels are rows of flags; class numbers otherwise
 
-    def __init__(
-        self,
-        settings: MixSettings,
-        seed: int,
-        n_labels: int,
-        contrast: bool = False,
-        names: Sequence[str] = (),
-        multi_label: bool = True,
-    ) -> None:
-        self.settings = settings
-        self.seed = seed
-        self.n_labels = n_labels
-        self.contrast = contrast
-        hard = settings.labels == "lungmix"
-        self.union = label_union(names, multi_label, "augment.mix.labels: lungmix") if hard else None
+    def __post_init__(self) -> None:
+        hard, where = self.settings.labels == "lungmix", "augment.mix.labels: lungmix"
+        self.union = label_union(self.names, self.multi_label, where) if hard else None
 
     def generator(self, context: Mapping[str, Tensor]) -> np.random.Generator:
         """The random numbers of one batch, from its `epochs` and `cycle_numbers`, in whatever order they stand."""
