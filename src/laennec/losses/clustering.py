@@ -34,7 +34,7 @@ class DeepClusteringLoss(Loss):
     Prefer: a loss with labels, and this one in addition: it separates clusters of any cause.
 
     Args:
-        clusters: Number of clusters.
+        clusters: Number of clusters; the default sizes are the published ones.
         dim: Of the group embeddings.
         alpha: Degrees of freedom of the Student t.
         reduction: "mean" over cycles and groups, or "sum" (the authors').
@@ -52,7 +52,7 @@ class DeepClusteringLoss(Loss):
     soft_labels: ClassVar[bool] = True
     on: ClassVar[str] = "bottleneck"
 
-    def __init__(self, clusters: int, dim: int, *, alpha: float = 1.0, reduction: str = "mean") -> None:
+    def __init__(self, clusters: int = 4, dim: int = 128, *, alpha: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         if min(clusters, dim, alpha) <= 0:
             raise ValueError(f"clusters {clusters}, dim {dim} and alpha {alpha} must be positive")
@@ -133,7 +133,7 @@ class ClusterSimilarityLoss(Loss):
     soft_labels: ClassVar[bool] = True
     on: ClassVar[str] = "vectors"
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int = 128) -> None:
         super().__init__()
         self.matrix = nn.Parameter(torch.empty(dim, dim))
         self.reset_parameters()

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from laennec.head import LaennecOutput
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, GradientReversal
-from laennec.training.objectives.loss_specs import CLUSTER_WIDTH, LossSpec
+from laennec.training.objectives.loss_specs import LossSpec
+
+_CLUSTER_WIDTH = 128  # as published
 
 
 class AuxiliaryHeads(nn.Module):
@@ -49,7 +51,7 @@ class AuxiliaryHeads(nn.Module):
         self._tokens: tuple[Tensor, Tensor] | None = None
         centers: Any = next((s.inner for s in specs if s.is_a(DeepClusteringLoss)), None)
         similarity: Any = next((s.inner for s in specs if s.is_a(ClusterSimilarityLoss)), None)
-        width = CLUSTER_WIDTH if similarity is None else len(similarity.matrix)  # of a cluster's vector
+        width = _CLUSTER_WIDTH if similarity is None else len(similarity.matrix)  # of a cluster's vector
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             widths = {s.name: width if s.on == "clusters" else dim for s in specs}

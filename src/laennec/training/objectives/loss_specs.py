@@ -36,7 +36,6 @@ from laennec.training.data.targets import LABEL_COLUMNS, MISSING, Codes, GroupTa
 
 CLASS, CYCLE = "class", "cycle"  # labels that need no column
 INPUTS = ("embedding", "projection", "clusters")
-CLUSTERS, CLUSTER_WIDTH = 4, 128  # the published numbers
 # losses that take the frame groups of each cycle, not pairs of cycles
 CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss)
 # keys of a recipe's entry that are no arguments of the loss
@@ -180,15 +179,11 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
         own["project_mixed"] = values.pop("project_mixed", False)
     if isinstance(own.get("labels"), bool | int):
         own["labels"] = str(own["labels"])
-    sizes: dict[Any, Any] = {
-        DeepClusteringLoss: {"clusters": CLUSTERS, "dim": CLUSTER_WIDTH},
-        ClusterSimilarityLoss: {"dim": CLUSTER_WIDTH},
-    }
     try:
         weight = _weight(values.pop("weight", 1.0))
         schedule = WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
         with torch.random.fork_rng(devices=[]):  # `AuxiliaryHeads` draws the weights of losses over clusters, by seed
-            loss = kind(**(sizes.get(kind, {}) | values))
+            loss = kind(**values)
     except (TypeError, ValueError, RuntimeError) as error:
         said = str(error).split("__init__() ")[-1]
         raise InputError(f"{where}: {said}{_meant(said, kind)}") from error
