@@ -223,7 +223,7 @@ def _trainer_state(folder: Path, content: bytes) -> object:
     shutil.rmtree(folder / "checkpoint-2", ignore_errors=True)
     (folder / "checkpoint-2").mkdir()
     (folder / "checkpoint-2" / "trainer_state.json").write_bytes(content)
-    seal(folder / "checkpoint-2", {"processes": 1})
+    seal(folder / "checkpoint-2", 1)
     return last_whole(folder)
 
 

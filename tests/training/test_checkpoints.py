@@ -40,7 +40,7 @@ def make_best(folder, step):
     state["best_model_checkpoint"] = str(folder / f"checkpoint-{step}")
     (newest / "trainer_state.json").write_text(json.dumps(state))
     (newest / MANIFEST).unlink()
-    seal(newest, {"processes": 1})
+    seal(newest, 1)
 
 
 def damages():

@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.errors import InputError, Terminated
 from laennec.files import atomic_write, json_text
@@ -33,18 +32,18 @@ _TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
 
 
-def write_weights(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the weights of a checkpoint under the names that they have in the model.
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights under the names that they have in the model.
 
     `save_pretrained` writes some under the names of older releases of transformers, and `load_state_dict`, by which a
     Trainer resumes, would skip them with a warning.
     """
-    with atomic_write(checkpoint / SAFE_WEIGHTS_NAME, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"}))
 
 
-def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:
-    """Sync and hash every file of a checkpoint, and write its manifest last."""
+def seal(checkpoint: Path, processes: int) -> None:
+    """Sync and hash every file of a checkpoint of so many processes, and write its manifest last."""
     files = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:
@@ -52,7 +51,7 @@ def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     with atomic_write(checkpoint / MANIFEST) as manifest:
-        manifest.write(json_text({**(facts or {}), "files": files}, indent=1))
+        manifest.write(json_text({"processes": processes, "files": files}, indent=1))
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -78,6 +77,10 @@ def check_whole(checkpoint: Path, world_size: int = 1) -> None:
     """Refuse a checkpoint that cannot be resumed."""
     if wrong := damage(checkpoint) or _damage_of_best(checkpoint):
         raise InputError(f"{checkpoint}: the checkpoint is not whole ({wrong}); resume from another one")
+    _check_processes(checkpoint, world_size)
+
+
+def _check_processes(checkpoint: Path, world_size: int) -> None:
     wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
     if wrote != world_size:
         raise InputError(
@@ -96,7 +99,7 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
         checkpoint = found[step]
         wrong = damage(checkpoint) or _damage_of_best(checkpoint)
         if wrong is None:
-            check_whole(checkpoint, world_size)
+            _check_processes(checkpoint, world_size)
             return checkpoint
         _log.warning("%s: not whole (%s); training continues from the one before it", checkpoint, wrong)
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -149,7 +152,7 @@ class SealCheckpoints(TrainerCallback):
         if args.world_size > 1:
             torch.distributed.barrier()
         if args.should_save and self.checkpoint is not None:
-            seal(self.checkpoint, {"processes": args.world_size})
+            seal(self.checkpoint, args.world_size)
         if args.world_size > 1:
             torch.distributed.barrier()
 

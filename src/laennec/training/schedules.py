@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -26,12 +26,11 @@ from laennec.corpora.base import column_of
 from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.errors import InputError
 from laennec.extension import load_object
-from laennec.files import atomic_write
 from laennec.head import HeadModel
 from laennec.progress import Progress
 from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.checkpoints import train_or_resume
+from laennec.training.checkpoints import train_or_resume, write_weights
 from laennec.training.coverage import coverage_lines
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset
 from laennec.training.data.mixing import Mixer
@@ -282,8 +281,7 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, watch: Any = N
         state = {name: getattr(trainer.state, name) for name in ("log_history", "best_metric", "best_global_step")}
         if len(plan.phases) > 1 and trainer.is_world_process_zero():  # an interrupted run continues from here
             write_record(kept, state)
-            with atomic_write(finished, "wb") as file:
-                file.write(save({k: v.contiguous() for k, v in whole.state_dict().items()}))
+            write_weights(finished, whole.state_dict())
         result.add(phase, state)
     return result
 

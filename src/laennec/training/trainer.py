@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
@@ -413,7 +414,7 @@ class LaennecTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
             return
         self._sealing.checkpoint = folder
-        write_weights(folder, {k: v for k, v in state.items() if not model.is_frozen(k)})
+        write_weights(folder / SAFE_WEIGHTS_NAME, {k: v for k, v in state.items() if not model.is_frozen(k)})
         write_record(folder / SUMS, self._sums.to_dict())
 
     def _load_best_model(self) -> None:
