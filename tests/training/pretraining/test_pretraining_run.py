@@ -233,7 +233,7 @@ def test_spread_tells_a_collapsed_embedding(tiny_recipe, tmp_path):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(1))
             self.config = None
-            self.collapsed = collapsed
+            self.collapsed, self.embedding_dim = collapsed, 8
 
         def embed(self, values, mask):
             draw = torch.Generator().manual_seed(int(values.sum().abs()))

@@ -74,36 +74,32 @@ def pretraining_set(
     if not chosen:
         raise InputError(f"pretrain.splits: no cycles in {' and '.join(settings.splits)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
-    hashes = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
-    people = column_of(table, "patient_id")
-    held_out_patient = [patient in patients for patient in people]
-    held_out_recording = [
-        patient is None and recording in recordings
-        for patient, recording in zip(people, column_of(table, "recording_id"), strict=True)
-    ]
-    named_out = [any(out) for out in zip(held_out_patient, held_out_recording, strict=True)]
-    copies = [sound in sounds and not out for sound, out in zip(hashes, named_out, strict=True)]
-    kept = [row for row, out in enumerate(zip(named_out, copies, strict=True)) if not any(out)]
-    if not kept:
+    rows = table.select_columns(["patient_id", "recording_id", "audio_sha256"]).to_pandas()
+    unknown, held_out_patient = rows["patient_id"].isna(), rows["patient_id"].isin(patients)
+    held_out_recording = unknown & rows["recording_id"].isin(recordings)
+    named_out = held_out_patient | held_out_recording
+    copies = rows["audio_sha256"].map(lambda sound: alike.get(sound, sound)).isin(sounds) & ~named_out
+    kept = np.flatnonzero(~(named_out | copies))
+    if not len(kept):
         known = len(patients_of(table))
         by, count = ("patient", known) if known else ("recording", len(set(table["recording_id"])))
         raise InputError(
             f"pre-training: all {count} {by}s of {' and '.join(wanted)} are in {' or '.join(held_out)} too, which are "
             f"held out; choose a corpus.protocol that splits by {by}"
         )
-    if held_out and (unknown := people.count(None)):
+    if held_out and unknown.any():
         _log.warning(
             "%d of %d cycles have no patient: they are kept apart from %s by recording and by sound, and a person may "
             "be in both",
-            unknown,
-            len(people),
+            unknown.sum(),
+            len(rows),
             " and ".join(held_out),
         )
     left_out = {
-        "cycles of patients who are in test or validation": sum(held_out_patient),
+        "cycles of patients who are in test or validation": int(held_out_patient.sum()),
         "patients who are in test or validation": len(patients & patients_of(table)),
-        "cycles of unknown patients whose recording is in test or validation": sum(held_out_recording),
-        "cycles whose sound is in test or validation": sum(copies),
+        "cycles of unknown patients whose recording is in test or validation": int(held_out_recording.sum()),
+        "cycles whose sound is in test or validation": int(copies.sum()),
     }
     table, windows = _cut_whole_recordings(table.select(kept), settings.window_s, settings.hop_s)
     return PretrainingSet(table, left_out, windows)
