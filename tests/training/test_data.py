@@ -219,7 +219,7 @@ def labelled_audio(tmp_path):
     for number in range(3):
         paths.append(str(tmp_path / f"{number}.wav"))
         soundfile.write(paths[-1], 0.1 * rng.standard_normal(8000), 4000)
-    columns = {"audio": paths, "stridor": [0, 1, None], "rhonchi": [1, 1, 0], "kind": ["a", "b", "a"]}
+    columns = {"audio": paths, "stridor": [0, 1, None], "rhonchi": [1, 1, 0], "label": ["a", "b", "a"]}
     return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
 
 
@@ -228,10 +228,9 @@ def test_any_table_with_audio_and_labels_is_a_data_set(labelled_audio):
     data = dataset_from_table(labelled_audio, extractor, ["stridor", "rhonchi"])
     assert data.targets.labels.tolist() == [[0, 1], [1, 1]] and len(data) == 2
     assert data.waveforms.lengths.tolist() == [len(data[0]["waveform"])] * 2 == [32000] * 2
-    classes = dataset_from_table(labelled_audio, extractor, ["a", "b"], "single_label", column="kind")
-    assert (
-        classes.targets.labels.tolist() == [0, 1, 0] and len(collate_cycles([classes[0], classes[1]])["lengths"]) == 2
-    )
+    classes = dataset_from_table(labelled_audio, extractor, ["a", "b"], "single_label")
+    assert classes.targets.labels.tolist() == [0, 1, 0]
+    assert len(collate_cycles([classes[0], classes[1]])["lengths"]) == 2
     half = labelled_audio.add_column("start_s", [0.5] * 3).add_column("end_s", [1.5] * 3)
     assert len(dataset_from_table(half, extractor, ["rhonchi"])[0]["waveform"]) == 16000
 

@@ -116,7 +116,6 @@ def dataset_from_table(
     problem_type: str = "multi_label",
     augmentation: Any = None,
     seed: int = 0,
-    column: str | None = None,
 ) -> CycleDataset:
     """Make a data set of any table of recordings with labels, without a recipe.
 
@@ -124,13 +123,12 @@ def dataset_from_table(
         table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
             `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
         feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
-        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `column`.
+        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `label`.
         problem_type: "multi_label" or "single_label".
         augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
         seed: Of all draws.
-        column: Column of the class; None for "label".
     """
-    settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
+    settings = TargetSettings.model_validate({"problem_type": problem_type, "names": list(labels)})
     targets = targets_of(table, settings, list(labels))
     table = table.select(targets.kept)
     names, rate = table.column_names, feature_extractor.sampling_rate
