@@ -176,9 +176,9 @@ CASES = {
         lambda loss, x, y, order: test_clustering.naive_divergence(x, loss.centers.detach()) / (2 * len(x)),
     ),
     "clustering, sum": Case(
-        lambda: DeepClusteringLoss(3, DIM, reduction="sum"),
+        lambda: DeepClusteringLoss(3, DIM, alpha=2.5, reduction="sum"),
         lambda loss, x, y, order: loss(x),
-        lambda loss, x, y, order: test_clustering.naive_divergence(x, loss.centers.detach()),
+        lambda loss, x, y, order: test_clustering.naive_divergence(x, loss.centers.detach(), 2.5),
     ),
     "cluster_similarity": Case(
         lambda: ClusterSimilarityLoss(DIM),
