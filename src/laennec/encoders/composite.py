@@ -34,9 +34,13 @@ COMBINATIONS = ("concatenate", "weighted_mean")
 
 
 class WrapperConfig(PreTrainedConfig):
-    """A wrapper's configuration around that of the inner encoder (or its dict)."""
+    """A wrapper's configuration around that of the inner encoder.
 
-    encoder_config: Any = None
+    Where the inner configuration has a number of mel bins, `fingerprint` holds the embedding of the fixed input of
+    `laennec.encoders.weights.fingerprint`, or None where the wrapper was never saved.
+    """
+
+    encoder_config: Any = None  # of the inner encoder (or its dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the inner configuration; the width of the embedding follows from it."""
@@ -59,20 +63,14 @@ class WrapperConfig(PreTrainedConfig):
 
 
 class GroupsConfig(WrapperConfig):
-    """Configuration of `GroupsEncoder`.
-
-    Args:
-        encoder_config: The inner encoder's configuration (or its dict).
-        group_frames: Frames of a group.
-        group_step: Frames from the start of a group to that of the next.
-    """
+    """Configuration of `GroupsEncoder`, which has no fingerprint."""
 
     model_type = "laennec-groups"
 
     geometry_names: ClassVar[str] = "group_frames and group_step"
     has_fingerprint: ClassVar[bool] = False
-    group_frames: int = 20
-    group_step: int = 15
+    group_frames: int = 20  # frames of a group
+    group_step: int = 15  # frames from the start of a group to that of the next
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the sizes."""
@@ -163,22 +161,15 @@ class GroupsEncoder(Wrapper):
 
 
 class LayersConfig(WrapperConfig):
-    """Configuration of `LayersEncoder`.
-
-    Args:
-        encoder_config: The inner encoder's configuration (or its dict).
-        layers: Numbers of layers, from 1 or from -1 backwards; "embedding" for the inner encoder's own embedding.
-        widths: The width of each.
-        combination: "concatenate", or "weighted_mean" of layers of one width with weights that are trained.
-        fingerprint: As that of an ensemble.
-    """
+    """Configuration of `LayersEncoder`."""
 
     model_type = "laennec-layers"
     geometry_names: ClassVar[str] = "layers and combination"
 
+    # numbers from 1 or from -1 backwards; "embedding" for the inner encoder's own embedding
     layers: list[int | str] = None  # type: ignore[assignment]
-    widths: list[int] = None  # type: ignore[assignment]
-    combination: str = COMBINATIONS[0]
+    widths: list[int] = None  # type: ignore[assignment]  # of each layer
+    combination: str = COMBINATIONS[0]  # or "weighted_mean" of layers of one width, with weights that are trained
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the layers; the width of the embedding follows from theirs."""
@@ -303,18 +294,11 @@ def _chosen_layers(encoder: nn.Module, layers: Sequence[int | str]) -> list[nn.M
 
 
 class EnsembleConfig(WrapperConfig):
-    """Configuration of `EnsembleEncoder`.
-
-    Args:
-        encoder_config: The configuration of each member (or its dict).
-        members: How many there are.
-        fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.weights.fingerprint`; None
-            where it was never saved, or the members' configuration has no number of mel bins.
-    """
+    """Configuration of `EnsembleEncoder`; the inner encoder is that of each member."""
 
     model_type = "laennec-ensemble"
 
-    members: int = 1
+    members: int = 1  # how many there are
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the number; the embeddings of the members are concatenated."""
