@@ -80,9 +80,7 @@ def process_count_of_launch() -> int:
 def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
     """Transformers' settings of where to compute, and of how batches get there.
 
-    Args:
-        workers: Processes that read batches; None for none on a CPU, and up to 8 beside a GPU.
-        gpu: Whether there is one.
+    Without a number of `workers`, no process reads batches beside a CPU, and up to 8 beside a GPU.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -206,13 +206,7 @@ def mask_views(settings: PretrainSettings) -> SpecAugment | None:
 
 
 def crop(waveform: Waveform, samples: int, where: float) -> Waveform:
-    """A stretch of a cycle.
-
-    Args:
-        waveform: (samples,).
-        samples: How long; the whole of a cycle that is no longer.
-        where: In [0, 1): from the start of the cycle to as late as it fits.
-    """
+    """A stretch of a cycle, all of a shorter one; `where` in [0, 1) is from its start to as late as it fits."""
     start = int(where * (max(len(waveform) - samples, 0) + 1))
     return waveform[start : start + samples]
 
