@@ -344,7 +344,7 @@ def _reliability(content: Content, split: str | None) -> Table:
         )
         cells = [row["promise"], "yes" if row["held"] else "**no**", seen, f"`{row['command']}`", when]
         rows.append([cell.replace("|", "&#124;") for cell in cells])
-    return Table(["promise", "held", "seen", "by", "when"], rows)
+    return Table(["claim", "passed", "evidence", "command", "when"], rows)
 
 
 def _operating_point(content: Content, split: str | None) -> Table:

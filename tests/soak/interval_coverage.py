@@ -24,11 +24,10 @@ from rows import keep, parser_of
 from laennec.evaluation.comparison.statistics import compare_methods, run_figures
 from laennec.evaluation.intervals import patient_codes, patient_intervals
 from laennec.evaluation.predictions import Predictions, effective_numbers, point_values, read_predictions, statistics_of
+from laennec.evaluation.summary import figure_name
 
 PATIENTS = (20, 41, 51, 100, 160)
 FIGURES = ("crackle.roc_auc", "wheeze.roc_auc", "icbhi.Score", "crackle.average_precision", "wheeze.recall")
-
-
 AREAS = FIGURES[:2]
 MIN_SIZE = 20  # with so few patients intervals are called rough
 
@@ -77,7 +76,7 @@ def main() -> None:
     how = {"problem_type": "multi_label", "label_names": LABELS, "thresholds": thresholds}
     truth, of_other = (point_values(read_predictions(table, **how)) for table in (rows, of_half(rows)))
     of_patient = [group for _, group in rows.groupby("patient_id")]
-    draw, figures, worst = np.random.default_rng(options.seed), {}, 1.0
+    draw, figures, worst = np.random.default_rng(options.seed), defaultdict(list), 1.0
     for size in PATIENTS:
         held = defaultdict(list)
         for _ in range(options.studies):
@@ -97,19 +96,20 @@ def main() -> None:
                     held[name, "difference"].append(bounds[0] <= of_other[name] - truth[name] <= bounds[1])
         for name in FIGURES:
             both = [100 * np.mean(held[name, kind]) for kind in ("ours", "percentiles")]
-            figures[f"{name}, {size} patients"] = f"{both[0]:.0f} % ({both[1]:.0f} %)"
+            figures[figure_name(name)].append(f"{both[0]:.0f} ({both[1]:.0f})")
             worst = min(worst, both[0] / 100) if name in AREAS else worst
         for name in AREAS:
             share = np.mean(held[name, "difference"])
-            figures[f"difference of {name}, {size} patients"] = f"{100 * share:.0f} %"
+            figures[f"difference of {figure_name(name)}"].append(f"{100 * share:.0f}")
             worst = min(worst, share + 0.02) if size > MIN_SIZE else worst
-        print(size, figures, flush=True)
+        print(size, dict(figures), flush=True)
     keep(
         options.out,
         "coverage",
-        "95 % intervals over patients cover the true value in simulated studies (in brackets: bootstrap percentiles); "
-        "checked: at least 92 % for every AUROC, and 90 % for differences of AUROCs with more than 20 patients",
-        figures,
+        f"95 % intervals over patients cover the true value in simulated studies of {', '.join(map(str, PATIENTS))} "
+        "patients, in % (in brackets: bootstrap percentiles); checked: at least 92 % for every AUROC, and 90 % for "
+        "differences of AUROCs with more than 20 patients",
+        {name: ", ".join(shares) for name, shares in figures.items()},
         held=worst >= 0.92,
     )
 
