@@ -163,6 +163,10 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
         ({"seeds": [0, 0]}, "two runs are called"),
         ({"seeds": [-1]}, "seeds.0: is -1; it must be greater than or equal to 0"),
         ({"splits": "none"}, "splits: is 'none'; it must be 'shared' or 'own'"),
+        (
+            {"folds": [0, 7], "axes": {"corpus.protocol": ["patient-5fold"]}},
+            "no fold 7; patient-5fold has",
+        ),
         ({"axes": {"train.epoks": [1]}}, "did you mean 'train.epochs'"),
         ({"axes": {"label_fractions": [0.0]}}, "label_fraction"),
         ({"axes": {"encoders": "mn04"}}, "must be a list of values"),

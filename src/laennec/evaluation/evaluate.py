@@ -357,7 +357,7 @@ def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], con
     """What the command prints: data, scores, the thresholds in use, notes, smoothing and windows."""
     lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
     if shown := decision_text(evaluation):
-        lines.append(f"a label is predicted: {shown} (calibrated probability)")
+        lines.append(f"a label is predicted: {shown} (probability after calibration)")
     if smoothed := smoothing_text(config.smoothing):
         lines.append(smoothed)
     lines += [f"note: {note}" for note in fitting_notes(config, "events")]

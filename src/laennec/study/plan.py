@@ -360,11 +360,15 @@ def _cells(
         for axis, label in places.items():
             settings |= axes[axis][label]
         name = ", ".join([title, *(places[axis] for axis in varied)])
-        Recipe.from_yaml(recipe, **{**settings, "name": name})
+        corpora = Recipe.from_yaml(recipe, **{**settings, "name": name}).corpus.each
+        folds = method.folds or study.folds or (None,)
+        last = max(fold or 0 for fold in folds)
+        if last > 4 and any(one.protocol == "patient-5fold" for one in corpora):
+            raise InputError(f"{path}: folds: there is no fold {last}; patient-5fold has folds 0 to 4")
         pretrained = ", ".join([title, *(places[axis] for axis in matter)]) if method.pretrain else ""
         cells += [
             Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title, evaluate)
             for seed in method.seeds or study.seeds
-            for fold in method.folds or study.folds or (None,)
+            for fold in folds
         ]
     return cells
