@@ -1,6 +1,7 @@
 """`laennec compare`: compare runs, paired by patients."""
 
 import argparse
+from pathlib import Path
 
 from laennec.cli.common import chosen
 from laennec.evaluation.comparison.evaluations import compared_folders
@@ -28,8 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.comparison.runs import compare_runs
 
     names = ("split", "baseline", "group_seeds", "out")
-    made = compare_runs(options.sources, command=options.line, **chosen(options, *names))
-    say(*made.summary.splitlines())
-    for name in ("compare.html", "compare.png", "compare.json"):
-        say(f"{name.split('.')[1]}: {made.folder / name}")
+    say(*compare_runs(options.sources, command=options.line, **chosen(options, *names)).splitlines())
+    for kind in ("html", "png", "json"):
+        say(f"{kind}: {Path(options.out) / 'compare'}.{kind}")
     return 0

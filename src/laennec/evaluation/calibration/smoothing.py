@@ -125,7 +125,7 @@ def choose_smoothing(
         return float(np.mean(areas)) if areas else None
 
     tried = {strength: ranking(strength) for strength in STRENGTHS}
-    best = max(tried, key=lambda strength: -1.0 if tried[strength] is None else float(tried[strength] or 0.0))
+    best = max(tried, key=lambda strength: tried[strength] or 0.0)
     return {
         "strength": best,
         "figure": "roc_auc_macro",

@@ -6,7 +6,6 @@ and only if they differ in nothing but the seed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,6 @@ _OWN_TO_A_SEED = ("seed", "output_dir")
 _FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The folder of a comparison, its table as text, and the content of compare.json."""
-
-    folder: Path
-    summary: str
-    content: dict[str, Any]
-
-
 def compare_runs(
     sources: Sequence[str | Path],
     *,
@@ -48,8 +38,8 @@ def compare_runs(
     group_seeds: bool | None = None,
     out: str | Path = "comparison",
     command: str = "",
-) -> Comparison:
-    """Compare runs that were scored on the same split.
+) -> str:
+    """Compare runs that were scored on the same split; the comparison as text.
 
     Args:
         sources: Folders of runs, or of evaluations.
@@ -85,7 +75,7 @@ def compare_runs(
         },
     }
     _write(Path(out), content)
-    return Comparison(Path(out), format_comparison(content), content)
+    return format_comparison(content)
 
 
 def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
