@@ -50,8 +50,7 @@ def commands_page() -> str:
         "",
         "`laennec COMMAND --help` prints the same. Errors that a user can fix are one line, exit code 2.",
     ]
-    for module, help in COMMANDS.items():
-        name = module.__name__.rsplit(".", 1)[-1]
+    for name, help in COMMANDS.items():
         text = actions.choices[name].format_help().strip()
         lines += ["", f"## laennec {name}", "", f"{help[0].upper()}{help[1:]}.", "", "```text", text, "```"]
     return "\n".join(lines) + "\n"

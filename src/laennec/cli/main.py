@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import importlib
 import logging
 import os
 import re
@@ -23,59 +24,35 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from laennec import __version__
-from laennec.cli import (
-    app,
-    benchmark,
-    calibrate,
-    card,
-    compare,
-    embed,
-    ensemble,
-    env,
-    evaluate,
-    export,
-    predict,
-    prepare,
-    pretrain,
-    push,
-    recipes,
-    report,
-    review,
-    search,
-    study,
-    train,
-)
-from laennec.cli import (
-    map as map_page,
-)
 from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
 from laennec.files import system_error
 from laennec.memory import asked_for, ran_out
 from laennec.terminal import OneLine, complain
 
+# names of the modules of this folder
 COMMANDS = {
-    recipes: "list the recipes that come with laennec, or copy one",
-    prepare: "check a corpus on disk, count its cycles, decode it into the cache, or export it",
-    train: "train a model by a recipe",
-    pretrain: "pre-train the encoder of a recipe without labels",
-    evaluate: "score a model on a test split and write a report",
-    benchmark: "enter a model or predictions in a benchmark with fixed splits, or check result files",
-    calibrate: "fit the calibration and thresholds of a run again on its validation predictions",
-    ensemble: "combine runs with different seeds into one ensemble",
-    report: "write the report of an evaluation again, with an embedding map and the worst errors",
-    compare: "compare runs that were scored on the same split, paired by patients",
-    study: "run a study (many recipes, seeds and settings) and compare its methods",
-    export: "export the model of a run in a format for sharing",
-    card: "write the model card of a run",
-    push: "upload the model of a run to the Hub (private by default)",
-    predict: "predict crackles and wheezes over time in recordings",
-    embed: "embed recordings, or the cycles of a corpus, into Parquet",
-    search: "find the embedded spans that sound most like a recording",
-    map_page: "write a page with a map of embedded spans, their sounds, and linear probes of the embedding",
-    review: "review what a model predicts, span by span; the answers become a corpus",
-    app: "serve a web page that predicts uploaded recordings",
-    env: "print versions for a bug report, and check decoding, the cache and a model",
+    "recipes": "list the recipes that come with laennec, or copy one",
+    "prepare": "check a corpus on disk, count its cycles, decode it into the cache, or export it",
+    "train": "train a model by a recipe",
+    "pretrain": "pre-train the encoder of a recipe without labels",
+    "evaluate": "score a model on a test split and write a report",
+    "benchmark": "enter a model or predictions in a benchmark with fixed splits, or check result files",
+    "calibrate": "fit the calibration and thresholds of a run again on its validation predictions",
+    "ensemble": "combine runs with different seeds into one ensemble",
+    "report": "write the report of an evaluation again, with an embedding map and the worst errors",
+    "compare": "compare runs that were scored on the same split, paired by patients",
+    "study": "run a study (many recipes, seeds and settings) and compare its methods",
+    "export": "export the model of a run in a format for sharing",
+    "card": "write the model card of a run",
+    "push": "upload the model of a run to the Hub (private by default)",
+    "predict": "predict crackles and wheezes over time in recordings",
+    "embed": "embed recordings, or the cycles of a corpus, into Parquet",
+    "search": "find the embedded spans that sound most like a recording",
+    "map": "write a page with a map of embedded spans, their sounds, and linear probes of the embedding",
+    "review": "review what a model predicts, span by span; the answers become a corpus",
+    "app": "serve a web page that predicts uploaded recordings",
+    "env": "print versions for a bug report, and check decoding, the cache and a model",
 }
 _SOON_S = 0.02
 _AGAIN_S = 8.0  # after which a termination that nothing came of is repeated
@@ -215,8 +192,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"laennec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module, help in COMMANDS.items():
-        name = module.__name__.rsplit(".", 1)[-1]
+    for name, help in COMMANDS.items():
+        module = importlib.import_module(f"laennec.cli.{name}")
         epilog = _SETTINGS if name in _TRAIN else None
         # no abbreviations: --over would mean --overwrite to us and a setting of the recipe to its reader
         made = commands.add_parser(name, help=help, description=help, epilog=epilog, allow_abbrev=False)
