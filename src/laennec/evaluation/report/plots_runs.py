@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -49,8 +50,8 @@ _Rows = Mapping[str, list[dict[str, Any]]]
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None = None) -> dict[str, Figure]:
     """The plots of a training from one history entry per epoch: "training", "validation_percent" and the like."""
     axis = _EpochAxis(history, best_epoch)
-    terms, measured = _lines(history, "loss_terms"), _lines(history, "validation")
-    total = _lines([{"": {"total loss": entry.get("loss")}} for entry in history], "")
+    terms, measured = (_lines([entry.get(key) or {} for entry in history]) for key in ("loss_terms", "validation"))
+    total = _lines([{"total loss": entry.get("loss")} for entry in history])
     losses = total | terms | {f"validation {n}": line for n, line in measured.items() if "loss" in n}
     metrics = {n: line for n, line in measured.items() if "loss" not in n}
     percent = {n: line for n, line in metrics.items() if np.nanmax(line) > 1.5}
@@ -109,12 +110,10 @@ class _EpochAxis:
         styled_title(axes, title)
 
 
-def _lines(history: Sequence[dict[str, Any]], key: str) -> dict[str, Line]:
-    """Every number under `key` as one line over the epochs."""
-    names = dict.fromkeys(name for entry in history for name in entry.get(key) or {})
-    values = {name: [(entry.get(key) or {}).get(name) for entry in history] for name in names}
-    lines = {n: [float(v) if isinstance(v, int | float) else np.nan for v in line] for n, line in values.items()}
-    return {name: line for name, line in lines.items() if not np.isnan(line).all()}
+def _lines(epochs: Sequence[dict[str, Any]]) -> dict[str, Line]:
+    """Every number of the epochs as one line over them."""
+    table = pd.DataFrame(epochs).apply(pd.to_numeric, errors="coerce").dropna(axis="columns", how="all")
+    return {str(name): line.tolist() for name, line in table.astype(float).items()}
 
 
 def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, Line]:
