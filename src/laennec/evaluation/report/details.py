@@ -59,13 +59,11 @@ class Extras:
     missing: Sequence[str] = ()  # what could not be made, and how to get it
 
 
-def map_section(
-    predictions: Predictions | None, run: Mapping[str, Any], extras: Extras | None
-) -> dict[str, Any] | None:
+def map_section(predictions: Predictions | None, run: Mapping[str, Any], extras: Extras) -> dict[str, Any] | None:
     """The points of the map with their colours and legends; without a map, how to get it."""
     if predictions is None:
         return None
-    if extras is None or extras.places is None:
+    if extras.places is None:
         return {"points": [], "missing": _missing(extras, "the map of the embedding", run)}
     rows, places = extras.places[0].tolist(), extras.places[1]
     truth = [true_text(predictions, row) for row in rows]
@@ -126,13 +124,12 @@ def colours_of(values: Sequence[Any]) -> Colours:
 
 
 def errors_section(
-    predictions: Predictions | None, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras | None
+    predictions: Predictions | None, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras
 ) -> dict[str, Any] | None:
     """The worst errors with their spectrograms and sounds, where there are any."""
     if predictions is None:
         return None
-    sounds = extras.sounds if extras is not None else {}
-    thresholds = thresholds_in_use(evaluation)
+    sounds, thresholds = extras.sounds, thresholds_in_use(evaluation)
     groups = worst_errors(predictions)
     for group in groups:
         for row in group["rows"]:
@@ -179,8 +176,8 @@ def _about(row: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *(text.format(known[name]) for name, text in texts.items() if name in known)])
 
 
-def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[str]:
-    if extras is not None and extras.missing:
+def _missing(extras: Extras, what: str, run: Mapping[str, Any]) -> list[str]:
+    if extras.missing:
         return list(extras.missing)
     split = (run.get("evaluated") or {}).get("split")
     command = "laennec report RUN" + (f" --split {split}" if split else "")

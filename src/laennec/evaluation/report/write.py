@@ -73,6 +73,7 @@ def make_page(
     run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None, extras: Extras | None = None
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name."""
+    extras = extras or Extras()
     predictions = None if table is None else read_evaluated(table, evaluation)
     lengths: dict[str, Any] | None = None
     curves: dict[str, Any] = {}
