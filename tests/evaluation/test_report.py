@@ -103,7 +103,7 @@ PICTURES = {
 def test_pictures_are_files_too_and_equal_for_equal_numbers(page, table, evaluation):
     assert {path.stem for path in (page.parent / "pictures").iterdir()} == PICTURES
     assert len(check_page(page.read_text()).all("img")) == len(PICTURES)
-    again = make_page(RUN, evaluation, table)[1]
+    again = make_page(RUN, evaluation, read_evaluated(table, evaluation))[1]
     for name in ("roc", "confusion", "training"):
         assert again[name] == (page.parent / "pictures" / f"{name}.png").read_bytes()
         assert again[name].startswith(b"\x89PNG")
@@ -169,7 +169,7 @@ def hostile():
     evaluation["geometry"] = class_distances(embeddings, table.label.tolist())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("laennec.evaluation.report.write.figure_png", lambda _: DOT)
-        return make_page(run, evaluation, table, extras)[0]
+        return make_page(run, evaluation, read_evaluated(table, evaluation), extras)[0]
 
 
 def tone():

@@ -81,8 +81,7 @@ class Evaluation:
     folder: Path  # its folder
     run: dict[str, Any]  # its record (run.json): the run's own, with what was scored under "evaluated"
     metrics: dict[str, Any]  # what `evaluate_predictions` returned, and geometry
-    table: Any  # the predictions table
-    predictions: "Predictions"  # the same as arrays, decided and calibrated as in the metrics
+    predictions: "Predictions"  # the predictions table as arrays, decided and calibrated as in the metrics
 
     @property
     def config(self) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     with in_known_form(folder, "evaluate the run again"):
         predictions = read_evaluated(table, metrics)
         _check(folder, metrics, predictions)
-    return Evaluation(folder, run, metrics, table, predictions)
+    return Evaluation(folder, run, metrics, predictions)
 
 
 def _check(folder: Path, metrics: dict[str, Any], predictions: "Predictions") -> None:

@@ -60,7 +60,8 @@ class Report:
 def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None) -> Path:
     """Write report.html and its pictures."""
     folder = Path(folder)
-    page, pictures = make_page(run, evaluation, table)
+    predictions = None if table is None else read_evaluated(table, evaluation)
+    page, pictures = make_page(run, evaluation, predictions)
     for name, content in pictures.items():
         with atomic_write(folder / "pictures" / f"{name}.png", "wb") as file:
             file.write(content)
@@ -70,11 +71,13 @@ def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping
 
 
 def make_page(
-    run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None, extras: Extras | None = None
+    run: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    predictions: Predictions | None = None,
+    extras: Extras | None = None,
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name."""
     extras = extras or Extras()
-    predictions = None if table is None else read_evaluated(table, evaluation)
     lengths: dict[str, Any] | None = None
     curves: dict[str, Any] = {}
     if predictions is not None and len(predictions.label_names) <= MOST_LABELS:
@@ -151,7 +154,7 @@ def report(
     evaluation = read_evaluation(folder)
     extras = _extras(evaluation, model, base, corpus or {}, audio, points)
     with in_known_form(folder, "evaluate the run again"):
-        page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras)
+        page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.predictions, extras)
     path = folder / "report.html" if out is None else Path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
