@@ -15,7 +15,7 @@ import numpy as np
 
 from laennec.audio.recording import Waveform, playable
 from laennec.audio.spectrogram import Spectrogram
-from laennec.audio.streaming import open_recording
+from laennec.audio.streaming import open_recording, passing_cycles
 from laennec.errors import InputError
 from laennec.evaluation.report.plots import label_colour, spectrogram_png
 from laennec.files import system_error
@@ -136,15 +136,8 @@ def _pictured(review: Review, item: Item) -> dict[str, Any]:
 
 def _clip(item: Item) -> tuple[Waveform, int, float]:
     """The sound of a span and what is around it, its rate, and the time at which it begins."""
-    first_s, last_s = max(item.start_s - _CONTEXT_S, 0.0), item.end_s + _CONTEXT_S
-    pieces, at = [], 0
+    first_s = max(item.start_s - _CONTEXT_S, 0.0)
     with open_recording(item.path) as stream:
-        rate = stream.sampling_rate
-        for block in stream.blocks():
-            piece = block[max(int(first_s * rate) - at, 0) : max(int(last_s * rate) - at, 0)]
-            if len(piece):  # an empty one would keep its block in memory
-                pieces.append(piece)
-            at += len(block)
-            if at >= last_s * rate:
-                break
-    return np.concatenate(pieces), rate, int(first_s * rate) / rate
+        _, clip = next(passing_cycles(stream, [(first_s, item.end_s + _CONTEXT_S)]))
+    rate = stream.sampling_rate
+    return clip.own, rate, int(first_s * rate) / rate
