@@ -26,7 +26,7 @@ from laennec.evaluation.scored_data import recipe_of
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
 from laennec.evaluation.summary import evaluate_predictions
 from laennec.study.plan import CLASSICAL, Score
-from laennec.training.data.split_data import SplitData, labelled_rows, load_splits
+from laennec.training.data.split_data import labelled_rows, load_splits
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record
 
@@ -45,7 +45,9 @@ def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path)
         model, extractor = load_model(run)
         splits = load_splits(recipe)
         _, embeddings, training = predict_split(model, extractor, splits["train"], "train", recipe)
-        rows = _labelled(recipe, training)
+        corpus, ids = recipe.corpus, column_of(training.table, "cycle_id")
+        draw = (corpus.label_fraction, corpus.split_seed, corpus.label_draw)
+        rows = labelled_rows(training.targets.class_ids, ids, *draw)
         decision = _fit(kind, embeddings[rows], training.targets.labels[rows], recipe.seed)
 
         def predict(table: Any, split: str, recipe: Recipe) -> Any:
@@ -96,14 +98,6 @@ def _score(
     record |= changes
     record["config"] = record["config"] | {"name": record["name"]}
     write_results(folder, record, evaluation, {"predictions": predictions})
-
-
-def _labelled(recipe: Recipe, training: SplitData) -> NDArray[np.int64]:
-    corpus, ids = recipe.corpus, column_of(training.table, "cycle_id")
-    if corpus.label_fraction == 1:
-        return np.arange(len(ids))
-    rows = labelled_rows(training.targets.class_ids, ids, corpus.label_fraction, corpus.split_seed, corpus.label_draw)
-    return np.asarray(rows, dtype=np.int64)
 
 
 def _fit(
