@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from docs.render import render
+from evaluation_tables import read
 
 from laennec.cli.main import main
 from laennec.errors import InputError
@@ -17,10 +18,6 @@ from laennec.training.run import train
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 NAMES = ["crackle", "wheeze"]
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Studies: run, interrupted, continued and gathered; ensembles and classifiers; costs."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from docs.render import render
+from evaluation_tables import read
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -25,10 +25,6 @@ from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 from laennec.training.run import train
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,7 @@ from laennec.errors import InputError
 from laennec.evaluation.calibration.logit_adjustment import ADVENTITIOUS, adjusted_classes
 from laennec.evaluation.calibration.operating_point import decision_settings
 from laennec.evaluation.calibration.smoothing import smooth_logits
-from laennec.evaluation.metrics import (
-    POOR_QUALITY,
-    POOR_QUALITY_CONVENTION,
-    confusion_matrix,
-    none_if_nan,
-)
+from laennec.evaluation.metrics import POOR_QUALITY, POOR_QUALITY_CONVENTION, confusion_matrix, none_if_nan
 from laennec.evaluation.predictions import class_scores, read_predictions
 from laennec.evaluation.summary import figure_text
 from laennec.files import atomic_folder, atomic_write, json_text
