@@ -12,6 +12,7 @@ from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.evaluation.calibration.operating_point import (
     FittingRule,
+    decision_settings,
     fit_windows,
     highest_logits,
     window_note,
@@ -94,6 +95,9 @@ def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables)
     assert set(section["fitted_on"].values()) == {"events"}
     assert section["units"]["recordings"]["thresholds"] == {"crackle": 0.3, "wheeze": 0.5}
     assert "not on windows" in window_note(config, 3.0, 1.5) and window_note(config_of(), 3.0, 1.5) is None
+    bare = {"windows": {"thresholds": {"crackle": 0.3}, "window_s": 2.0, "hop_s": 1.0}}
+    own = LaennecConfig(id2label=dict(enumerate(LABELS)), temperatures={"crackle": 2.0}, operating_points=bare)
+    assert decision_settings(own, "windows")["temperatures"] == {}  # those of events are not those of windows
     points = fit_windows(tables[0], LABELS, True, FittingRule("platt", None), 2.0, 1.0)
     fitted = config_of(points)
     assert window_note(fitted, 2.0, 1.0) is None and "windows of 2 s every 1 s, not of 3 s" in window_note(

@@ -346,13 +346,14 @@ def own_operating_point(config: Any) -> dict[str, Any] | None:
 
 def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
     """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`."""
-    point = config.operating_points.get(spans, {})
+    of_events = {"temperatures": config.temperatures, "intercepts": config.intercepts}
+    point = config.operating_points.get(spans, of_events)
     return {
         "problem_type": "multi_label" if config.is_multi_label else "single_label",
         "label_names": config.label_names,
         "thresholds": logit_thresholds(config, spans),
-        "temperatures": point.get("temperatures", config.temperatures),
-        "intercepts": point.get("intercepts", config.intercepts),
+        "temperatures": point.get("temperatures", {}),
+        "intercepts": point.get("intercepts", {}),
         "second_thresholds": config.labels_with_second(spans),
     }
 
