@@ -141,7 +141,7 @@ def _shared(rows: list[Content]) -> list[str]:
         {f"protocol {row['protocol']}" for row in rows},
         {f"split {row['split']}" for row in rows},
         {_counted(row) for row in rows},
-        {f"split fingerprint `{(row['split_fingerprint'] or 'none')[:12]}`" for row in rows},
+        {f"split fingerprint `{row['split_fingerprint'][:12]}`" if row["split_fingerprint"] else "" for row in rows},
         {f"epochs and thresholds chosen on {row['selection_set']} patients" for row in rows},
         {f"**{row['stamp']}**" if row["stamp"] else "" for row in rows},
     ]
@@ -223,7 +223,10 @@ def _study(content: Content, split: str | None) -> Table:
         rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
     if not earlier:
         effective = ", ".join(f"{figure_name(name)} {number:.1f}" for name, number in behind.items() if name in figures)
-        notes = [f"Mean over runs ± their standard deviation [95 % interval]. Effective patients: {effective}."]
+        notes = ["Mean over runs ± their standard deviation [95 % interval]."]
+        if any(len({run.get("fold") for run in own if run["seed"] == own[0]["seed"]}) > 1 for own in runs.values()):
+            notes = ["Each patient is scored once: predictions of the folds are pooled [95 % interval]."]
+        notes += [f"Effective patients: {effective}."] if effective else []
     else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
         notes += ["Such intervals are too narrow where few effective patients have the finding."]
