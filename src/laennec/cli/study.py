@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     done = run_study(study, say=say, most=options.most, dry=options.dry_run)
     if done.results is not None:
         say(*comparison_lines(read_record(done.results)))
-        say(f"\nresults: {done.results}; pictures: {study.output_dir / 'pictures'}")
+        say("", f"results: {done.results}; pictures: {study.output_dir / 'pictures'}")
         if study.published is not None:
             say(f"published numbers beside ours: {study.output_dir / PUBLISHED}")
     for cell, problem in done.failed.items():

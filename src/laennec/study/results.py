@@ -107,7 +107,7 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
                 differences.append([f"{method} - {baseline}" if baseline else method, *shown])
         for rows in (values, differences):
             if len(rows) > 1:
-                lines += ["", f"split {split}", text_table(rows, indent=0)]
+                lines += ["", f"split {split}", *text_table(rows, indent=0).splitlines()]
     return lines
 
 
