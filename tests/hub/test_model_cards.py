@@ -27,7 +27,7 @@ def test_a_card_is_what_its_record_gives(record):
 @pytest.mark.parametrize("record", RECORDS, ids=lambda p: p.name)
 def test_a_card_says_what_the_results_file_says(record):
     run = read_record(record / "run.json")
-    files = [ROOT / "docs" / "results" / name for name in ("sprsound.json", "studies/box_model.json")]
+    files = [ROOT / "docs" / "results" / name for name in ("studies/cards_sprsound.json", "studies/box_model.json")]
     rows = {(r["name"], r["seed"], r["split"]): r for file in files for r in read_record(file)["results"]}
     card = ModelCard.load(CARDS / f"{record.name}.md")
     parts = [looked for looked in run["evaluations"] if looked.get("result")]
