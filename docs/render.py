@@ -226,7 +226,7 @@ def _study(content: Content, split: str | None) -> Table:
         notes = ["Mean over runs ± their standard deviation [95 % interval]."]
         if any(len({run.get("fold") for run in own if run["seed"] == own[0]["seed"]}) > 1 for own in runs.values()):
             notes = ["Each patient is scored once: predictions of the folds are pooled [95 % interval]."]
-        notes += [f"Effective patients: {effective}."] if effective else []
+        notes += [f"Effective patients on {split}: {effective}."] if effective else []
     else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
         notes += ["Such intervals are too narrow where few effective patients have the finding."]
