@@ -8,7 +8,7 @@ from docs.render import render
 from laennec.errors import InputError
 from laennec.evaluation import four_properties
 from laennec.evaluation.evaluate import score
-from laennec.study.results import gather_results
+from laennec.study.results import comparison_lines, gather_results
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -153,3 +153,12 @@ def test_a_corpus_that_was_scored_whole_has_no_split(tiny_run, small_corpus, tmp
     found = score(tiny_run / "model", split="all", corpus=whole, out=tmp_path / "scored")
     (row,) = json.loads(gather_results([found.folder], tmp_path / "results.json").read_text())["results"]
     assert row["split"] == "all" and row["split_fingerprint"] is None and row["protocol"] == "none"
+
+
+def test_a_method_without_a_metric_is_listed_with_the_others():
+    cell = {"mean": 0.5, "interval": [0.4, 0.6], "difference": None}
+    against = cell | {"difference": 0.1, "difference_interval": [0.0, 0.2], "p_holm": 0.04}
+    figures = {"base": {"icbhi.Score": cell, "crackle.roc_auc": cell}, "other": {"crackle.roc_auc": against}}
+    lines = comparison_lines({"methods": {"test": {"baseline": "base", "figures": figures}}})
+    assert [line.split()[:2] for line in lines if line.startswith("other")] == [["other", "undefined"], ["other", "-"]]
+    assert any("undefined (–)" in line and "+0.100 [+0.000, +0.200] (0.040)" in line for line in lines)

@@ -277,6 +277,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_cycle_that_does_not_is_one_li
     assert "features.duration_s: 30" in said
 
 
+def test_a_batch_is_the_rows_one_by_one():
+    draw = np.random.default_rng(0)
+    embeddings, labels = draw.normal(size=(3, 9, 4)).astype(np.float32), draw.random((3, 9, 2)).astype(np.float32)
+    for ids in ((), [f"cycle {row}" for row in range(9)]):
+        dataset = EmbeddingDataset(embeddings, labels, ids)
+        keys = [(4, 0), (1, 7), (8, 2), 5]
+        batch, single = dataset.__getitems__(keys), [dataset[key] for key in keys]
+        assert batch.keys() == single[0].keys()
+        assert all(torch.equal(batch[name], torch.stack([item[name] for item in single])) for name in batch)
+        drawn = np.stack([embeddings[0, 4], embeddings[1, 1], embeddings[2, 8], embeddings[0, 5]])
+        assert np.array_equal(batch["embeddings"].numpy(), drawn)
+
+
 def test_a_head_learns_alone_as_it_does_in_its_model(tmp_path):
     draw = np.random.default_rng(0)
     data = EmbeddingDataset(draw.normal(size=(1, 8, 8)).astype(np.float32), draw.random((1, 8, 2)).astype(np.float32))

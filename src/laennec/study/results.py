@@ -96,15 +96,14 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
         values = [["method", *(f"{figure_name(name)} [95 % interval]" for name in names)]]
         differences = [["difference from its baseline", *(f"{figure_name(name)} (p, Holm)" for name in names)]]
         for method, cells in methods.items():
-            found = [(name, cells[name]) for name in names if name in cells]
-            values.append([method, *(figure_text(name, cell["mean"], cell["interval"]) for name, cell in found)])
-            if any(cell["difference"] is not None for _, cell in found):
-                shown = [
-                    f"{figure_text(name, cell['difference'], cell['difference_interval'], '+')} "
-                    f"({p_text(cell['p_holm'])})"
-                    for name, cell in found
-                ]
-                differences.append([f"{method} - {baseline}" if baseline else method, *shown])
+            shown = {name: cells.get(name, {}) for name in names}
+            values.append([method, *(figure_text(name, x.get("mean"), x.get("interval")) for name, x in shown.items())])
+            if any(x.get("difference") is not None for x in shown.values()):
+                row = [f"{method} - {baseline}" if baseline else method]
+                for name, x in shown.items():
+                    gap = figure_text(name, x.get("difference"), x.get("difference_interval"), "+")
+                    row.append(f"{gap} ({p_text(x.get('p_holm'))})")
+                differences.append(row)
         for rows in (values, differences):
             if len(rows) > 1:
                 lines += ["", f"split {split}", *text_table(rows, indent=0).splitlines()]
