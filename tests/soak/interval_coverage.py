@@ -22,14 +22,13 @@ from benchmarks.sprsound import LABELS, embedded_train_split
 from rows import keep, parser_of
 
 from laennec.evaluation.comparison.statistics import compare_methods, run_figures
-from laennec.evaluation.intervals import patient_codes, patient_intervals
+from laennec.evaluation.intervals import FEW_PATIENTS, patient_codes, patient_intervals
 from laennec.evaluation.predictions import Predictions, effective_numbers, point_values, read_predictions, statistics_of
 from laennec.evaluation.summary import figure_name
 
 PATIENTS = (20, 41, 51, 100, 160)
 FIGURES = ("crackle.roc_auc", "wheeze.roc_auc", "icbhi.Score", "crackle.average_precision", "wheeze.recall")
 AREAS = FIGURES[:2]
-MIN_SIZE = 20  # with so few patients intervals are called rough
 
 
 def predicted_out_of_fold(data_dir: str, weights: str) -> pd.DataFrame:
@@ -101,14 +100,14 @@ def main() -> None:
         for name in AREAS:
             share = np.mean(held[name, "difference"])
             figures[f"difference of {figure_name(name)}"].append(f"{100 * share:.0f}")
-            worst = min(worst, share + 0.02) if size > MIN_SIZE else worst
+            worst = min(worst, share + 0.02) if size >= FEW_PATIENTS else worst
         print(size, dict(figures), flush=True)
     keep(
         options.out,
         "coverage",
         f"95 % intervals over patients cover the true value in simulated studies of {', '.join(map(str, PATIENTS))} "
         "patients, in % (in brackets: bootstrap percentiles); checked: at least 92 % for every AUROC, and 90 % for "
-        "differences of AUROCs with more than 20 patients",
+        f"differences of AUROCs from {FEW_PATIENTS} patients on; below, intervals are called rough",
         {name: ", ".join(shares) for name, shares in figures.items()},
         held=worst >= 0.92,
     )

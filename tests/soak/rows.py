@@ -1,6 +1,6 @@
 """The rows of reliability.json, each written by the script that held the product to a promise.
 
-A row is what the table in the README shows, and is made by `keep`:
+A row is what the table of `docs/results/reliability.md` shows, and is made by `keep`:
 
     name      what the row is replaced by: one a promise ("kills", "decoders", ...)
     promise   the promise in a sentence

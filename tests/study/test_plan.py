@@ -122,11 +122,21 @@ def test_a_method_may_be_smoothed_alone(written, tmp_path):
 def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, capsys):
     study = load_study(written(seeds=[0, 1], axes={"label_fractions": [0.1, 1.0]}, ensembles="all"))
     assert study.ensembles == ("tiny, label fraction 1",)
-    (made, *scored) = ensemble_commands(study, study.ensembles[0])
+    (made, *scored) = ensemble_commands(study, study.members[0])
     assert made[0] == "ensemble" and made[made.index("--name") + 1] == "tiny, label fraction 1, ensemble of 2"
     assert [words[0] for words in scored] == ["evaluate"] and scored[0][1] == made[made.index("--out") + 1]
-    assert load_study(written(folds=[0, 1], ensembles="all")).ensembles == ()
-    assert list(ensemble_commands(load_study(written(ensembles="all")), "tiny")) == []
+    assert load_study(written(ensembles="all")).ensembles == ()
+
+
+def test_the_seeds_of_each_fold_form_an_ensemble(written):
+    study = load_study(written(seeds=[0, 1], folds=[0, 3], ensembles="all"))
+    assert [[cell.name for cell in cells] for cells in study.members] == [
+        ["tiny/0-fold0", "tiny/1-fold0"],
+        ["tiny/0-fold3", "tiny/1-fold3"],
+    ]
+    made = [next(ensemble_commands(study, cells)) for cells in study.members]
+    assert [words[-1].partition("/out/")[2] for words in made] == ["tiny-ensemble/2-fold0", "tiny-ensemble/2-fold3"]
+    assert {words[words.index("--name") + 1] for words in made} == {"tiny, ensemble of 2"}  # pooled as one method
 
 
 def test_cells_that_differ_in_labels_alone_share_a_pretraining(written, tmp_path):
@@ -156,7 +166,7 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
         ({"methods": ["nothing.yaml"]}, "cannot read the recipe"),
         ({"baseline": "tinny"}, "no method of this study; did you mean 'tiny'"),
         ({"ensembles": ["other"]}, "no method of this study"),
-        ({"ensembles": ["tiny"], "folds": [0, 1]}, "'tiny' are folds: the test patients"),
+        ({"ensembles": ["tiny"], "folds": [0, 1]}, "'tiny' have one seed; remove it from ensembles"),
         ({"ensembles": ["tiny"], "splits": "own"}, "'tiny' have different splits"),
         ({"ensembles": ["tiny"], "axes": {"label_fractions": [0.1]}}, "'tiny' have different draws of labels"),
         ({"evaluate": 3}, "evaluate: is 3; it must be keys and values"),

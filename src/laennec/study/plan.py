@@ -222,9 +222,14 @@ class Study:
         there = {tuple(cell.places.items()): cell.method for cell in self.cells if cell.title == self.baseline}
         return {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
 
-    def members(self, method: str) -> list[Cell]:
-        """The cells of a method."""
-        return [cell for cell in self.cells if cell.method == method]
+    @property
+    def members(self) -> list[list[Cell]]:
+        """The cells of each ensemble: the seeds of a method, of one fold where it has folds."""
+        found: dict[tuple[str, int | None], list[Cell]] = {}
+        for cell in self.cells:
+            if cell.method in self.ensembles:
+                found.setdefault((cell.method, cell.fold), []).append(cell)
+        return list(found.values())
 
 
 def find_study(name: str | Path) -> Path:
@@ -253,7 +258,7 @@ def load_study(path: str | Path) -> Study:
         raise InputError(f"{path}: two runs are called {twins[0]!r}; give each method another name, and each seed once")
     methods = list(dict.fromkeys(cell.method for cell in cells))
     own_splits = content.splits == "own"
-    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, own_splits))}
+    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, cells, own_splits))}
     ensembles = content.ensembles
     if ensembles == "all":
         ensembles = tuple(method for method in methods if method not in reasons)
@@ -287,14 +292,14 @@ def _refuse_unknown_method(name: str, methods: Sequence[str], path: Path) -> Non
         raise InputError(f"{path}: {name!r} is no method of this study; did you mean {near!r}?")
 
 
-def _no_ensemble(cell: Cell, own_splits: bool) -> str:
+def _no_ensemble(cell: Cell, cells: Sequence[Cell], own_splits: bool) -> str:
     """Why the runs of its method cannot form an ensemble; empty where they can."""
-    if cell.fold is not None:
-        return "are folds: the test patients of one are training patients of another"
     if own_splits:
         return "have different splits: the test patients of one are training patients of another"
     if cell.settings.get(_LABEL_FRACTION, 1) < 1:
         return "have different draws of labels: together they use more labels than their fraction"
+    if len({one.seed for one in cells if one.method == cell.method}) < 2:
+        return "have one seed"
     return ""
 
 

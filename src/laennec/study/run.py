@@ -59,7 +59,7 @@ def run_study(
         refuse_other_run(study, cell, fingerprint)
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
-        every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
+        every += [command for members in study.members for command in ensemble_commands(study, members)]
         for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training each name it
             say(line)
         from laennec.study import outlook  # imports torch
@@ -81,11 +81,10 @@ def run_study(
             trained += bool(missing)
             made = [study.output_dir / cell.name, *(classical_folder(study, cell, kind) for kind in cell.classical)]
             _run_all(study, state, missing, made, f"{number}/{len(study.cells)} ", say)
-        for method in study.ensembles:
-            members = [study.output_dir / cell.name for cell in study.members(method)]
-            if len(members) > 1 and set(members) <= set(state.runs):
-                missing = list(ensemble_commands(study, method))
-                _run_all(study, state, missing, [ensemble_folder(study, method)], "", say)
+        for members in study.members:
+            if {study.output_dir / cell.name for cell in members} <= set(state.runs):
+                missing = list(ensemble_commands(study, members))
+                _run_all(study, state, missing, [ensemble_folder(study, members)], "", say)
         if state.runs:
             state.results = gather(study, state.runs)
     return state
@@ -199,15 +198,13 @@ def commands(study: Study, cell: Cell) -> Iterator[Command]:
             yield ["-m", "laennec.study.classical", kind, str(folder), str(out), "--scores", scores]
 
 
-def ensemble_commands(study: Study, method: str) -> Iterator[Command]:
-    """The commands that the ensemble of a method's runs still needs."""
-    members = study.members(method)
-    if len(members) < 2:
-        return
-    folder = ensemble_folder(study, method)
+def ensemble_commands(study: Study, members: Sequence[Cell]) -> Iterator[Command]:
+    """The commands that an ensemble still needs."""
+    folder = ensemble_folder(study, members)
     if not (folder / "run.json").exists():
         runs = [str(study.output_dir / cell.name) for cell in members]
-        yield ["ensemble", *runs, "--name", f"{method}, ensemble of {len(members)}", "--out", str(folder)]
+        name = f"{members[0].method}, ensemble of {len(members)}"
+        yield ["ensemble", *runs, "--name", name, "--out", str(folder)]
     yield from _scoring(members[0], folder)
 
 
@@ -225,10 +222,10 @@ def classical_folder(study: Study, cell: Cell, kind: str) -> Path:
     return study.output_dir / f"{cell.name}-{kind}"
 
 
-def ensemble_folder(study: Study, method: str) -> Path:
-    """The folder of the ensemble of a method's runs."""
-    members = study.members(method)
-    return study.output_dir / f"{Path(members[0].name).parent}-ensemble" / str(len(members))
+def ensemble_folder(study: Study, members: Sequence[Cell]) -> Path:
+    """The folder of an ensemble."""
+    first, fold = members[0], "" if members[0].fold is None else f"-fold{members[0].fold}"
+    return study.output_dir / f"{Path(first.name).parent}-ensemble" / f"{len(members)}{fold}"
 
 
 def _outlook(study: Study) -> str:
@@ -336,8 +333,8 @@ def _sources(study: Study) -> dict[Path, list[Path]]:
         run = study.output_dir / cell.name
         sources[run] = [study.output_dir / cell.pretraining_name] if cell.pretrained_as else []
         sources |= {classical_folder(study, cell, kind): [run, *sources[run]] for kind in cell.classical}
-    for method in study.ensembles:
-        members = [study.output_dir / cell.name for cell in study.members(method)]
-        made_first = [folder for run in members for folder in (run, *sources[run])]
-        sources[ensemble_folder(study, method)] = list(dict.fromkeys(made_first))
+    for members in study.members:
+        runs = [study.output_dir / cell.name for cell in members]
+        made_first = [folder for run in runs for folder in (run, *sources[run])]
+        sources[ensemble_folder(study, members)] = list(dict.fromkeys(made_first))
     return sources
