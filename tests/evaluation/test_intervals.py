@@ -99,6 +99,8 @@ def test_simulated_studies_are_covered():
 def test_few_patients_are_told():
     assert interval_note(1).startswith("1 patient:") and interval_note(2).startswith("2 patients:")
     assert "rough" in interval_note(5) and "rough" in interval_note(19) and interval_note(20) is None
+    assert "of differences are rough" in interval_note(39, differences=True)
+    assert interval_note(40, differences=True) is None
 
 
 def test_rows_without_patient_are_clustered_by_recording():

@@ -24,7 +24,8 @@ Interval: TypeAlias = list[float] | None
 LEVEL = 0.95
 METHOD = "jackknife"
 MIN_PATIENTS = 5
-FEW_PATIENTS = 40  # below which intervals are called rough
+FEW_PATIENTS = 20  # below which intervals are called rough
+FEW_PAIRED = 40  # and those of differences
 FEW_EFFECTIVE = 5.0  # effective patients below which a finding gets a caution
 LEAST_EFFECTIVE = 3.0  # and below which it has neither interval nor p value
 _CHUNK = 64
@@ -70,13 +71,15 @@ def left_out_values(predictions: Any, statistic: Statistic) -> dict[str, FloatAr
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-def interval_note(n_patients: int) -> str | None:
-    """A caution about intervals over few patients; None for enough patients."""
+def interval_note(n_patients: int, differences: bool = False) -> str | None:
+    """A caution about intervals over few patients, also those of differences; None for enough patients."""
     if n_patients < MIN_PATIENTS:
         patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
         return f"{patients}: too few for an interval (at least {MIN_PATIENTS} are needed)"
     if n_patients < FEW_PATIENTS:
         return f"only {n_patients} patients: the intervals are rough"
+    if differences and n_patients < FEW_PAIRED:
+        return f"only {n_patients} patients: the intervals of differences are rough"
     return None
 
 

@@ -231,7 +231,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     for one in evaluations:
         if one.run.get("selection_set") != "validation":
             notes.append(f"{_run_name(one.folder)}: selected on {one.run.get('selection_set')}")
-    few = interval_note(patients), effective_note(first.metrics.get("effective_patients") or {})
+    few = interval_note(patients, differences=True), effective_note(first.metrics.get("effective_patients") or {})
     return {
         "part": first.split,
         "corpus": (first.run["evaluated"].get("corpus") or {}).get("name"),
