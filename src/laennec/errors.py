@@ -7,8 +7,9 @@ them in errors of its own, and two major versions of the client raise those of t
 """
 
 import contextlib
+import difflib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 
 _REORDERING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -20,6 +21,12 @@ def one_line(text: str) -> str:
         return text
     strange = [c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _REORDERING]
     return text.translate({ord(c): c.encode("unicode_escape").decode() for c in strange})
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint at the known name that is most alike, for the end of an error; "" where none is alike enough."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class InputError(ValueError):

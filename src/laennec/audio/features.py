@@ -6,7 +6,6 @@ beyond a cycle's end are 0 after normalisation and masked. Encoders of raw wavef
 as frames of one sample.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ from laennec.audio.context_features import unfold, with_context
 from laennec.audio.filterbanks import TooShortError, log_mel, own, padded_batch, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
 from laennec.audio.recording import ButterworthFilter
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.model_settings import FILLED, LENGTH_RULES, REMEDY, SoundSettings, checked, settings_error
 from laennec.untrusted import refuse_settings
 
@@ -403,8 +402,7 @@ def _front_end(overrides: dict[str, Any], preset: FrontEnd) -> FrontEnd:
     known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep", "context_cycles")
     for name in overrides:
         if name not in (*known, *_BOOKKEEPING, "feature_size", "padding_value", "return_attention_mask"):
-            near = difflib.get_close_matches(name, known, n=1)
-            raise TypeError(f"features have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise TypeError(f"features have no setting {name!r}{did_you_mean(name, known)}")
     settings = asdict(preset) | {k: v for k, v in overrides.items() if k in _FRONT_END_FIELDS}
     size = overrides.get("feature_size", 0)
     try:

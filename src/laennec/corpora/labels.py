@@ -17,7 +17,7 @@ import datasets
 
 from laennec.audio.cycles import AnnotationError, parse_label
 from laennec.corpora.base import CYCLE_FEATURES
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 
 NORMAL = "normal"
 FLAGS = ("crackle", "wheeze")
@@ -91,10 +91,9 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
     spelling: dict[str, str] = {name.casefold(): name for name in wanted or columns if name.casefold() != NORMAL}
     for name in sorted({name for row in known.values() for name in row}, key=lambda name: (name.casefold(), name)):
         if wanted is not None and name.casefold() not in spelling:
-            near = difflib.get_close_matches(name, wanted, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"label {name!r} is none of {', '.join(wanted)}{hint} Correct it, or add it to corpus.options.labels"
+                f"label {name!r} is none of {', '.join(wanted)}{did_you_mean(name, wanted)} Correct it, or add it to "
+                "corpus.options.labels"
             )
         spelling.setdefault(name.casefold(), name)
     place = {name: k for k, name in enumerate(spelling)}

@@ -7,7 +7,6 @@ id. The digest covers what an embedding depends on: batch counters and the Audio
 import builtins
 import contextlib
 import copy
-import difflib
 import hashlib
 import pickle
 import re
@@ -70,7 +69,7 @@ from laennec.encoders.weights.checkpoints import (
     weight_files,
     wrong_settings,
 )
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.untrusted import refuse_model_folder, refuse_settings
 
 _CLASSES: tuple[type[AudioEncoder], ...] = (
@@ -289,10 +288,7 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
     known = [*config_class().to_dict(), *(["time_positions"] if kind == "ast" else [])]
     for name in overrides:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(
-                f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise InputError(f"{kind} encoders have no setting {name!r}{did_you_mean(name, known)}")
     refuse_settings(overrides, f"{kind} encoder: encoder.config")
     with wrong_settings(f"{kind} encoder"):
         config = config_class.from_dict(values | overrides)

@@ -6,7 +6,6 @@ can be paired; with `splits: own` each seed draws its own split, and nothing is 
 with the seed, so that the spread over seeds includes that of the labels.
 """
 
-import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.training.recipe import Recipe, recipe_folder
 
 _LABEL_FRACTION = "corpus.label_fraction"
@@ -39,8 +38,7 @@ class Section(BaseModel):
     def _known_keys(cls, values: Any) -> Any:
         for key in values if isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)[0]
-                raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
+                raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), cls.model_fields, cutoff=0)}")
         return values
 
     @classmethod
@@ -239,8 +237,7 @@ def find_study(name: str | Path) -> Path:
         return path
     names = sorted(file.stem for file in folder.glob("*.yaml"))
     if str(name) not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(name), names, cutoff=0)
         raise InputError(f"{name}: no such file, and no study of this name{hint}")
     return folder / f"{name}.yaml"
 
@@ -288,8 +285,7 @@ def load_study(path: str | Path) -> Study:
 
 def _refuse_unknown_method(name: str, methods: Sequence[str], path: Path) -> None:
     if name not in methods:
-        near = difflib.get_close_matches(name, methods, n=1, cutoff=0.0)[0]
-        raise InputError(f"{path}: {name!r} is no method of this study; did you mean {near!r}?")
+        raise InputError(f"{path}: {name!r} is no method of this study{did_you_mean(name, methods, cutoff=0)}")
 
 
 def _no_ensemble(cell: Cell, cells: Sequence[Cell], own_splits: bool) -> str:

@@ -6,7 +6,6 @@ because a search would choose models that memorise patients. Optuna keeps the tr
 continues an interrupted search, and a killed trial continues from its last checkpoint.
 """
 
-import difflib
 import hashlib
 import json
 import shutil
@@ -22,7 +21,7 @@ from transformers import TrainerCallback
 
 from laennec.corpora.load import protocol_of
 from laennec.corpora.splits import protocol_named
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import Section
 from laennec.training.recipe import Recipe, setting_keys
@@ -83,8 +82,7 @@ class Space(Section):
         keys = setting_keys()
         for key in self.space:
             if key not in keys and not key.startswith(_FREE):
-                near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-                raise ValueError(f"space: unknown setting {key!r}; did you mean {near!r}?")
+                raise ValueError(f"space: unknown setting {key!r}{did_you_mean(key, keys, cutoff=0)}")
             if key.startswith(_SHARED):
                 raise ValueError(f"space: {key} determines what trials are measured on; all trials must share it")
         return self

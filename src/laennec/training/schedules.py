@@ -7,7 +7,6 @@ its epoch on validation, among those that end with a trained head: an epoch of t
 console shows one line an epoch, and a bar with the time left on a terminal only.
 """
 
-import difflib
 import logging
 import math
 import sys
@@ -24,7 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from laennec.corpora.base import column_of
 from laennec.encoders.masks import MaskedBatchNorm2d
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.extension import load_object
 from laennec.head import HeadModel
 from laennec.progress import Progress
@@ -205,8 +204,8 @@ def plan_phases(
     refuse_one_class(targets)
     for name in recipe.train.arguments:
         if name not in (known := LaennecTrainingArguments.__dataclass_fields__):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments; did you mean {near!r}?")
+            hint = did_you_mean(name, known, cutoff=0)
+            raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments{hint}")
     multi_label, names = targets.labels.ndim == 2, targets.names
     specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
     check_balance(recipe.loss.balance, specs, recipe.loss.task_weight)

@@ -6,7 +6,6 @@ by class and by device). A term keeps its weight and its name, so the objective 
 losses over clusters take clean and mixed cycles as separate terms, as in the published total.
 """
 
-import difflib
 import inspect
 import logging
 import math
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.extension import load_object
 from laennec.losses import (
     AUXILIARY_LOSSES,
@@ -194,7 +193,7 @@ def _meant(said: str, kind: type[nn.Module]) -> str:
     """The setting of a loss that is nearest to an unknown one."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
     known = [*_OWN, "weight", "start", "warm_up", *inspect.signature(kind).parameters]
-    return f"; did you mean {difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]!r}?" if unknown else ""
+    return did_you_mean(unknown[1], known, cutoff=0) if unknown else ""
 
 
 def _weight(value: Any) -> float:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import laennec
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.untrusted import parse_yaml, read_yaml
 
 # keys of the first edition -> today's
@@ -266,6 +266,5 @@ def find_recipe(name: str | Path) -> Path:
     names = recipe_names()
     if str(name) in names:
         return recipe_folder() / f"{name}.yaml"
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(name), names, cutoff=0)
     raise InputError(f"{name}: no such file, and no recipe of this name{hint} `laennec recipes` lists them")
