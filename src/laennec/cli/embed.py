@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from laennec import DEFAULT_MODEL
 from laennec.cli.common import CORPUS, add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
-from laennec.cli.predict import listed, model_and_inputs, outcome, run_ray
+from laennec.cli.predict import listed, model_and_inputs, run_ray, say_outcome
 from laennec.cli.prepare import options_of
 from laennec.errors import InputError
 from laennec.extension import is_dotted_name
 from laennec.progress import Progress
-from laennec.terminal import complain, say
 
 if TYPE_CHECKING:
     from laennec.inference.embed import Rows
@@ -75,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
         progress=Progress("embedding"),
         **chosen(options, "annotation", "overwrite", "jobs"),
     )
-    complain(*(reason for _, reason in done.failed))
-    say(f"embeddings: {options.out} ({outcome(done)})")
-    return 2 if done.failed else 0
+    return say_outcome("embeddings", options.out, done)
 
 
 def _source_and_inputs(options: argparse.Namespace) -> "tuple[str, list[str], dict[Any, Rows] | None]":

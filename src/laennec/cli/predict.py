@@ -108,10 +108,9 @@ def run(options: argparse.Namespace) -> int:
         source=source,
         **chosen(options, "overwrite", "jobs"),
     )
-    complain(*(reason for _, reason in done.failed))
-    say(f"predictions: {options.out} ({outcome(done)})")
+    code = say_outcome("predictions", options.out, done)
     _say_decision(predictor, source, settings.annotation is not None)
-    return 2 if done.failed else 0
+    return code
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -164,9 +163,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
 
     progress = Progress("predicting" if work.embedder is None else "embedding")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
-    complain(*(reason for _, reason in done.failed))
-    say(f"{work.what}: {options.out} ({outcome(done)})")
-    return 2 if done.failed else 0
+    return say_outcome(work.what, options.out, done)
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
@@ -185,15 +182,17 @@ def listed(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def outcome(done: "BatchResult") -> str:
-    """How many recordings were finished now or before, or failed."""
+def say_outcome(what: str, out: str, done: "BatchResult") -> int:
+    """Say how many recordings were finished now or before, or failed, and why; returns the exit code."""
     total = len(done.predicted) + len(done.failed)
     text = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
         text = f"{text}, {len(done.failed)} failed; see laennec.failed.csv"
     if done.resumed:
         text += f"; {done.resumed} were already finished"
-    return text
+    complain(*(reason for _, reason in done.failed))
+    say(f"{what}: {out} ({text})")
+    return 2 if done.failed else 0
 
 
 def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
