@@ -171,11 +171,9 @@ def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) 
     for name in splits:
         both = sorted(seen & patients_of(splits[name])) if name not in _NOT_TEST else []
         if both:
-            more = f" and {len(both) - 3} more" if len(both) > 3 else ""
             raise InputError(
-                f"{weights}: was pre-trained on patients of {name} ({', '.join(both[:3])}{more}; protocol "
-                f"{note.get('protocol')}, split {str(note.get('split_fingerprint'))[:12]}); run laennec pretrain on "
-                "the split of this recipe"
+                f"{weights}: was pre-trained on patients of {name} ({named(both)}; protocol {note.get('protocol')}, "
+                f"split {str(note.get('split_fingerprint'))[:12]}); run laennec pretrain on the split of this recipe"
             )
     for name in splits if "sounds" in note else ():
         if name not in _NOT_TEST and (doubles := find_described(note["sounds"], splits[name])):
