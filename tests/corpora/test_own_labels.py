@@ -88,7 +88,7 @@ def test_a_table_of_crackles_and_wheezes_is_as_it_was(folder: Path, tmp_path: Pa
 def test_labels_that_the_recipe_states_are_all_there_are(folder: Path, tmp_path: Path) -> None:
     (folder / "c.csv").write_text("recording,start_s,end_s,label\np1_left,0,1,stridr\np2_left,0,1,snore\n")
     assert classes(table_of(folder, tmp_path)) == ["stridr", "snore"]
-    with pytest.raises(InputError, match=r"c.csv: label 'stridr' is none of snore, stridor; did you mean 'stridor'"):
+    with pytest.raises(InputError, match=r"c.csv: label 'stridr' is none of snore, stridor; .*did you mean 'stridor'"):
         table_of(folder, tmp_path, labels=["snore", "stridor"])
     assert target(table_of(folder, tmp_path, labels=["stridr", "snore"]))[2] == ["stridr", "snore"]
     (folder / "c.csv").write_text("recording,start_s,end_s,label\np1_left,0,1,device;snore\n")

@@ -92,8 +92,8 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
     for name in sorted({name for row in known.values() for name in row}, key=lambda name: (name.casefold(), name)):
         if wanted is not None and name.casefold() not in spelling:
             raise InputError(
-                f"label {name!r} is none of {', '.join(wanted)}{did_you_mean(name, wanted)} Correct it, or add it to "
-                "corpus.options.labels"
+                f"label {name!r} is none of {', '.join(wanted)}; correct it, or add it to "
+                f"corpus.options.labels{did_you_mean(name, wanted)}"
             )
         spelling.setdefault(name.casefold(), name)
     place = {name: k for k, name in enumerate(spelling)}

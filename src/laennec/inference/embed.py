@@ -175,10 +175,8 @@ class _EmbeddingsOf(Batch):
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
         def tables() -> Iterator[pa.Table]:
             for path in recordings:
-                table = _read_table(file := self.files(path)[0], self.provenance)
-                if _digest(table) != journal.read(self.names[path]).get("rows_xxh3"):
-                    raise InputError(f"{file}: damaged, or of another recording; remove it and run again")
-                yield table
+                digest = journal.read(self.names[path]).get("rows_xxh3")
+                yield _read_table(self.files(path)[0], self.provenance, digest)
 
         return [write_row_groups(self.out / EMBEDDINGS, tables())]
 
@@ -245,19 +243,25 @@ def _matrix(table: pa.Table) -> Embeddings:
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
 
 
-def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
+def _read_table(file: Path, provenance: dict[str, Any], rows_xxh3: str | None) -> pa.Table:
+    """The table of one recording, if its rows are those that were written."""
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":
-            return read_parquet(content).replace_schema_metadata(with_provenance(provenance))
-        with np.load(content, allow_pickle=False) as archive:
-            spans = list(zip(archive["start_s"].tolist(), archive["end_s"].tolist(), strict=True))
-            rows = [[None if text == "" else text for text in archive[name].tolist()] for name in KNOWN]
-            known = tuple((None, None, *row) for row in zip(*rows, strict=True))
-            path = Path(str(archive["recording"][0]))
-            return embedding_table(path, Embedded(spans, archive["embedding"]), known, provenance)
+            table = read_parquet(content).replace_schema_metadata(with_provenance(provenance))
+        else:
+            with np.load(content, allow_pickle=False) as archive:
+                spans = list(zip(archive["start_s"].tolist(), archive["end_s"].tolist(), strict=True))
+                rows = [[None if text == "" else text for text in archive[name].tolist()] for name in KNOWN]
+                known = tuple((None, None, *row) for row in zip(*rows, strict=True))
+                path = Path(str(archive["recording"][0]))
+                table = embedding_table(path, Embedded(spans, archive["embedding"]), known, provenance)
+        same = _digest(table) == rows_xxh3
     except Exception as error:  # NumPy, zipfile and Arrow have an exception for each kind of damage
         raise InputError(f"{file}: damaged ({' '.join(str(error).split())[:80]}); remove it and run again") from error
+    if not same:
+        raise InputError(f"{file}: damaged, or of another recording; remove it and run again")
+    return table
 
 
 def encode(
