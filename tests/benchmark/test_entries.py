@@ -64,7 +64,8 @@ def enter(small_corpus, tmp_path):
             table, source = source, tmp_path / f"predictions{suffix}"
             table.to_csv(source, index=False) if suffix == ".csv" else table.to_parquet(source)
         words = ["benchmark", benchmark, str(source), "--data-dir", str(data_dir), "--out", str(out)]
-        code = main([*words, "--selection", "validation patients", *flags])
+        declared = [] if (Path(source) / "run.json").exists() else ["--trained-on", "synthetic, train"]
+        code = main([*words, "--selection", "validation patients", *declared, *flags])
         assert out.exists() == (code == 0)
         return code, out
 
@@ -117,13 +118,13 @@ def test_predictions_of_0_and_1_have_no_auroc_and_no_calibration(enter, predicti
 
 
 WRONG = {
-    "missing": (lambda t: t.iloc[2:], "2 of the {n} cycles of test are missing ({0}, {1})"),
+    "missing": (lambda t: t.iloc[2:], "2 of the {n} cycles of test are missing ('{0}', '{1}')"),
     "unknown": (
         lambda t: pd.concat([t, t.head(1).assign(cycle_id="other#00")]),
-        "1 cycles are unknown or of other splits (other",
+        "1 cycles are unknown or of other splits ('other",
     ),
     "nameless": (lambda t: t.assign(cycle_id=[None, *t["cycle_id"][1:]]), "no cycle_id in row 1"),
-    "repeated": (lambda t: pd.concat([t, t.head(1)]), "1 cycles occur more than once ({0})"),
+    "repeated": (lambda t: pd.concat([t, t.head(1)]), "1 cycles occur more than once ('{0}')"),
     "nan": (
         lambda t: t.assign(p_crackle=[np.nan, *t.p_crackle[1:]]),
         "p_crackle is not a number from 0 to 1 in 1 rows",
@@ -157,6 +158,14 @@ def test_columns_with_the_labels_are_no_decisions(enter, predictions, cycles, ca
     one_line(capsys, "crackle and wheeze are the true labels of test")
     assert enter(predictions.assign(**{f"p_{name}": cycles["test"][name][:] for name in LABELS}))[0] == 2
     one_line(capsys, "p_crackle and p_wheeze are the true labels of test")
+    assert enter(predictions.assign(**{f"p_{n}": 0.99 - 0.98 * np.array(cycles["test"][n][:]) for n in LABELS}))[0] == 2
+    one_line(capsys, "p_crackle and p_wheeze rank every cycle of test without an error")
+
+
+def test_probabilities_that_are_true_or_false_are_refused(enter, predictions, capsys):
+    for suffix in (".csv", ".parquet"):
+        assert enter(predictions.assign(p_crackle=predictions.p_crackle > 0.5), suffix=suffix)[0] == 2
+        one_line(capsys, f"p_crackle is not a number from 0 to 1 in {len(predictions)} rows")
 
 
 def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):
@@ -171,6 +180,9 @@ def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):
     (tmp_path / "twice.csv").write_text("cycle_id,p_crackle,p_wheeze,p_crackle\nc,0.1,0.2,0.3\n")
     assert enter(tmp_path / "twice.csv")[0] == 2
     one_line(capsys, "twice.csv", "two columns p_crackle")
+    (tmp_path / "commas.csv").write_text("cycle_id,p_crackle,p_wheeze\nc,0,1,0,2\n")  # decimal commas
+    assert enter(tmp_path / "commas.csv")[0] == 2
+    one_line(capsys, "commas.csv", "no table in CSV or Parquet")
     assert enter(tmp_path / "none.csv")[0] == 2
     one_line(capsys, "none.csv", "cannot be read")
 
@@ -192,7 +204,8 @@ def test_a_corpus_that_lacks_a_recording_or_has_other_labels_is_refused(
 
 def test_the_real_subset_of_icbhi_is_refused_and_says_what_is_missing(enter, predictions, shared_data, capsys):
     for name in ("icbhi", "cross"):
-        assert enter(predictions, benchmark=name, data_dir=shared_data / "icbhi2017_subset")[0] == 2
+        flags = ("--trained-on", "SPRSound, train")
+        assert enter(predictions, *flags, benchmark=name, data_dir=shared_data / "icbhi2017_subset")[0] == 2
         one_line(capsys, "819 of the 920 recordings are missing (101_1b1_Al_sc_Meditron,", "bhichallenge.med.auth.gr")
 
 
@@ -206,7 +219,7 @@ def test_the_fixed_splits_are_those_of_the_published_corpora(name, folder, share
 
 def test_what_a_model_was_chosen_on_is_as_declared(run, enter, monkeypatch, capsys):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    code, _ = enter(run / "model", "--trained-on", "synthetic")
+    code, _ = enter(run / "model")
     assert code == 0 and "selection set: validation patients" in capsys.readouterr().out
 
 
@@ -223,7 +236,12 @@ def test_a_model_that_was_trained_elsewhere_or_predicts_other_labels_is_refused(
     one_line(capsys, "predicts crackle, stridor; a benchmark needs crackle and wheeze")
     monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "trained_on": "sprsound"}))
     assert enter(run)[0] == 2
-    one_line(capsys, "trained on synthetic, but tiny is for sprsound")
+    one_line(capsys, "trained on synthetic; tiny is for models trained on sprsound alone")
+    assert enter(run / "model", "--trained-on", "SPRSound and synthetic")[0] == 2
+    one_line(capsys, "tiny is for models trained on sprsound alone")
+    monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "protocol": "patient-5fold"}))
+    assert enter(run)[0] == 2
+    one_line(capsys, "trained under protocol patient-60-20-20", "tiny needs patient-5fold")
 
 
 def test_wrong_words_on_the_command_line_are_one_line(enter, predictions, small_corpus, tmp_path, capsys):
@@ -234,9 +252,11 @@ def test_wrong_words_on_the_command_line_are_one_line(enter, predictions, small_
         (["sprsund"], "no benchmark is called 'sprsund'; there are sprsound, icbhi, cross"),
         (["tiny", "a.csv"], "--data-dir"),
         (["tiny", "a.csv", "b.csv"], "b.csv: a second entry"),
-        (["tiny", "a.csv", "--data-dir", str(small_corpus)], "--selection"),
+        (["tiny", "a.csv", "--data-dir", str(small_corpus)], "--trained-on is missing"),
+        (["tiny", "a.csv", "--data-dir", str(small_corpus), "--trained-on", "x"], "--selection is missing"),
         (["tiny", str(tmp_path / "predictions.csv"), "--selection", "x", *again], f"{out}: exists already"),
         (["check"], "name the result files"),
+        (["check", str(out), "--entry", "x"], "--entry: check takes result files alone"),
     ):
         assert main(["benchmark", *words]) == 2
         one_line(capsys, said)
@@ -249,7 +269,18 @@ CHANGED = {
     "interval": (lambda r: r["splits"]["test"]["intervals"].update({"icbhi.Sp": [0.0, 0.1]}), "outside its interval"),
     "cycles": (lambda r: r["splits"]["test"]["confusion"][0].__setitem__(0, 999), "the confusion is not of the"),
     "split": (lambda r: r["splits"]["test"].update(fingerprint="f" * 64), "ffffffffffff is not that of the published"),
-    "patients": (lambda r: r["splits"]["test"]["effective_patients"].update(crackle=99.0), "more effective patients"),
+    "patients": (
+        lambda r: r["splits"]["test"]["effective_patients"].update(crackle=99.0),
+        "effective patients are not",
+    ),
+    "no intervals": (lambda r: r["splits"]["test"].update(intervals={}), "the intervals are not of the same scores"),
+    "no baselines": (lambda r: r["splits"]["test"].update(baselines=[]), "'always normal', whose icbhi.Score is 50"),
+    "gap": (
+        lambda r: r["splits"]["test"]["baselines"][0].update(difference_interval=[90, 95]),
+        "or outside its interval",
+    ),
+    "digest": (lambda r: r["source"].update(sha256="abc"), "source.sha256"),
+    "day": (lambda r: r.update(date="yesterday"), "date"),
     "baseline": (lambda r: r["splits"]["test"]["baselines"][0].update(difference=99.0), "the difference from baseline"),
     "splits": (lambda r: r["splits"].pop("test_inter"), "splits test, not test and test_inter"),
     "nothing": (lambda r: r["splits"].update(test=None), "no split is scored"),

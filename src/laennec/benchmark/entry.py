@@ -77,17 +77,9 @@ def enter(
     if place.is_file() and not is_submission(place):
         raise InputError(f"{source}: predictions are read from .csv and .parquet; write them so, or name a model")
     run = read_run(place / "run.json") if (place / "run.json").exists() else {}
-    if run and trained_on:
-        raise InputError(f"--trained-on: {source} recorded its training data, {run['corpus']['name']}; leave it out")
     if source is None:
-        entry, selection = entry or _PACKAGE["entry"], selection or _PACKAGE["selection"]
-        trained_on = trained_on or benchmark.trained_on or _PACKAGE["trained_on"]
-    learned_from = run["corpus"]["name"] if run else trained_on or benchmark.trained_on or "not recorded"
-    if benchmark.trained_on not in (None, learned_from):
-        raise InputError(
-            f"{source}: trained on {learned_from}, but {benchmark.name} is for {benchmark.trained_on}; where that "
-            f"is so, give --trained-on {benchmark.trained_on}"
-        )
+        entry, trained_on, selection = entry or _PACKAGE["entry"], _PACKAGE["trained_on"], _PACKAGE["selection"]
+    learned_from = _training_data(run, benchmark, source, trained_on)
     if not (selection := selection or run.get("selection_set")):
         raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
     splits = load_benchmark(benchmark, data_dir)
@@ -124,6 +116,26 @@ def enter(
         said = [line.replace(UNKNOWN_SELECTION, selection) for line in said]  # the evaluation sees the model alone
         lines += ["", f"== {name}", *said]
     return lines
+
+
+def _training_data(run: dict[str, Any], benchmark: Benchmark, source: str | Path | None, declared: str | None) -> str:
+    """The training data of an entry, as its run recorded them or as declared, if they are right for the benchmark."""
+    if not run and not declared:
+        raise InputError("--trained-on is missing: name the training data, e.g. 'SPRSound, train'")
+    name = run["corpus"]["name"] if run else str(declared)
+    if run and declared:
+        raise InputError(f"--trained-on: {source} recorded its training data, {name}; leave it out")
+    wanted, scored = benchmark.trained_on, benchmark.corpus.rstrip("0123456789")
+    if wanted and (wanted not in name.casefold() or scored in name.casefold()):
+        raise InputError(f"{source}: trained on {name}; {benchmark.name} is for models trained on {wanted} alone")
+    facts = run["corpus"]["provenance"] if run else {}
+    own = (facts.get("corpora") or {name: facts}).get(benchmark.corpus) or {}
+    if (protocol := own.get("protocol", benchmark.protocol)) != benchmark.protocol:
+        raise InputError(
+            f"{source}: trained under protocol {protocol}, so it may have learned from the test split; "
+            f"{benchmark.name} needs {benchmark.protocol}"
+        )
+    return name
 
 
 def _of_file(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> tuple[dict[str, Any], Scored]:

@@ -4,6 +4,7 @@ Decisions: a file is checked without the corpus. Its confusion must have the pub
 scores must follow from it. AUROC and calibration are absent for probabilities that are all 0 or 1.
 """
 
+import datetime
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from laennec.benchmark.definitions import FixedSplit, benchmark_named
 from laennec.errors import InputError
+from laennec.evaluation.baselines import ALWAYS_NORMAL
 from laennec.evaluation.metrics import CLASSES, is_percent
 from laennec.evaluation.predictions import class_scores
 from laennec.files import atomic_write, json_text
@@ -47,10 +49,18 @@ def _with_score(values: dict[str, float | None]) -> dict[str, float | None]:
     return values
 
 
+def _day(text: str) -> str:
+    if datetime.date.fromisoformat(text).isoformat() != text:
+        raise ValueError("a day as YYYY-MM-DD")
+    return text
+
+
 Values = Annotated[dict[str, float | None], AfterValidator(_in_range)]
 OfLabels = Annotated[Values, AfterValidator(_of_labels)]
 WithScore = Annotated[Values, AfterValidator(_with_score)]
 Line = Annotated[str, AfterValidator(one_line)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Day = Annotated[str, AfterValidator(_day)]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
 _REMEDY = "write it again with laennec benchmark"
@@ -67,7 +77,7 @@ class Baseline(_Part):
     name: str
     values: WithScore
     interval: Bounds
-    difference: float | None
+    difference: float
     difference_interval: Bounds
 
 
@@ -76,7 +86,7 @@ class SplitScores(_Part):
 
     fingerprint: str
     patients: int = Field(ge=1)
-    effective_patients: dict[str, Annotated[float, Field(ge=0)]]  # with each label
+    effective_patients: Annotated[dict[str, float], AfterValidator(_of_labels)]  # with each label
     confusion: list[list[int]]  # true by predicted class, in the order normal, crackle, wheeze, both
     values: Values
     intervals: dict[str, Bounds]  # 95 %, over patients
@@ -92,7 +102,7 @@ class Source(_Part):
     kind: Literal["model", "predictions"]
     name: str  # Hub id, or name of the folder or file
     revision: str | None  # commit on the Hub
-    sha256: str  # of weights and front end, or of the file
+    sha256: Digest  # of weights and front end, or of the file
     origin: str | None  # where it comes from, as declared
 
 
@@ -119,7 +129,7 @@ class Result(_Part):
     cost: Cost | None
     command: str
     laennec: str
-    date: str
+    date: Day
 
 
 def write_result(path: str | Path, result: Result) -> None:
@@ -188,10 +198,15 @@ def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
             return f"{name} is {value}, but {expected.get(name)} follows from the other numbers"
         if not max(0, low - _CLOSE * top) <= value <= min(top, high + _CLOSE * top):
             return f"{name} {value:g} is outside its interval"
+    if scores.intervals.keys() != values.keys():
+        return "the intervals are not of the same scores as the values"
     for row in scores.baselines:
         gap = (expected[SCORE] or 0.0) - (row.values.get(SCORE) or 0.0)
-        if row.difference is not None and abs(gap - row.difference) > _CLOSE * 100:
-            return f"the difference from baseline {row.name!r} is not that of the scores"
-    if max(scores.effective_patients.values(), default=0) > scores.patients + _CLOSE:
-        return "there are more effective patients than patients"
+        low, high = row.difference_interval or (gap, gap)
+        if abs(gap - row.difference) > _CLOSE * 100 or not low - _CLOSE * 100 <= gap <= high + _CLOSE * 100:
+            return f"the difference from baseline {row.name!r} is not that of the scores, or outside its interval"
+    if [row.values[SCORE] for row in scores.baselines if row.name == ALWAYS_NORMAL] != [50.0]:
+        return f"baseline {ALWAYS_NORMAL!r}, whose {SCORE} is 50, is missing or another"
+    if not all(0 <= number <= scores.patients + _CLOSE for number in scores.effective_patients.values()):
+        return f"the effective patients are not from 0 to {scores.patients}"
     return None

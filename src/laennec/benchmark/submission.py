@@ -6,6 +6,7 @@ say. Columns that repeat the labels of the corpus are no predictions.
 """
 
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,18 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
             if set(columns) <= set(rows) and rows[columns].to_numpy().T.tolist() == truth:
                 shown = " and ".join(column.removeprefix("decided_") for column in columns)
                 raise InputError(f"{path}: {shown} are the true labels of {name}; give the predictions of the model")
+        if all(_separates(rows[column], label) for column, label in zip(_PROBABILITIES, truth, strict=True)):
+            raise InputError(
+                f"{path}: p_crackle and p_wheeze rank every cycle of {name} without an error, as the true labels do; "
+                "give the predictions of the model"
+            )
     return given
+
+
+def _separates(p: pd.Series, label: list[int]) -> bool:
+    """Whether all cycles with a label are on one side of all others."""
+    of_label, of_others = p[np.array(label) == 1], p[np.array(label) == 0]
+    return bool(of_label.min() > of_others.max() or of_label.max() < of_others.min())
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -65,10 +77,11 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         content = io.BytesIO(read_bytes(path))
         is_csv = path.suffix.lower() == ".csv"
-        table = pd.read_csv(content, dtype=str, index_col=False) if is_csv else pd.read_parquet(content)
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # more values than columns
+            table = pd.read_csv(content, dtype=str, index_col=False) if is_csv else pd.read_parquet(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, pd.errors.ParserWarning) as error:
         said = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: no table in CSV or Parquet ({said}); write it again") from error
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
@@ -76,11 +89,13 @@ def _read(path: Path) -> pd.DataFrame:
             f"{path}: no column {', '.join(sorted(missing))} (columns: {named(map(repr, table.columns))}); give "
             "cycle_id, p_crackle and p_wheeze, separated by commas"
         )
-    if twice := sorted(name for name in (*_PROBABILITIES, *LABELS) if f"{name}.1" in table.columns):
+    if twice := sorted(name for name in ("cycle_id", *_PROBABILITIES, *LABELS) if f"{name}.1" in table.columns):
         raise InputError(f"{path}: two columns {twice[0]}; give each once")
     if empty := [str(row + 1) for row in np.flatnonzero(table["cycle_id"].isna())]:
         raise InputError(f"{path}: no cycle_id in row {named(empty)}; give every row one")
     numbers = table[[name for name in (*_PROBABILITIES, *LABELS) if name in table.columns]]
+    yes_or_no = [name for name in _PROBABILITIES if pd.api.types.is_bool_dtype(numbers[name])]
+    numbers = numbers.astype(dict.fromkeys(yes_or_no, str))  # no probabilities
     return numbers.apply(pd.to_numeric, errors="coerce").set_index(table["cycle_id"].astype(str))
 
 
@@ -90,12 +105,14 @@ def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[
     covered = {name: own for name, own in tests.items() if not here.isdisjoint(own)} or tests
     for name, own in covered.items():
         if gone := [cycle for cycle in own if cycle not in here]:
-            problems.append(f"{len(gone)} of the {len(own)} cycles of {name} are missing ({named(gone)})")
+            problems.append(f"{len(gone)} of the {len(own)} cycles of {name} are missing ({named(map(repr, gone))})")
     if unknown := sorted(here.difference(*tests.values())):
         whose = [f", {name}" for name, own in ids.items() if name not in tests and not here.isdisjoint(own)]
-        problems.append(f"{len(unknown)} cycles are unknown or of other splits{''.join(whose)} ({named(unknown)})")
+        problems.append(
+            f"{len(unknown)} cycles are unknown or of other splits{''.join(whose)} ({named(map(repr, unknown))})"
+        )
     if repeated := sorted(set(given[given.duplicated()])):
-        problems.append(f"{len(repeated)} cycles occur more than once ({named(repeated)})")
+        problems.append(f"{len(repeated)} cycles occur more than once ({named(map(repr, repeated))})")
     return problems
 
 

@@ -7,6 +7,8 @@ from laennec.cli.common import chosen, refuse_missing_model
 from laennec.errors import InputError
 from laennec.terminal import complain, say
 
+_DECLARED = ("entry", "trained_on", "selection", "origin")
+
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec benchmark`."""
@@ -22,7 +24,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", help="folder of the complete corpus")
     parser.add_argument("--out", metavar="FILE", help="the result file (default: benchmark-NAME.json)")
     parser.add_argument("--entry", help="name of the entry (default: that of the model or file)")
-    parser.add_argument("--trained-on", metavar="TEXT", help="the training data (default: as the run recorded)")
+    parser.add_argument(
+        "--trained-on", metavar="TEXT", help="the training data, as text (default: as the run recorded)"
+    )
     parser.add_argument(
         "--selection",
         metavar="TEXT",
@@ -34,6 +38,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score an entry and write its result file, or check result files."""
     if options.name == "check":
+        given = [name for name, value in chosen(options, "data_dir", "out", *_DECLARED).items() if value is not None]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')}: check takes result files alone; leave it out")
         return _check(options.sources)
     from laennec.benchmark.definitions import benchmark_named
     from laennec.benchmark.submission import is_submission
@@ -49,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.benchmark.entry import enter
 
     out = options.out or f"benchmark-{options.name}.json"
-    named = chosen(options, "data_dir", "entry", "trained_on", "selection", "origin")
+    named = chosen(options, "data_dir", *_DECLARED)
     say(*enter(benchmark, source, out, **named))
     say(f"result: {out}")
     return 0

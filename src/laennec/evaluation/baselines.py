@@ -40,6 +40,7 @@ from laennec.evaluation.predictions import (
     statistics_of,
 )
 
+ALWAYS_NORMAL = "always normal"
 SHORTCUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "event length": ("its duration", ("length_s",)),
     "device": ("recording device", ("device",)),
@@ -104,7 +105,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
     guesses: list[tuple[str, str, FloatArray | str]] = []
     has_normal = classes[0].lower() == "normal"
     if has_normal:
-        guesses.append(("always normal", "always predicts normal", _constant(0, len(test), len(classes))))
+        guesses.append((ALWAYS_NORMAL, "always predicts normal", _constant(0, len(test), len(classes))))
     if train is None:
         reason = "no training table was given"
         return guesses + [(name, what, reason) for name, (what, _) in SHORTCUTS.items() if name not in _OPTIONAL]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.evaluation.baselines import shortcut_baselines
+from laennec.evaluation.baselines import ALWAYS_NORMAL, shortcut_baselines
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
 from laennec.evaluation.calibration.probabilities import expected_calibration_error, thresholds_text
 from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
@@ -30,7 +30,7 @@ _TITLES = {
     "roc_auc": "AUROC", "average_precision": "AP", "recall": "sensitivity", "specificity": "specificity",
     "precision": "precision",
 }  # fmt: skip
-_CONSTANT = ("always normal", "majority class")
+_CONSTANT = (ALWAYS_NORMAL, "majority class")
 
 
 def scored_windows(
