@@ -63,6 +63,24 @@ def test_a_finding_of_one_patient_has_no_interval():
     assert bounds["wheeze.roc_auc"] is None and bounds["crackle.roc_auc"] is not None
 
 
+def test_specificity_rests_on_the_patients_of_normal_cycles_and_sensitivity_on_those_of_abnormal_ones():
+    table = cycles(n_patients=8, per_patient=40)
+    names = ["Normal", "Abnormal", "Poor Quality"]
+    for rare, kept in (("Sp", "Se"), ("Se", "Sp")):
+        own = table.patient_id == "p0"
+        flags = (~own if rare == "Sp" else own).astype(int)
+        changed = table.assign(crackle=flags, wheeze=0)
+        bounds = evaluate_predictions(changed, **TWO)["intervals"]
+        for family in ("icbhi", "any_abnormal"):
+            assert bounds[f"{family}.{rare}"] is bounds[f"{family}.Score"] is None and bounds[f"{family}.{kept}"]
+        assert bounds[f"sprsound.{rare.upper()}"] is None and bounds[f"sprsound.{kept.upper()}"]
+    recordings = table.assign(label=[names[k % 2 if k < 40 else 2 * (k % 2)] for k in range(len(table))])
+    recordings = recordings.assign(**{f"logit_{name}": table.logit_crackle for name in names})
+    read = read_predictions(recordings, problem_type="single_label", label_names=names)
+    numbers = effective_numbers(read)
+    assert numbers["sprsound.SE"] == 1 and numbers["sprsound.SP"] == pytest.approx(8)  # Poor Quality is in neither
+
+
 def test_effective_patients():
     codes = np.repeat(np.arange(4), 10)
     assert effective_patients(codes, np.ones(40)) == pytest.approx(4)

@@ -89,6 +89,12 @@ def test_every_kind_of_row_is_scored_as_by_a_loop(tables):
             assert low <= values["roc_auc"] <= high
 
 
+def test_specificity_rests_on_the_patients_without_the_label(tables):
+    of_one = [table.assign(wheeze=(table["patient_id"] == "p0").astype("Int8")) for table in tables]
+    bounds = score_windows(*of_one, config_of())["units"]["seconds"]["intervals"]
+    assert bounds["wheeze.recall"] is bounds["wheeze.roc_auc"] is None and bounds["wheeze.specificity"]
+
+
 def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables):
     config = config_of(thresholds={"crackle": 0.3}, temperatures={"crackle": 2.0})
     section = score_windows(*tables, config)

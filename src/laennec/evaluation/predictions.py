@@ -319,15 +319,22 @@ def statistics_of(predictions: Predictions) -> Statistic:
 
 
 def effective_numbers(predictions: Predictions) -> dict[str, float]:
-    """Effective number of patients behind each label, macro average and family of scores: of the rarer side."""
+    """Effective number of patients behind each label, macro average and family of scores: of the rarer side.
+
+    Specificity has that of the normal rows, sensitivity that of the abnormal ones.
+    """
     codes, _ = patient_codes(predictions.table)
     found = {name: rarer_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)}
     if found:
         found |= dict.fromkeys(("f1_macro", "roc_auc_macro", "average_precision_macro"), min(found.values()))
         found["f1_micro"] = effective_patients(codes, predictions.truth.any(1))
     if predictions.class_names and predictions.class_names[0].lower() == "normal":
-        abnormal = rarer_patients(codes, predictions.true > 0)
-        found |= dict.fromkeys(("icbhi", "any_abnormal", "sprsound", "accuracy", "uar"), abnormal)
+        poor = np.array(predictions.class_names)[predictions.true] == POOR_QUALITY
+        normal = effective_patients(codes, predictions.true == 0)
+        abnormal = effective_patients(codes, (predictions.true > 0) & ~poor)
+        found |= dict.fromkeys(("icbhi.Sp", "any_abnormal.Sp", "sprsound.SP"), normal)
+        found |= dict.fromkeys(("icbhi.Se", "any_abnormal.Se", "sprsound.SE"), abnormal)
+        found |= dict.fromkeys(("icbhi", "any_abnormal", "sprsound", "accuracy", "uar"), min(normal, abnormal))
     return found
 
 

@@ -149,8 +149,9 @@ def _unit(
     statistic = _statistic(labels, truth, logits, decided, several)
     once = {name: none_if_nan(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
     codes, patients = patient_codes(rows)
-    effective = {label: effective_patients(codes, truth[:, k]) for k, label in enumerate(labels)}
-    effective["any"] = effective_patients(codes, truth.any(1))
+    flags = dict(zip([*labels, "any"], [*truth.T, truth.any(1)], strict=True))
+    effective = {name: effective_patients(codes, present) for name, present in flags.items()}
+    effective |= {f"{name}.specificity": effective_patients(codes, 1 - present) for name, present in flags.items()}
     return {
         "rows": len(rows),
         "left_out": int((~known).sum()),
