@@ -10,7 +10,7 @@ from evaluation_tables import TWO, cycles, official_icbhi, with_class_logits
 from laennec.evaluation import evaluate_predictions, format_summary, predictions_metrics
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.predictions import read_predictions
-from laennec.evaluation.summary import subgroup_tables
+from laennec.evaluation.summary import figure_name, figure_text, subgroup_tables
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,28 @@ def test_subgroups_are_the_scores_of_their_rows(evaluation):
     assert sexes["unknown"]["patients"] == 1 and set(sexes["unknown"]["intervals"].values()) == {None}
     assert "too few" in sexes["unknown"]["note"] and sexes["F"]["intervals"]["icbhi.Score"] is not None
     assert sum(row["cycles"] for row in evaluation["subgroups"]["age_band"]) == len(table)
+
+
+def test_a_subgroup_without_an_interval_names_its_effective_patients():
+    table = cycles()
+    of_two = table.assign(crackle=table.crackle * table.patient_id.isin(["p0", "p3"]), wheeze=0)  # of device B
+    rows = {row["value"]: row for row in subgroup_tables(read_predictions(of_two, **TWO))["device"]}
+    abnormal = of_two.loc[of_two.crackle == 1, "patient_id"].value_counts()
+    number = abnormal.sum() ** 2 / (abnormal**2).sum()
+    assert rows["B"]["intervals"]["icbhi.Score"] is None
+    assert rows["B"]["note"] == f"{number:.1f} effective patients: too few for an interval (at least 3 are needed)"
+
+
+def test_the_summary_of_several_corpora_has_a_line_of_each():
+    table = cycles()
+    found = evaluate_predictions(table.assign(corpus=np.where(table.patient_id < "p3", "icbhi2017", "sprsound")), **TWO)
+    lines = [line for line in format_summary(found).splitlines() if " patients: " in line and " cycles of " in line]
+    for row, line in zip(found["subgroups"]["corpus"], lines, strict=True):
+        assert line.split()[0] == row["value"] and f"{row['cycles']} cycles of {row['patients']} patients: " in line
+        for name, value in row["values"].items():
+            if name == "icbhi.Score" or name.endswith("roc_auc"):
+                assert f"{figure_name(name)} {figure_text(name, value, row['intervals'][name])}" in line
+    assert "each corpus alone" not in format_summary(evaluate_predictions(table, **TWO))
 
 
 AGES = [

@@ -22,6 +22,7 @@ from laennec.evaluation.calibration.probabilities import (
     thresholds_text,
 )
 from laennec.evaluation.intervals import (
+    LEAST_EFFECTIVE,
     LEVEL,
     METHOD,
     MIN_PATIENTS,
@@ -242,12 +243,14 @@ def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
     family = main.split(".")[0]
     own = subset.own.names if subset.own is not None else ()
     kept = [n for n in figures if n.split(".")[0] == family or n.endswith("roc_auc") or n in own]
-    _, n_patients = patient_codes(subset.table)
+    codes, n_patients = patient_codes(subset.table)
     enough = n_patients >= MIN_PATIENTS
-    bounds = patient_intervals(subset.table, statistics_of(subset), effective_numbers(subset)) if enough else {}
+    effective = {family: effective_patients(codes, np.ones(len(codes)))} | effective_numbers(subset)
+    bounds = patient_intervals(subset.table, statistics_of(subset), effective) if enough else {}
     note = interval_note(n_patients)
     if enough and bounds.get(main) is None:
-        note = "too few abnormal or normal rows for an interval of the score"
+        few = f"{effective[family]:.1f} effective patients"
+        note = f"{few}: too few for an interval (at least {LEAST_EFFECTIVE:g} are needed)"
     return {
         "value": value,
         "cycles": len(subset.table),
@@ -389,11 +392,25 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         if row["advantage"]:
             text += f"   model {_gain_text(name, row['advantage'])}"
         lines.append(f"  {row['name']:<34}{text}")
+    lines += _corpora(evaluation)
     lines += _length_audit(evaluation)
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
     for warning in evaluation["warnings"]:
         lines.append(f"{'warning' if warning['level'] == 'bad' else 'note'}: {warning['text']}")
     return "\n".join([*lines, "Research use only: not a medical device."])
+
+
+def _corpora(evaluation: dict[str, Any]) -> list[str]:
+    """The headline score and the AUROCs on each of several corpora, as lines."""
+    rows, main = evaluation["subgroups"].get("corpus", ()), evaluation["headline"]
+    lines = ["", "each corpus alone"] if rows else []
+    for row in rows:
+        names = [main, *(name for name in row["values"] if name.endswith("roc_auc"))]
+        scores = [f"{figure_name(n)} {figure_text(n, row['values'][n], row['intervals'].get(n))}" for n in names]
+        about = f"{row['cycles']} {row_noun(evaluation)}s of {row['patients']} patients"
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"  {row['value']:<34}{about}: {', '.join(scores)}{note}")
+    return lines
 
 
 def _length_audit(evaluation: dict[str, Any]) -> list[str]:
