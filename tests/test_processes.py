@@ -8,7 +8,7 @@ import pytest
 
 from forked import Forked
 from laennec.errors import InputError
-from laennec.processes import Died, check_jobs, in_processes
+from laennec.processes import Died, check_jobs, in_processes, module_process, used_by
 from work_units import die, double, fail, sleep
 
 
@@ -67,3 +67,14 @@ def test_workers_end_with_their_parent(tmp_path, ending):
     parent.send_signal(2 if ending == "interrupted" else 9)
     assert parent.done(30).returncode != 0
     wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def test_a_module_of_a_step_is_not_the_file_of_that_name_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "html.py").write_text("raise SystemExit('not the standard module')")
+    (tmp_path / "my_own_code.py").write_text("import torch\n\n\nclass Mine(torch.nn.Module):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log"
+    for words in (["http.server", "--help"], ["laennec", "recipes", "--import", "my_own_code:Mine"]):
+        with log.open("w") as out, module_process(words, out, tmp_path / "place") as process:
+            used_by(process)
+        assert process.returncode == 0, log.read_text()

@@ -4,7 +4,8 @@ Decisions: processes are spawned, not forked, because torch's threads do not sur
 a time, so memory does not grow with the number of items. A process that dies takes the others of its pool with it; the
 items in hand are then tried again one at a time in a process of their own, so an item that kills its process costs
 that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed. So
-does a module that is run for a parent, which handles Ctrl-C itself.
+does a module that is run for a parent, which handles Ctrl-C itself; a file of the working directory with the name of a
+standard module is not imported in its place (-P).
 """
 
 import contextlib
@@ -134,7 +135,7 @@ def _help(watched: Connection, work: Callable[[], Any]) -> None:
 @contextlib.contextmanager
 def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[subprocess.Popen[Any]]:
     """Run a module in a process that ends with this block at the latest."""
-    command = [sys.executable, "-m", "laennec.processes", str(place), *words]
+    command = [sys.executable, "-P", "-m", "laennec.processes", str(place), *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
     assert process.stdin is not None
     with process.stdin:  # it is closed with the process that started this one, however that ends

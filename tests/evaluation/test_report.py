@@ -16,6 +16,7 @@ from laennec.evaluation.geometry import embedding_map
 from laennec.evaluation.predictions import read_evaluated
 from laennec.evaluation.report.details import Extras, Sound
 from laennec.evaluation.report.plots import figure_png
+from laennec.evaluation.report.sections import scored_leaks
 from laennec.evaluation.report.write import make_page
 from pages import Page, check_page, open_in_browser
 
@@ -30,7 +31,7 @@ RUN = {
         "fingerprint": "corpus-fp-123",
         "provenance": {
             "protocol": "patient-5fold", "fold": 0, "split_fingerprint": "split-fp-456", "stamp": "LEAKY",
-            "leaks": {"patients": ["156"]},
+            "leaks": ["train and test share 1 patient (156)"],
         },
     },
     "selection_set": "validation",
@@ -77,10 +78,23 @@ def test_page_states_data_split_selection_and_intervals(page, evaluation):
         f"{low:.1f} to {high:.1f}",
         "calibrated probability: ", "always normal", "event length", "not a medical device",
         "laennec train recipe.yaml",
-        "loss.auxiliary", "patients 156", "age band", "SPRSound Score",
+        "loss.auxiliary", "1 patient (156)", "age band", "SPRSound Score",
     ]  # fmt: skip
     assert [part for part in expected if part not in text] == []
     assert text.index("corpus-fp-123") < text.index("always normal")
+
+
+def test_leaks_of_test_splits_that_were_not_scored_are_not_shown():
+    lines = [
+        "sprsound: train and test_intra share 7 patients (1, ...)",
+        "icbhi2017: train and test share 1 patient (9)",
+        "validation and test_intra share 1 patient (2)",
+        "a line of another edition",
+    ]
+    run = {"corpus": {"provenance": {"leaks": lines}}}
+    assert scored_leaks(run) == lines
+    assert scored_leaks(run | {"evaluated": {"split": "test"}}) == [lines[1], lines[3]]
+    assert scored_leaks(run | {"evaluated": {"split": "test_intra"}}) == [lines[0], *lines[2:]]
 
 
 def test_page_shows_every_warning_and_escapes_metadata(page, evaluation):

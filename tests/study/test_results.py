@@ -155,10 +155,39 @@ def test_a_corpus_that_was_scored_whole_has_no_split(tiny_run, small_corpus, tmp
     assert row["split"] == "all" and row["split_fingerprint"] is None and row["protocol"] == "none"
 
 
-def test_a_method_without_a_metric_is_listed_with_the_others():
-    cell = {"mean": 0.5, "interval": [0.4, 0.6], "difference": None}
-    against = cell | {"difference": 0.1, "difference_interval": [0.0, 0.2], "p_holm": 0.04}
+def compared(effective, **other):
+    """The comparison of two methods on a split, as in a results file."""
+    cell = {"mean": 0.5, "interval": [0.4, 0.6], "difference": None, "effective": effective}
+    tested = {"difference_interval": [0.0, 0.2], "p_holm": 0.04, "freedom": 7.25, "smallest_p": 0.01, "detectable": 0.3}
+    against = cell | {"difference": 0.1} | tested | other
     figures = {"base": {"icbhi.Score": cell, "crackle.roc_auc": cell}, "other": {"crackle.roc_auc": against}}
-    lines = comparison_lines({"methods": {"test": {"baseline": "base", "figures": figures}}})
+    return {"baseline": "base", "figures": figures}
+
+
+def test_a_method_without_a_metric_is_listed_with_the_others():
+    lines = comparison_lines({"methods": {"test": compared(8.0)}})
     assert [line.split()[:2] for line in lines if line.startswith("other")] == [["other", "undefined"], ["other", "-"]]
-    assert any("undefined (–)" in line and "+0.100 [+0.000, +0.200] (0.040)" in line for line in lines)
+    assert any("undefined (–; –)" in line and "+0.100 [+0.000, +0.200] (7.2; 0.040)" in line for line in lines)
+
+
+def test_a_comparison_says_what_it_can_find_or_why_it_finds_nothing():
+    lines = comparison_lines({"methods": {"test": compared(8.0)}})
+    assert "crackle AUROC (8.0 effective patients)" in lines[2] and not any("incomplete" in line for line in lines)
+    assert lines[-1] == (
+        "crackle AUROC: smallest difference detectable with 80 % power: 0.300; smallest possible p: 0.010"
+    )
+    unknown = dict.fromkeys(("difference_interval", "p_holm", "freedom", "smallest_p", "detectable"))
+    lines = comparison_lines({"methods": {"test": compared(2.5, **unknown)}})
+    assert lines[-1] == "ICBHI Score, crackle AUROC: no interval and no p value: fewer than 3 effective patients"
+    few = compared(3.5, **unknown)
+    for cells in few["figures"].values():
+        for cell in cells.values():
+            cell["interval"] = None
+    lines = comparison_lines({"methods": {"test": few}})
+    assert lines[-1] == "ICBHI Score, crackle AUROC: no interval and no p value: fewer than 5 patients"
+
+
+def test_a_comparison_without_some_runs_names_their_methods():
+    study = {"methods": {"base": {}, "other, rate 1": {}}, "missing": ["other_rate_1/0", "other_rate_1/2-fold1"]}
+    lines = comparison_lines({"methods": {"test": compared(8.0)}, "study": study})
+    assert lines[1] == "incomplete comparison: fewer runs than planned of other, rate 1 (2 missing)"

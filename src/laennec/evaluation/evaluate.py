@@ -33,7 +33,7 @@ from laennec.evaluation.calibration.recalibrate import resolve_smoothing, smooth
 from laennec.evaluation.calibration.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.geometry import class_distances
 from laennec.evaluation.own_metrics import Metric, load_metrics
-from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, seeds_of, times_scored
+from laennec.evaluation.report.sections import earlier_use, scored_leaks, scored_own_corpus, seeds_of, times_scored
 from laennec.evaluation.report.write import write_report
 from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
@@ -344,7 +344,7 @@ def _heading(record: dict[str, Any], split: str) -> str:
         f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold} ({splits}), split {split}",
         f"selection set: {selection_set}; seed {seeds_of(record)}, split seed {origin.get('seed')}",
         *([f"note: {origin['stamp']}"] if origin.get("stamp") else []),
-        *(f"leak: {line}" for line in origin.get("leaks") or []),
+        *(f"leak: {line}" for line in scored_leaks(record)),
     ]
     if scored_own_corpus(record) and (use := earlier_use(split, selection_set)):
         lines.append(f"note: split {split} {use}; its scores are no estimate for new patients")

@@ -179,12 +179,12 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's folder below that of the study."""
-        return f"{_folder_name(self.method)}/{self._number}"
+        return f"{folder_name(self.method)}/{self._number}"
 
     @property
     def pretraining_name(self) -> str:
         """The folder of its pre-training below that of the study; cells that differ in labels alone share it."""
-        return f"{_folder_name(self.pretrained_as)}-pretraining/{self._number}"
+        return f"{folder_name(self.pretrained_as)}-pretraining/{self._number}"
 
     @property
     def _number(self) -> str:
@@ -334,7 +334,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dotted
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """The folder of a method's runs below that of its study."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 

@@ -6,17 +6,21 @@ its inputs: the trainings of an ensemble's members, or the training whose embedd
 scorings. The cost file lies beside a folder, because training may replace the folder.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
+from laennec.evaluation.comparison.runs import comparison_power, comparison_title
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, p_text, pool_folds, run_figures
 from laennec.evaluation.geometry import four_properties
+from laennec.evaluation.intervals import MIN_PATIENTS
 from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of, times_scored
 from laennec.evaluation.summary import WINDOWS, figure_name, figure_text
 from laennec.rendering import text_table
+from laennec.study.plan import folder_name
 from laennec.training.record import read_record, write_record
 
 Cost = dict[str, Any]
@@ -89,25 +93,39 @@ def _figures(folds: Sequence[Path]) -> list[RunFigures]:
 
 def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """The comparison in a results file as plain text: the methods on each split, and their differences."""
-    lines = []
+    lines = _incomplete(content.get("study") or {})
     for split, compared in content["methods"].items():
         methods, baseline = compared["figures"], compared["baseline"]
-        names = [name for name in _COMPARED if any(name in cells for cells in methods.values())]
-        values = [["method", *(f"{figure_name(name)} [95 % interval]" for name in names)]]
-        differences = [["difference from its baseline", *(f"{figure_name(name)} (p, Holm)" for name in names)]]
+        by_name = {name: [cells[name] for cells in methods.values() if name in cells] for name in _COMPARED}
+        by_name = {name: cells for name, cells in by_name.items() if cells}
+        values = [["method [95 % interval]", *(comparison_title(cells, name) for name, cells in by_name.items())]]
+        differences = [["difference from its baseline", *(f"{figure_name(name)} (df; p, Holm)" for name in by_name)]]
         for method, cells in methods.items():
-            shown = {name: cells.get(name, {}) for name in names}
+            shown = {name: cells.get(name, {}) for name in by_name}
             values.append([method, *(figure_text(name, x.get("mean"), x.get("interval")) for name, x in shown.items())])
             if any(x.get("difference") is not None for x in shown.values()):
                 row = [f"{method} - {baseline}" if baseline else method]
                 for name, x in shown.items():
                     gap = figure_text(name, x.get("difference"), x.get("difference_interval"), "+")
-                    row.append(f"{gap} ({p_text(x.get('p_holm'))})")
+                    freedom = "–" if x.get("freedom") is None else f"{x['freedom']:.1f}"
+                    row.append(f"{gap} ({freedom}; {p_text(x.get('p_holm'))})")
                 differences.append(row)
         for rows in (values, differences):
             if len(rows) > 1:
                 lines += ["", f"split {split}", *text_table(rows, indent=0).splitlines()]
+        notes: dict[str, list[str]] = {}
+        for name, cells in by_name.items():
+            few = "" if cells[0]["interval"] else f"no interval and no p value: fewer than {MIN_PATIENTS} patients"
+            notes.setdefault(comparison_power(cells, name) or few, []).append(figure_name(name))
+        lines += [f"{', '.join(named)}: {note}" for note, named in notes.items() if note]
     return lines
+
+
+def _incomplete(study: Mapping[str, Any]) -> list[str]:
+    """The methods of a study with fewer runs than planned, as lines."""
+    missing = Counter(cell.rpartition("/")[0] for cell in study.get("missing") or ())
+    few = [f"{method} ({n} missing)" for method in study.get("methods") or () if (n := missing[folder_name(method)])]
+    return ["", f"incomplete comparison: fewer runs than planned of {', '.join(few)}"] if few else []
 
 
 def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = ()) -> dict[str, Any]:

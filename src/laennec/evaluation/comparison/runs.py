@@ -14,11 +14,11 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import compare_methods, p_text, power_text, run_figures
-from laennec.evaluation.intervals import LEAST_EFFECTIVE, MIN_PATIENTS, effective_note, interval_note
+from laennec.evaluation.intervals import LEAST_EFFECTIVE, effective_note, interval_note
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
-from laennec.evaluation.report.sections import shown_text, times_scored
+from laennec.evaluation.report.sections import scored_leaks, shown_text, times_scored
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template, text_table
@@ -227,7 +227,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     first, origin = evaluations[0], evaluations[0].origin
     patients = first.metrics["uncertainty"]["patients"]
     notes = [str(origin["stamp"])] if origin.get("stamp") else []
-    notes += [f"leak: {line}" for line in origin.get("leaks") or []]
+    notes += [f"leak: {line}" for line in scored_leaks(first.run)]
     for one in evaluations:
         if one.run.get("selection_set") != "validation":
             notes.append(f"{_run_name(one.folder)}: selected on {one.run.get('selection_set')}")
@@ -245,10 +245,13 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     }
 
 
-def comparison_title(content: Mapping[str, Any], figure: str) -> str:
+def _cells(content: Mapping[str, Any], figure: str) -> list[Mapping[str, Any]]:
+    return [method["figures"][figure] for method in content["methods"].values()]
+
+
+def comparison_title(cells: Sequence[Mapping[str, Any]], figure: str) -> str:
     """The name of a metric with the effective number of patients behind it."""
-    effective = content["methods"][content["baseline"]]["figures"][figure]["effective"]
-    return f"{figure_name(figure)} ({effective:.1f} effective patients)"
+    return f"{figure_name(figure)} ({cells[0]['effective']:.1f} effective patients)"
 
 
 def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
@@ -270,10 +273,9 @@ def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
     return rows
 
 
-def comparison_power(content: Mapping[str, Any], figure: str) -> str:
+def comparison_power(cells: Sequence[Mapping[str, Any]], figure: str) -> str:
     """What the comparisons of a metric can find, or why there are none, as text."""
-    cells = [method["figures"][figure] for method in content["methods"].values()]
-    if content["patients"] >= MIN_PATIENTS and cells[0]["effective"] < LEAST_EFFECTIVE:
+    if cells[0]["effective"] < LEAST_EFFECTIVE:
         return f"no interval and no p value: fewer than {LEAST_EFFECTIVE:g} effective patients"
     return power_text(cells, lambda difference: figure_text(figure, difference))
 
@@ -290,9 +292,17 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     for figure in content["figures"]:
-        heads = [comparison_title(content, figure), "value", "95 % interval", "difference", "df", "p", "p (Holm)"]
+        heads = [
+            comparison_title(_cells(content, figure), figure),
+            "value",
+            "95 % interval",
+            "difference",
+            "df",
+            "p",
+            "p (Holm)",
+        ]
         lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
-        lines += filter(None, [comparison_power(content, figure)])
+        lines += filter(None, [comparison_power(_cells(content, figure), figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)
 
@@ -317,10 +327,10 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
     tables = [
         {
-            "name": comparison_title(content, figure),
+            "name": comparison_title(_cells(content, figure), figure),
             "columns": ["method", "value", "difference", "df", "p", "p (Holm)"],
             "rows": _page_rows(content, figure),
-            "note": comparison_power(content, figure),
+            "note": comparison_power(_cells(content, figure), figure),
         }
         for figure in content["figures"]
     ]

@@ -7,6 +7,7 @@ text, or {"text", "note", "class", "bar"}.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from laennec.evaluation.window_scores import unit_table, unit_title
 
 NOT_RECORDED = "not recorded"
 Table = dict[str, Any]
+_LEAK = re.compile(r"(?:\S+: )?(\S+) and (\S+) share ")  # of two splits, after the corpus where there are several
 _COMPONENTS = {"se": "Se, exact class", "sp": "Sp"}
 _PROPERTIES = (
     ("intra", "mean", "Intra-class clustering", "mean distance within a class", "lower is tighter"),
@@ -87,12 +89,19 @@ def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
     return (run.get("corpus") or {}).get("provenance") or {}
 
 
+def scored_leaks(run: Mapping[str, Any]) -> list[str]:
+    """What training, validation and the scored split share; leaks of other test splits say nothing about its scores."""
+    used = {"train", "validation", split := (run.get("evaluated") or {}).get("split")}
+    found = [(line, _LEAK.match(line)) for line in _provenance(run).get("leaks") or []]
+    return [line for line, pair in found if split is None or pair is None or used.issuperset(pair.groups())]
+
+
 def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
     """Warnings about the run itself: split, leaks, selection, fingerprints."""
     provenance, bad = _provenance(run), []
     if provenance.get("stamp"):
         bad.append(f"Caveat of this split: {shown_text(provenance['stamp'])}.")
-    if leaks := provenance.get("leaks"):
+    if leaks := scored_leaks(run):
         bad.append(f"Leak between the splits: {shown_text(leaks)}. Scores on this split are too high for new patients.")
     selection = run.get("selection_set")
     if selection is None:
@@ -132,7 +141,7 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
         decision += f"; {smoothed}"
     split = (run.get("evaluated") or {}).get("split")
     times = times_scored(run, str(split), str(corpus.get("name")))
-    caveats = [provenance.get("stamp"), "shared data, see above" if provenance.get("leaks") else None]
+    caveats = [provenance.get("stamp"), "shared data, see above" if scored_leaks(run) else None]
     caveat = "; ".join(filter(None, caveats)) or ("none" if provenance else shown_text(None))
     return [
         ("Corpus", shown_text(corpus.get("name"))),
