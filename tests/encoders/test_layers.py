@@ -35,6 +35,11 @@ def test_layers_are_those_that_hooks_see_one_after_the_other() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_layer_is_taken_once() -> None:
+    with pytest.raises(InputError, match="layer -1: given twice; give each layer once"):
+        at_layers(cnn(), [3, -1])
+
+
 def test_threads_do_not_take_each_others_layers() -> None:
     encoder = at_layers(cnn(), CHOSEN)
     parts = list(sounds(24).split(1))

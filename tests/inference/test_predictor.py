@@ -187,6 +187,7 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
         (["--thresholds", "cough=0.5"], "unknown label 'cough'; the labels are crackle, wheeze"),
         (["--thresholds", "crackle=1.5"], "is not a probability"),
         (["--smoothing", "0.5", "--smoothing-neighbours", "-1"], "0 (the whole recording) or more"),
+        (["--smoothing-neighbours", "2"], "windows need --smoothing too"),
         (["--smoothing", "2"], "smoothing 2"),
         (["--parameters", "absent.yaml"], "cannot read the parameters"),
         (["--format", "json,xml"], "unknown format 'xml'"),

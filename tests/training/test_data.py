@@ -15,9 +15,11 @@ from laennec.training.data.batches import (
     collate_cycles,
     cycle_numbers,
 )
+from laennec.training.data.split_data import make_filter
 from laennec.training.data.targets import Targets, targets_of
 from laennec.training.data.training_data import dataset_from_table
 from laennec.training.recipe import TargetSettings
+from laennec.training.recipe.settings import FeatureSettings
 
 
 @pytest.fixture
@@ -254,3 +256,15 @@ def test_augmentation_of_a_table_is_drawn_by_seed_epoch_and_row(labelled_audio):
     first, again, other = (data[key]["waveform"] for key in ((0, 0), (0, 0), (0, 1)))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert not np.array_equal(first, data[0]["waveform"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"filter_kind": "lowpass"}, "filter_kind is set, but features.filter_cutoff_hz is not"),
+        ({"filter_cutoff_hz": 4000}, "filter_cutoff_hz is set, but features.filter_kind is not"),
+    ],
+)
+def test_a_recording_filter_needs_its_kind_and_its_cutoff(given, words):
+    with pytest.raises(InputError, match=words):
+        make_filter(FeatureSettings(**given))

@@ -77,6 +77,7 @@ class AudioMaeEncoder(TransformersEncoder):
     source = ("vit.modeling_vit", "ViTModel")
     layers = "model.layers"
     layers_after = ("model.layernorm",)
+    dropped_tokens = 1  # the class token, which the layers output and the encoder does not
 
     def _prepare(self) -> None:
         self.model.pooler = None  # AudioMAE has none

@@ -274,6 +274,8 @@ def pooled_layers(encoder: nn.Module, layers: Sequence[int | str], **inputs: Any
     pooled = []
     for place, layer in enumerate(layers):
         hidden = out.pooler_output if chosen[place] is None else taken.get(place)
+        if isinstance(hidden, Tensor) and hidden.ndim == 3:
+            hidden = hidden[:, int(getattr(encoder, "dropped_tokens", 0)) :]
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
             hidden = token_mean(hidden, out.token_mask, int(getattr(encoder, "num_special_tokens", 0)))
         if not isinstance(hidden, Tensor) or hidden.ndim != 2:
@@ -286,11 +288,16 @@ def _chosen_layers(encoder: nn.Module, layers: Sequence[int | str]) -> list[nn.M
     """The modules of layers; None for the encoder's own embedding."""
     if all(layer == EMBEDDING for layer in layers):
         return [None for _ in layers]
+    if layers_path(encoder) is None:
+        raise InputError("this encoder has no stack of layers; leave encoder.layers out")
     stack = stack_of(encoder)[0]
     for layer in layers:
         if layer != EMBEDDING and (layer == 0 or not -len(stack) <= int(layer) <= len(stack)):
             raise InputError(f"layer {layer}: the encoder has {len(stack)} layers: give 1 to {len(stack)}, or -1")
-    return [None if n == EMBEDDING else stack[int(n) - 1 if int(n) > 0 else int(n)] for n in layers]
+    chosen = [None if n == EMBEDDING else stack[int(n) - 1 if int(n) > 0 else int(n)] for n in layers]
+    if twice := [layer for place, layer in enumerate(layers) if chosen[place] in chosen[:place]]:
+        raise InputError(f"layer {twice[0]}: given twice; give each layer once")
+    return chosen
 
 
 class EnsembleConfig(WrapperConfig):

@@ -21,9 +21,9 @@ def settings_of_model(recipe: Recipe, run: Any, model: Any, extractor: Any, tabl
     """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are."""
     settings = extractor.recording_filter
     recipe.features.filter_kind = settings["kind"] if settings else None
+    cutoff = settings["cutoff_hz"] if settings else None
+    recipe.features.filter_cutoff_hz = list(cutoff) if isinstance(cutoff, list | tuple) else cutoff
     if settings:
-        cutoff = settings["cutoff_hz"]
-        recipe.features.filter_cutoff_hz = list(cutoff) if isinstance(cutoff, list | tuple) else cutoff
         recipe.features.filter_order = settings["order"]
     if run is None:
         recipe.target.problem_type = "multi_label" if model.config.is_multi_label else "single_label"

@@ -54,7 +54,8 @@ def test_a_flag_sets_one_corpus_or_those_that_it_is_for(path):
     ("flag", "value", "words"),
     [
         ("data_dir", "d", "several corpora; write --corpus.sprsound.data_dir or --corpus.icbhi2017.data_dir"),
-        ("corpus.physionet2016.fold", 1, "several corpora; write --corpus.sprsound"),
+        ("corpus.physionet2016.fold", 1, "the recipe has no corpus 'physionet2016'"),
+        ("corpus.icbhi.fold", 1, "the recipe has no corpus 'icbhi'; did you mean 'icbhi2017'"),
         ("corpus.icbhi2017.folds", 1, r"unknown key 'corpus.folds'; did you mean 'corpus.fold'"),
         ("corpus.icbhi2017.label_fraction", 0.5, "a corpus of a list has no label_fraction"),
         ("corpus.icbhi2017.split_seed", 1, "split_seed is 0 and 1; give all corpora the same"),

@@ -73,9 +73,11 @@ def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
 
 def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
     """The recording filter of a recipe."""
-    if settings.filter_kind is None:
-        return None
     cutoff: Any = settings.filter_cutoff_hz
+    if settings.filter_kind is None:
+        if cutoff is not None:
+            raise InputError("features.filter_cutoff_hz is set, but features.filter_kind is not; set both")
+        return None
     if cutoff is None:
         raise InputError("features.filter_kind is set, but features.filter_cutoff_hz is not")
     try:

@@ -140,6 +140,8 @@ def _override_listed(model: type[BaseModel], values: dict[str, Any], key: str, v
         meant = [one for one in named.values() if one.get("protocol") in WITH_FOLDS]
     else:
         meant = list(named.values()) if name in _OF_ALL else []
+    if not meant and rest and name != "options":
+        raise InputError(f"--{key}: the recipe has no corpus {name!r}{did_you_mean(name, named)}")
     if not meant:
         flags = " or ".join(f"--corpus.{one}.{name}" for one in named)
         raise InputError(f"--{key}: the recipe has several corpora; write {flags}")

@@ -237,6 +237,8 @@ class Recipe(Settings):
                 "head.calibration is platt, which is for yes/no labels; set head.calibration: temperature for a "
                 "single_label head"
             )
+        if self.head.sensitivity != HeadSettings().sensitivity and self.head.threshold_rule != "sensitivity":
+            yield "head.sensitivity needs head.threshold_rule: sensitivity; set both, or leave it out"
         if self.encoder.frozen and self.loss.auxiliary:
             yield "loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them"
         if self.encoder.frozen and self.sampler.name == "length_bucketed":

@@ -183,7 +183,8 @@ class EncoderSettings(Settings):
         "encoder's own; none: that alone",
     )
     combine_layers: Literal["concatenate", "weighted_mean"] = Field(
-        default="concatenate", description="how layers are combined; weighted_mean: with weights that are trained"
+        default="concatenate",
+        description="how layers are combined; weighted_mean: with trained weights, encoder.trainable: full",
     )
     config: dict[str, Any] = Field(default_factory=dict, description="arguments of the encoder's configuration")
 
