@@ -374,11 +374,10 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     lines += [f"[low, high]: 95 % interval, {interval_method(evaluation)}"]
     if effective := evaluation.get("effective_patients"):
         lines += ["effective patients: " + ", ".join(f"{name} {number:.1f}" for name, number in effective.items())]
-    lines += [""]
     values, intervals = evaluation["values"], evaluation["intervals"]
     shown = [n for n in values if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
     shown = [name for name in shown if _EQUAL.get(name) not in values]
-    lines += [f"  {figure_name(n):<34}{figure_text(n, values[n], intervals.get(n))}" for n in shown]
+    lines += ["", *(f"  {figure_name(n):<34}{figure_text(n, values[n], intervals.get(n))}" for n in shown)]
     ece = evaluation["calibration"]["ece"]
     errors = {f"{calibration_name(label)} calibration error (ECE)": value for label, value in ece.items()}
     lines += [f"  {name:<34}{figure_text('ece', value)}" for name, value in errors.items()]
@@ -408,8 +407,7 @@ def _corpora(evaluation: dict[str, Any]) -> list[str]:
         names = [main, *(name for name in row["values"] if name.endswith("roc_auc"))]
         scores = [f"{figure_name(n)} {figure_text(n, row['values'][n], row['intervals'].get(n))}" for n in names]
         about = f"{row['cycles']} {row_noun(evaluation)}s of {row['patients']} patients"
-        note = f" ({row['note']})" if row["note"] else ""
-        lines.append(f"  {row['value']:<34}{about}: {', '.join(scores)}{note}")
+        lines.append(f"  {row['value']:<34}{about}: {'; '.join(filter(None, [', '.join(scores), row['note']]))}")
     return lines
 
 
@@ -430,8 +428,7 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
             found[f"the middle {segments['seconds']:g} s of each {noun}"] = segments["values"].get(figure)
         found[f"length of the {noun} alone"] = length_alone(evaluation).get(label)
         known = [f"{name} {figure_text(figure, value)}" for name, value in found.items() if value is not None]
-        if known:
-            lines.append(f"  {label:<34}{', '.join(known)}")
+        lines += [f"  {label:<34}{', '.join(known)}"] if known else []
     return lines if len(lines) > 2 else []
 
 
