@@ -244,11 +244,10 @@ def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
     own = subset.own.names if subset.own is not None else ()
     kept = [n for n in figures if n.split(".")[0] == family or n.endswith("roc_auc") or n in own]
     codes, n_patients = patient_codes(subset.table)
-    enough = n_patients >= MIN_PATIENTS
     effective = {family: effective_patients(codes, np.ones(len(codes)))} | effective_numbers(subset)
-    bounds = patient_intervals(subset.table, statistics_of(subset), effective) if enough else {}
+    bounds = patient_intervals(subset.table, statistics_of(subset), effective)
     note = interval_note(n_patients)
-    if enough and bounds.get(main) is None:
+    if n_patients >= MIN_PATIENTS and bounds.get(main) is None:
         few = f"{effective[family]:.1f} effective patients"
         note = f"{few}: too few for an interval (at least {LEAST_EFFECTIVE:g} are needed)"
     return {
@@ -391,8 +390,7 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         if row["advantage"]:
             text += f"   model {_gain_text(name, row['advantage'])}"
         lines.append(f"  {row['name']:<34}{text}")
-    lines += _corpora(evaluation)
-    lines += _length_audit(evaluation)
+    lines += _corpora(evaluation) + _length_audit(evaluation)
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
     for warning in evaluation["warnings"]:
         lines.append(f"{'warning' if warning['level'] == 'bad' else 'note'}: {warning['text']}")

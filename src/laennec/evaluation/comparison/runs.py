@@ -292,17 +292,10 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     for figure in content["figures"]:
-        heads = [
-            comparison_title(_cells(content, figure), figure),
-            "value",
-            "95 % interval",
-            "difference",
-            "df",
-            "p",
-            "p (Holm)",
-        ]
+        cells = _cells(content, figure)
+        heads = [comparison_title(cells, figure), "value", "95 % interval", "difference", "df", "p", "p (Holm)"]
         lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
-        lines += filter(None, [comparison_power(_cells(content, figure), figure)])
+        lines += filter(None, [comparison_power(cells, figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)
 
