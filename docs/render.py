@@ -226,6 +226,8 @@ def _study(content: Content, split: str | None) -> Table:
         notes = ["Mean over runs ± their standard deviation [95 % interval]."]
         if any(len({run.get("fold") for run in own if run["seed"] == own[0]["seed"]}) > 1 for own in runs.values()):
             notes = ["Each patient is scored once: predictions of the folds are pooled [95 % interval]."]
+            if any("±" in str(cell) for row in rows for cell in row):
+                notes = [notes[0].replace("once:", "once with each seed:"), "± standard deviation over the seeds."]
         notes += [f"Effective patients on {split}: {effective}."] if effective else []
     else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]

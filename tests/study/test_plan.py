@@ -126,6 +126,8 @@ def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, c
     assert made[0] == "ensemble" and made[made.index("--name") + 1] == "tiny, label fraction 1, ensemble of 2"
     assert [words[0] for words in scored] == ["evaluate"] and scored[0][1] == made[made.index("--out") + 1]
     assert load_study(written(ensembles="all")).ensembles == ()
+    two = load_study(written(seeds=[0, 1], ensembles="all", baseline="tiny"))
+    assert two.baselines == {"tiny": "tiny", "tiny, ensemble of 2": "tiny"}
 
 
 def test_the_seeds_of_each_fold_form_an_ensemble(written):

@@ -212,13 +212,14 @@ class Study:
 
     @property
     def baselines(self) -> dict[str, str]:
-        """The baseline of each method; empty for a study without baseline."""
+        """The baseline of each method and ensemble; empty for a study without baseline."""
         if self.baseline is None:
             return {}
-        if any(cell.method == self.baseline for cell in self.cells):
-            return {cell.method: self.baseline for cell in self.cells}
         there = {tuple(cell.places.items()): cell.method for cell in self.cells if cell.title == self.baseline}
-        return {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
+        if any(cell.method == self.baseline for cell in self.cells):
+            there = {tuple(cell.places.items()): self.baseline for cell in self.cells}
+        named = {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
+        return named | {ensemble_name(cells): named[cells[0].method] for cells in self.members}
 
     @property
     def members(self) -> list[list[Cell]]:
@@ -332,6 +333,11 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             dotted[key] = value
     return dotted
+
+
+def ensemble_name(members: Sequence[Cell]) -> str:
+    """The name under which an ensemble is compared."""
+    return f"{members[0].method}, ensemble of {len(members)}"
 
 
 def folder_name(name: str) -> str:

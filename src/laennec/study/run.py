@@ -20,7 +20,7 @@ from laennec.errors import InputError
 from laennec.evaluation.report.plots_runs import study_plots
 from laennec.files import atomic_write, try_lock
 from laennec.processes import module_process, used_by
-from laennec.study.plan import Cell, Study, of_pretraining
+from laennec.study.plan import Cell, Study, ensemble_name, of_pretraining
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
@@ -203,8 +203,7 @@ def ensemble_commands(study: Study, members: Sequence[Cell]) -> Iterator[Command
     folder = ensemble_folder(study, members)
     if not (folder / "run.json").exists():
         runs = [str(study.output_dir / cell.name) for cell in members]
-        name = f"{members[0].method}, ensemble of {len(members)}"
-        yield ["ensemble", *runs, "--name", name, "--out", str(folder)]
+        yield ["ensemble", *runs, "--name", ensemble_name(members), "--out", str(folder)]
     yield from _scoring(members[0], folder)
 
 
