@@ -132,7 +132,8 @@ def test_pooling_of_tokens_is_refused() -> None:
     ("settings", "said"),
     [
         ({"layers": [1], "group_frames": 20}, "encoder.layers and encoder.group_frames cannot both be set"),
-        ({"layers": [1, 2], "combine_layers": "weighted_mean", "trainable": "frozen"}, "the head weighs the layers"),
+        ({"layers": [1, 2], "combine_layers": "weighted_mean", "trainable": "frozen"}, "needs encoder.trainable: full"),
+        ({"layers": [1], "combine_layers": "weighted_mean"}, "needs two encoder.layers; with concatenate the head"),
         ({"layers": ["last"]}, "encoder.layers"),
     ],
 )

@@ -210,9 +210,10 @@ class EncoderSettings(Settings):
             raise ValueError("encoder.group_frames is for an encoder that is trained; set encoder.trainable: full")
         if self.layers and self.group_frames:
             raise ValueError("encoder.layers and encoder.group_frames cannot both be set; leave one of them out")
-        if self.combine_layers == "weighted_mean" and (self.trainable != "full" or len(self.layers) < 2):
+        lacks = {"two encoder.layers": len(self.layers) < 2, "encoder.trainable: full": self.trainable != "full"}
+        if self.combine_layers == "weighted_mean" and any(lacks.values()):
             raise ValueError(
-                "encoder.combine_layers is weighted_mean, which needs two encoder.layers and encoder.trainable: full; "
+                f"encoder.combine_layers is weighted_mean, which needs {' and '.join(k for k in lacks if lacks[k])}; "
                 "with concatenate the head weighs the layers itself"
             )
         return self
