@@ -135,15 +135,14 @@ def _make_predictor(options: argparse.Namespace, settings: "Settings", source: s
     neighbours = settings.smoothing_neighbours or 0
     if neighbours < 0:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
-    windows = not settings.annotation and settings.segment is None
-    if neighbours and windows and settings.smoothing is None:
-        raise InputError("--smoothing-neighbours: windows need --smoothing too; add it, or leave it out")
+    if neighbours and settings.smoothing in (None, "none"):
+        raise InputError("--smoothing-neighbours needs --smoothing auto or a strength; give both, or leave it out")
     model, extractor = load_for_prediction(source, options.base, options.backend)
     strength = 0.0 if settings.smoothing == "none" else None
     if settings.smoothing not in (None, "none"):
         from laennec.evaluation.calibration.recalibrate import smooth_model
 
-        spans = "windows" if windows else "events"
+        spans = "events" if settings.annotation or settings.segment is not None else "windows"
         strength, smoothing = smooth_model(settings.smoothing, source, model, neighbours, spans)
         if smoothing:
             say(smoothing)
