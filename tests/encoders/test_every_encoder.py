@@ -14,6 +14,7 @@ from transformers import AutoModel
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.encoders import ENCODERS, at_layers, encoder_digest, load_encoder
+from laennec.encoders.adapters import stack_of
 from laennec.errors import InputError
 
 CASES = {**OWN, **TINY}
@@ -87,6 +88,20 @@ def test_a_cycle_in_a_batch_has_the_layers_it_has_alone(case, sounds) -> None:
         together = layers(batch.input_values / scale, batch.attention_mask).pooler_output
         alone = [layers(extractor(wave, sampling_rate=rate).input_values / scale).pooler_output[0] for wave in waves]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "special"), [("ast", 2), ("audiomae", 1), ("audiomae-fc-norm", 1), ("clap", 0)])
+def test_the_embedding_of_a_layer_is_the_mean_of_the_tokens_that_a_hook_sees(case, special) -> None:
+    kind, settings = CASES[case]
+    deeper = {"depths": [1, 1, 1], "num_attention_heads": [2, 2, 2]} if case == "clap" else {}  # fewer tokens each
+    encoder, seen = load_encoder(None, type=kind, **settings | deeper).eval(), []
+    layers = at_layers(encoder, [1])
+    stack_of(encoder)[0][0].register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        found = layers(torch.randn(2, 96, front_end(encoder).feature_size)).pooler_output
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert hidden.ndim == 3
+    torch.testing.assert_close(found, hidden[:, special:].mean(1))
 
 
 @pytest.mark.parametrize("case", sorted(NO_LAYERS))

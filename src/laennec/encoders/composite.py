@@ -276,6 +276,7 @@ def pooled_layers(encoder: nn.Module, layers: Sequence[int | str], **inputs: Any
         hidden = out.pooler_output if chosen[place] is None else taken.get(place)
         if isinstance(hidden, Tensor) and hidden.ndim == 3:
             hidden = hidden[:, int(getattr(encoder, "dropped_tokens", 0)) :]
+            hidden = hidden.mean(1) if getattr(encoder, "all_tokens_real", False) else hidden
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
             hidden = token_mean(hidden, out.token_mask, int(getattr(encoder, "num_special_tokens", 0)))
         if not isinstance(hidden, Tensor) or hidden.ndim != 2:

@@ -225,6 +225,7 @@ class ClapAudioEncoder(TransformersEncoder):
     preset = "clap"
     layers = "model.audio_encoder.layers"
     layers_after = ("model.audio_encoder.norm",)
+    all_tokens_real = True  # of the earlier layers too, which have more tokens
     _supports_sdpa = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
