@@ -104,12 +104,17 @@ class ValidationMetrics:
 
     def refuse_undefined(self, choice: str) -> None:
         """Refuse a selection metric that is undefined for this truth, whatever the predictions."""
-        name = SELECTION_METRICS[choice]
-        if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
+        name, table = SELECTION_METRICS[choice], self.table.assign(**{f"logit_{label}": 0.0 for label in self.names})
+        for corpus, rows in table.groupby("corpus", sort=False) if "corpus" in table else [("", table)]:
+            values = self._metrics(rows)
+            if name == "loss" or name in values:
+                continue
+            alike = ", ".join(label for label in self.names if f"{label}.roc_auc" not in values)
+            why = f"all or none have {alike}" if alike else "none is normal, or the score is not for these labels"
             raise InputError(
-                f"train.selection_metric is {choice}, which is undefined for the {len(self.table)} validation cycles "
-                "(all of a corpus, or none, have some label); set train.selection_metric: loss, or choose other "
-                "patients: corpus.validation_fraction, corpus.split_seed"
+                f"train.selection_metric is {choice}, which is undefined for the {len(rows)} validation cycles"
+                f"{corpus and f' of {corpus}'} ({why}); set train.selection_metric: loss, or choose other patients: "
+                "corpus.validation_fraction, corpus.split_seed"
             )
 
     def _values(self, logits: NDArray[np.float32]) -> dict[str, float]:
