@@ -286,6 +286,14 @@ def test_the_command_is_on_record_so_that_it_can_be_pasted(tiny_recipe, tmp_path
     assert command == f"laennec train '{recipe}' --epochs=1 --output_dir {tmp_path / 'run'}"
 
 
+def test_training_says_the_smoothing_that_it_chose(tiny_recipe, tmp_path, capsys):
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(tiny_recipe | {"head": {"smoothing": "auto"}}))
+    assert main(["train", str(recipe), "--epochs=1", "--output_dir", str(run)]) == 0
+    weight = json.loads((run / "run.json").read_text())["operating_points"]["smoothing"]
+    assert f"smoothing of events: weight {weight:g} of the recording's mean, chosen on validation" in said(capsys)[0]
+
+
 def test_a_note_of_the_package_is_one_line_on_standard_error(tmp_path, capsys):
     for seed, name in enumerate("abcde"):
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * np.random.default_rng(seed).standard_normal(8000), 4000)

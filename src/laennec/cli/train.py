@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
             bounds = ", ".join(f"{name} {p:.3f}" for name, p in fitted["threshold_probabilities"].items())
             rule = f"threshold rule {fitted['rule'] or 'none'}"
             say(f"thresholds for {spans}: {bounds} (probability; calibration {fitted['calibration']}, {rule})")
+        if fitted and "smoothing_rule" in fitted:
+            say(f"smoothing of {spans}: weight {fitted['smoothing']:g} of the recording's mean, chosen on validation")
     say(f"run: {out}")
     held_out = record.get("held_out") or ["test"]
     say(f"next: laennec evaluate {out}" + ("" if "test" in held_out else f" --split {held_out[0]}"))
