@@ -4,7 +4,6 @@ Decisions: a file is checked without the corpus. Its confusion must have the pub
 scores must follow from it. AUROC and calibration are absent for probabilities that are all 0 or 1.
 """
 
-import datetime
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,18 +48,12 @@ def _with_score(values: dict[str, float | None]) -> dict[str, float | None]:
     return values
 
 
-def _day(text: str) -> str:
-    if datetime.date.fromisoformat(text).isoformat() != text:
-        raise ValueError("a day as YYYY-MM-DD")
-    return text
-
-
 Values = Annotated[dict[str, float | None], AfterValidator(_in_range)]
 OfLabels = Annotated[Values, AfterValidator(_of_labels)]
 WithScore = Annotated[Values, AfterValidator(_with_score)]
 Line = Annotated[str, AfterValidator(one_line)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Day = Annotated[str, AfterValidator(_day)]
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
 _REMEDY = "write it again with laennec benchmark"

@@ -229,3 +229,7 @@ def test_the_schema_in_the_documents_is_that_of_the_recipe():
 def test_a_record_without_settings_is_one_line(config):
     with pytest.raises(InputError, match=r"run\.json: its settings are .*, no mapping"):
         Recipe.from_record(config)
+
+
+def test_a_record_may_keep_the_sensitivity_of_a_rule_that_was_fitted_again():
+    assert Recipe.from_record({"head": {"sensitivity": 0.5, "threshold_rule": "youden"}}).head.sensitivity == 0.5

@@ -116,6 +116,11 @@ class Recipe(Settings):
                     group[key] = find_data(group[key])
         recipe = cls._of(values, f"{found} with {', '.join(given)} given" if given else str(found))
         recipe._folders = [found.absolute().parent]
+        # not of records: their rule changes with laennec calibrate
+        if recipe.head.sensitivity != HeadSettings().sensitivity and recipe.head.threshold_rule != "sensitivity":
+            raise InputError(
+                f"{found}: head.sensitivity needs head.threshold_rule: sensitivity; set both, or leave it out"
+            )
         return recipe
 
     @classmethod
@@ -237,8 +242,6 @@ class Recipe(Settings):
                 "head.calibration is platt, which is for yes/no labels; set head.calibration: temperature for a "
                 "single_label head"
             )
-        if self.head.sensitivity != HeadSettings().sensitivity and self.head.threshold_rule != "sensitivity":
-            yield "head.sensitivity needs head.threshold_rule: sensitivity; set both, or leave it out"
         if self.encoder.frozen and self.loss.auxiliary:
             yield "loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them"
         if self.encoder.frozen and self.sampler.name == "length_bucketed":
