@@ -104,10 +104,12 @@ class ValidationMetrics:
 
     def refuse_undefined(self, choice: str) -> None:
         """Refuse a selection metric that is undefined for this truth, whatever the predictions."""
+        if choice == "loss":
+            return
         name, table = SELECTION_METRICS[choice], self.table.assign(**{f"logit_{label}": 0.0 for label in self.names})
         for corpus, rows in table.groupby("corpus", sort=False) if "corpus" in table else [("", table)]:
             values = self._metrics(rows)
-            if name == "loss" or name in values:
+            if name in values:
                 continue
             alike = ", ".join(label for label in self.names if f"{label}.roc_auc" not in values)
             why = f"all or none have {alike}" if alike else "none is normal, or the score is not for these labels"
