@@ -136,6 +136,6 @@ def as_table(rows: Sequence[Row], result: dict[str, Any]) -> str:
     machine, version = result["hardware"], result["versions"]
     return (
         f"{plain_table(('what', 'laennec', 'alternative', 'unit', 'ratio', 'bound', 'how'), cells)}\n\n"
-        f"{machine['processor']}, {machine['cores']} cores; Python {version['python']}, torch {version['torch']}, "
-        f"transformers {version['transformers']}"
+        f"{', '.join([*machine['gpus'], machine['processor']])}, {machine['cores']} cores; Python {version['python']}, "
+        f"torch {version['torch']}, transformers {version['transformers']}"
     )

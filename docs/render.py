@@ -529,6 +529,14 @@ def _rows(content: Content) -> list[Row]:
     return [Row(**row) for row in content["rows"]]
 
 
+def _cost_page(content: Content, split: str | None) -> str:
+    """What jobs cost: rates of a CPU from the given file, those of a GPU from the file beside it."""
+    gpu = _read(ROOT / "docs/results/bench_gpu.json")
+    machine = content["hardware"] | {"gpus": gpu["hardware"]["gpus"]}
+    measured = [row for row in _rows(content) if row.ours is not None]
+    return as_page([*measured, *_rows(gpu)], content | {"hardware": machine})
+
+
 TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "study": _study,
     "gap": _gap,
@@ -547,7 +555,7 @@ TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
     "published": _published,
     "geometry": lambda content, split: geometry_table(content),
     "bench": lambda content, split: as_table(_rows(content), content),
-    "cost": lambda content, split: as_page(_rows(content), content),
+    "cost": _cost_page,
 }
 
 
