@@ -17,6 +17,8 @@ from sklearn.svm import SVC
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model, predict_split, score
+from laennec.files import try_lock
+from laennec.study import run as study_run
 from laennec.study.classical import score_classical
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
 from laennec.study.results import add_costs, cost_without_scoring, read_cost, training_cost
@@ -164,6 +166,31 @@ def test_a_count_that_a_kill_left_open_is_closed_by_the_same_command(two_runs, t
     cell = Cell("tiny", tmp_path / "tiny.yaml", 0, scores=(Score(),))
     state = run_study(Study("s", "", tmp_path / "out", tmp_path / "s.json", "tiny", (cell,), (), ("icbhi.Score",)))
     assert state.runs == [run] and read(run / "run.json") == record
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_cell_of_another_process_is_left_to_it(two_runs, tmp_path, monkeypatch, finished):
+    for run in two_runs:
+        shutil.copytree(run, tmp_path / "out" / "tiny" / run.name)
+    results = tmp_path / "out" / "tiny" / "0" / "evaluation-test"
+    results.rename(tmp_path / "kept")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(read(two_runs[0] / "run.json")["config"]))
+    cells = tuple(Cell("tiny", tmp_path / "tiny.yaml", k, scores=(Score(),)) for k in range(2))
+    study = Study("s", "", tmp_path / "out", tmp_path / "s.json", None, cells, (), ("icbhi.Score",))
+    run_all = study_run._run_all
+
+    def beside(*arguments):
+        if finished:
+            (tmp_path / "kept").rename(results)
+        run_all(*arguments)
+
+    monkeypatch.setattr(study_run, "_run_all", beside)
+    said = []
+    with try_lock(tmp_path / "out" / "tiny" / "0.cell"):
+        done = run_study(study, say=said.append)
+    assert said == [] and done.elsewhere == ([] if finished else ["tiny/0"])
+    assert {run.name for run in done.runs} == ({"0", "1"} if finished else {"1"})
+    assert read(tmp_path / "s.json")["study"].get("missing") == (None if finished else ["tiny/0"])
 
 
 @pytest.mark.soak

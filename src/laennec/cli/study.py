@@ -42,6 +42,9 @@ def run(options: argparse.Namespace) -> int:
             say(f"published numbers beside ours: {study.output_dir / PUBLISHED}")
     for cell, problem in done.failed.items():
         say(f"failed: {cell}: {problem}")
+    if done.elsewhere:
+        count = len(done.elsewhere)
+        say(f"still run by other processes: {count} cells, first {done.elsewhere[0]}; the last one writes all results")
     if done.left:
         say(f"not yet run: {len(done.left)} cells, next {done.left[0]}; run the same command again to continue")
     return 2 if done.failed else 0

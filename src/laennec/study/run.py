@@ -2,8 +2,10 @@
 
 Decisions: every step is a command that a person could type, in a process of its own, so that a reader can repeat it
 and its seconds and peak memory are its own. Finished steps are not run again; interrupted ones are continued by the
-same command, and their costs add up. A step ends with its study, however that ends. A cell whose folder holds a run of
-other settings is refused. A run that fails is listed, the others go on, and the results file names what it lacks.
+same command, and their costs add up. A step ends with its study, however that ends. The same command may run several
+times at once, also on machines that share the folder: each takes cells that no other one works on. A cell whose folder
+holds a run of other settings is refused. A run that fails is listed, the others go on, and the results file names what
+it lacks.
 """
 
 import contextlib
@@ -40,6 +42,7 @@ class StudyState:
     runs: list[Path] = field(default_factory=list)  # folders of finished runs
     failed: dict[str, str] = field(default_factory=dict)  # {folder below that of the study: last line of its log}
     left: list[str] = field(default_factory=list)  # names of cells that were not run, because of a limit
+    elsewhere: list[str] = field(default_factory=list)  # names of cells that other processes run
 
 
 def run_study(
@@ -68,26 +71,42 @@ def run_study(
         for what in outlook.missing(study):
             say(f"missing: {what}")
         return state
-    study.output_dir.mkdir(parents=True, exist_ok=True)
-    with try_lock(study.output_dir / "study") as alone:
-        if not alone:
-            raise InputError(f"{study.output_dir}: another process works on this study; wait for it, or stop it")
-        trained = 0
-        for number, cell in enumerate(study.cells, start=1):
+    trained = 0
+    for number, cell in enumerate(study.cells, start=1):
+        with _claimed(study, cell) as ours:
             missing = list(commands(study, cell))
-            if missing and trained == most:
+            if missing and not ours:
+                state.elsewhere.append(cell.name)
+            elif missing and trained == most:
                 state.left.append(cell.name)
-                continue
-            trained += bool(missing)
-            made = [study.output_dir / cell.name, *(classical_folder(study, cell, kind) for kind in cell.classical)]
-            _run_all(study, state, missing, made, f"{number}/{len(study.cells)} ", say)
-        for members in study.members:
-            if {study.output_dir / cell.name for cell in members} <= set(state.runs):
-                missing = list(ensemble_commands(study, members))
-                _run_all(study, state, missing, [ensemble_folder(study, members)], "", say)
-        if state.runs:
-            state.results = gather(study, state.runs)
+            else:
+                trained += bool(missing)
+                _run_all(study, state, missing, _made(study, cell), f"{number}/{len(study.cells)} ", say)
+    for cell in [cell for cell in study.cells if cell.name in state.elsewhere and not list(commands(study, cell))]:
+        state.elsewhere.remove(cell.name)  # it was finished meanwhile
+        state.runs += _made(study, cell)
+    for members in study.members:
+        if {study.output_dir / cell.name for cell in members} <= set(state.runs):
+            with _claimed(study, *members) as ours:
+                if ours:
+                    missing = list(ensemble_commands(study, members))
+                    _run_all(study, state, missing, [ensemble_folder(study, members)], "", say)
+    if state.runs:
+        state.results = gather(study, state.runs)
     return state
+
+
+def _made(study: Study, cell: Cell) -> list[Path]:
+    """The folders of a cell's results."""
+    return [study.output_dir / cell.name, *(classical_folder(study, cell, kind) for kind in cell.classical)]
+
+
+@contextlib.contextmanager
+def _claimed(study: Study, *cells: Cell) -> Iterator[bool]:
+    """Lock cells and what they share with others; yields False where another process works on one of them."""
+    names = [name for cell in cells for name in (cell.name, *([cell.pretraining_name] if cell.pretrained_as else []))]
+    with contextlib.ExitStack() as locks:
+        yield all(locks.enter_context(try_lock(study.output_dir / f"{name}.cell")) for name in dict.fromkeys(names))
 
 
 def _run_all(
