@@ -25,21 +25,27 @@ from laennec.training.embeddings import length_batches
 
 HOURS = 5_000
 _DECODE, _FEATURES, _FLAC = "decode and resample", "features", "FLAC at 16 kHz"
-_TWO = "two processes that predict"
 _GPU = " on a GPU"
 _MACHINES = {"laptop": 8, "cluster": 64}
-# what is done with every second of sound: the row that measured it, and a command
+# what is done with every second of sound: the rows that measured it on one thread, on a GPU and with two processes
+# against one, and a command
 _JOBS = {
     "predict (model in the package, ONNX)": (
-        "whole recordings, ONNX",
+        ("whole recordings, ONNX", "whole recordings on a GPU", "two processes that predict"),
         "laennec predict s3://bucket/recordings --out s3://bucket/timelines --engine ray --jobs 64",
     ),
-    "embed cycles with mn04": ("encode once", "laennec embed recordings --out embeddings --jobs 8"),
+    "embed cycles with mn04": (
+        ("encode once", "encode once on a GPU", "two processes that embed"),
+        "laennec embed recordings --out embeddings --jobs 8",
+    ),
     "embed cycles with AST-base": (
-        "AST-base forward",
+        ("AST-base forward", "AST-base forward on a GPU", "two processes that embed"),
         "accelerate launch -m laennec embed AST_MODEL recordings --out embeddings",
     ),
-    "one epoch of training AST-base": ("AST-base fine-tuning", "accelerate launch -m laennec train recipe.yaml"),
+    "one epoch of training AST-base": (
+        ("AST-base fine-tuning", "AST-base fine-tuning on a GPU", "two processes"),
+        "accelerate launch -m laennec train recipe.yaml",
+    ),
 }
 # recordings that are decoded, cycles that features are computed of
 RECORDINGS, CYCLES = 24, {"cpu": 64, "cuda": 1024}
@@ -99,8 +105,6 @@ def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
     """Rates, hours and storage, as Markdown; blanks where nothing was measured."""
     speed = {row.name: _real_time(row) for row in rows}
     measured = {row.name: row for row in rows}
-    pair = measured.get(_TWO)
-    share = min(1.0, pair.ratio / 2) if pair is not None and pair.ratio else 1.0
     heads = [
         "job",
         "one thread",
@@ -109,8 +113,10 @@ def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
         "command",
     ]
     jobs = []
-    for job, (name, command) in _JOBS.items():
-        thread, device = speed.get(name), speed.get(name + _GPU)
+    for job, ((name, on_gpu, two), command) in _JOBS.items():
+        thread, device = speed.get(name), speed.get(on_gpu)
+        pair = measured.get(two)
+        share = min(1.0, pair.ratio / 2) if pair is not None and pair.ratio else 1.0
         hours = [None if thread is None else HOURS / (thread * cores * share) for cores in _MACHINES.values()]
         cells = [_said(thread, " x"), *(_said(each, " h") for each in hours)]
         jobs.append([job, *cells, _said(device and HOURS / device, " h"), f"`{command}`"])
@@ -120,7 +126,7 @@ def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
     notes = [
         f"{HOURS:,} hours of sound: 1,000,000 recordings of {HOURS * 3600 / 1e6:g} s. One thread: seconds of sound a",
         f"second on {machine['processor']}; {', '.join(machine['gpus']) or 'no GPU'}. Several threads: as many",
-        f"processes, each at {share:.0%} of the rate of one (measured with two). {_measured_of(rows)}".rstrip(),
+        f"processes, each as fast as each of two was. The GPU predicts in torch. {_measured_of(rows)}".rstrip(),
     ]
     stored = [
         f"At 16 kHz and 16 bits the recordings are {_said(wav)} GB of WAV, or {_said(flac and wav * flac)} GB of FLAC.",

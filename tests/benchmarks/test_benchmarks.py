@@ -253,13 +253,15 @@ def test_the_cost_page_is_arithmetic_on_measured_rates():
         made("AST-base fine-tuning", 0.4, "cycles/s", 2.5),
         made("AST-base forward on a GPU", 4000.0, "cycles/s", 2.5),
         made("FLAC at 16 kHz", 0.25, "of WAV"),
-        row.Row("two processes that predict", 10.0, 19.0, "s", 1.9, "", ""),
+        row.Row("two processes that embed", 10.0, 19.0, "s", 1.9, "", ""),
+        row.Row("two processes", 10.0, 16.0, "s", 1.6, "", ""),
     ]
     page = cost.as_page(rows, {"hardware": {"processor": "P", "gpus": ["G"]}})
-    # 5,000 h at 500 x, by 8 and 64 processes that each run at 95 % of one
+    # 5,000 h at 500 x, by 8 and 64 processes that each run at 95 % of one, as two that embed do
     assert "| embed cycles with mn04 | 500 x | 1.32 h | 0.164 h | not measured here | `laennec embed" in page
     assert "| embed cycles with AST-base | 5 x | 132 h | 16.4 h | 0.5 h | `accelerate launch" in page
-    assert "576 GB of WAV, or 144 GB of FLAC" in page and "at 95% of the rate of one" in page
+    assert "| one epoch of training AST-base | 1 x | 781 h | 97.7 h | not measured here |" in page  # at 80 %
+    assert "576 GB of WAV, or 144 GB of FLAC" in page
     nothing = cost.as_page([], {"hardware": {"processor": "P", "gpus": []}})
     assert nothing.count("not measured here") == 19
 
