@@ -9,6 +9,7 @@ from laennec.errors import InputError
 from laennec.evaluation import four_properties
 from laennec.evaluation.evaluate import score
 from laennec.study.results import comparison_lines, gather_results
+from laennec.training.record import write_record
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -78,6 +79,22 @@ def test_folds_that_score_the_same_cycles_are_runs_and_those_of_other_cycles_are
         content = json.loads(gather_results(chosen, tmp_path / "results.json").read_text())
         figure = content["methods"]["validation"]["figures"]["tiny"]["icbhi.Score"]
         assert figure["mean"] == pytest.approx(whole) and figure["sd"] == sd
+
+
+def test_a_seed_without_some_folds_is_not_compared(scored, tmp_path):
+    """As in a study that was stopped: its runs are listed, and the methods that have all folds are compared."""
+    evaluations = []
+    for name, fold, first in (("whole", 0, 0), ("whole", 1, 1), ("stopped", 0, 0)):
+        evaluations.append(shutil.copytree(scored.folder, tmp_path / f"{name}{fold}"))
+        pd.read_parquet(scored.folder / "predictions.parquet").iloc[first::2].to_parquet(
+            evaluations[-1] / "predictions.parquet"
+        )
+        record = json.loads((evaluations[-1] / "run.json").read_text()) | {"name": name}
+        record["evaluated"]["corpus"]["provenance"]["fold"] = fold
+        write_record(evaluations[-1] / "run.json", record)
+    content = json.loads(gather_results(evaluations, tmp_path / "results.json", "whole").read_text())
+    assert [row["name"] for row in content["results"]] == ["stopped", "whole", "whole"]
+    assert list(content["methods"]["validation"]["figures"]) == ["whole"]
 
 
 def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):

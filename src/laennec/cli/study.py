@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"failed: {cell}: {problem}")
     if done.elsewhere:
         count = len(done.elsewhere)
-        say(f"still run by other processes: {count} cells, first {done.elsewhere[0]}; the last one writes all results")
+        say(f"still run by other processes: {count}, first {done.elsewhere[0]}; the last one to end writes all results")
     if done.left:
         say(f"not yet run: {len(done.left)} cells, next {done.left[0]}; run the same command again to continue")
     return 2 if done.failed else 0

@@ -44,6 +44,7 @@ def gather_results(
     """Write the results of evaluations into one file, and compare their methods."""
     rows = []
     by_split: dict[str, dict[str, dict[int, list[Path]]]] = {}  # split -> method -> seed -> one evaluation a fold
+    folds: dict[str, set[Any]] = {}  # of each split, over all methods
     for folder in map(Path, evaluations):
         row = _row(
             read_record(folder / "run.json"), read_record(folder / "metrics.json"), (study or {}).get("figures") or ()
@@ -53,8 +54,17 @@ def gather_results(
             row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
         rows.append(row)
         by_split.setdefault(row["split"], {}).setdefault(row["name"], {}).setdefault(row["seed"], []).append(folder)
+        folds.setdefault(row["split"], set()).add(row.get("fold"))
     rows.sort(key=lambda row: (row["name"], row["seed"], row["split"], row.get("fold", 0)))
-    methods = {split: _compared(split, runs, baseline, baselines) for split, runs in sorted(by_split.items())}
+    methods = {}
+    for split, runs in sorted(by_split.items()):
+        # a seed without some of the folds was scored on fewer cycles than others
+        whole = {
+            name: found
+            for name, seeds in runs.items()
+            if (found := {seed: each for seed, each in seeds.items() if len(each) >= len(folds[split])})
+        }
+        methods[split] = _compared(split, whole, baseline, baselines)
     write_record(into, {"results": rows, "methods": methods} | ({"study": study} if study else {}))
     return Path(into)
 

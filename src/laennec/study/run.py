@@ -42,7 +42,7 @@ class StudyState:
     runs: list[Path] = field(default_factory=list)  # folders of finished runs
     failed: dict[str, str] = field(default_factory=dict)  # {folder below that of the study: last line of its log}
     left: list[str] = field(default_factory=list)  # names of cells that were not run, because of a limit
-    elsewhere: list[str] = field(default_factory=list)  # names of cells that other processes run
+    elsewhere: list[str] = field(default_factory=list)  # names of cells and ensembles that other processes run
 
 
 def run_study(
@@ -71,26 +71,32 @@ def run_study(
         for what in outlook.missing(study):
             say(f"missing: {what}")
         return state
-    trained = 0
-    for number, cell in enumerate(study.cells, start=1):
-        with _claimed(study, cell) as ours:
-            missing = list(commands(study, cell))
+    # cells and ensembles: the cells they need, their folders, and what gives the commands that they still need
+    steps: list[tuple[Sequence[Cell], list[Path], Callable[[], Iterator[Command]]]] = []
+    steps += [([cell], _made(study, cell), functools.partial(commands, study, cell)) for cell in study.cells]
+    steps += [
+        (members, [ensemble_folder(study, members)], functools.partial(ensemble_commands, study, members))
+        for members in study.members
+    ]
+    trained, elsewhere = 0, []
+    for number, (cells, made, needed) in enumerate(steps, start=1):
+        ensemble = number > len(study.cells)
+        if ensemble and any(any(commands(study, cell)) for cell in cells):
+            continue
+        with _claimed(study, cells) as ours:
+            missing = list(needed())
             if missing and not ours:
-                state.elsewhere.append(cell.name)
-            elif missing and trained == most:
-                state.left.append(cell.name)
+                elsewhere.append((made, needed))
+            elif missing and not ensemble and trained == most:
+                state.left.append(cells[0].name)
             else:
                 trained += bool(missing)
-                _run_all(study, state, missing, _made(study, cell), f"{number}/{len(study.cells)} ", say)
-    for cell in [cell for cell in study.cells if cell.name in state.elsewhere and not list(commands(study, cell))]:
-        state.elsewhere.remove(cell.name)  # it was finished meanwhile
-        state.runs += _made(study, cell)
-    for members in study.members:
-        if {study.output_dir / cell.name for cell in members} <= set(state.runs):
-            with _claimed(study, *members) as ours:
-                if ours:
-                    missing = list(ensemble_commands(study, members))
-                    _run_all(study, state, missing, [ensemble_folder(study, members)], "", say)
+                _run_all(study, state, missing, made, "" if ensemble else f"{number}/{len(study.cells)} ", say)
+    for made, needed in elsewhere:
+        if any(needed()):
+            state.elsewhere.append(str(made[0].relative_to(study.output_dir)))
+        else:
+            state.runs += made  # another process has finished it meanwhile
     if state.runs:
         state.results = gather(study, state.runs)
     return state
@@ -102,7 +108,7 @@ def _made(study: Study, cell: Cell) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _claimed(study: Study, *cells: Cell) -> Iterator[bool]:
+def _claimed(study: Study, cells: Sequence[Cell]) -> Iterator[bool]:
     """Lock cells and what they share with others; yields False where another process works on one of them."""
     names = [name for cell in cells for name in (cell.name, *([cell.pretraining_name] if cell.pretrained_as else []))]
     with contextlib.ExitStack() as locks:
