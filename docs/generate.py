@@ -37,8 +37,18 @@ def recipe_page() -> str:
     ]
     for section, rows in sections.items():
         table = plain_table(("setting", "values", "default", "meaning"), rows)
-        lines += ["", f"## {section or 'Top level'}", "", table]
+        lines += ["", f"## {section or 'Top level'}", *(["", what] if (what := _what_sets(section)) else []), "", table]
     return "\n".join(lines) + "\n"
+
+
+def _what_sets(section: str) -> str:
+    """The first paragraph about a section of a recipe, from the docstring of its class."""
+    schema = group = Recipe.model_json_schema()
+    for name in filter(None, section.split(".")):
+        field = group["properties"][name]
+        named = next(option["$ref"] for option in field.get("anyOf", [field]) if "$ref" in option)
+        group = schema["$defs"][named.rsplit("/", 1)[-1]]
+    return "" if group is schema else str(group["description"]).split("\n\n")[0]
 
 
 def commands_page() -> str:

@@ -2,6 +2,7 @@
 
 Run it: python examples/own_encoder.py FOLDER. In a recipe:
 
+    features: {preset: song2021}
     encoder:
       class: own_encoder:ConvEncoder
       config: {width: 32}

@@ -12,7 +12,7 @@ import pandas as pd
 import laennec
 
 
-def per_recording(table: pd.DataFrame) -> dict[str, float]:
+def per_recording(table: pd.DataFrame) -> dict[str, float | None]:
     """Recall and precision of crackles per recording: a recording has crackles where at least one cycle has.
 
     Args:
@@ -21,9 +21,10 @@ def per_recording(table: pd.DataFrame) -> dict[str, float]:
     """
     recordings = table.groupby("recording_id")[["true_crackle", "predicted_crackle"]].max()
     found = int((recordings["true_crackle"] & recordings["predicted_crackle"]).sum())
-    return {
-        "recording_recall": found / int(recordings["true_crackle"].sum()),  # no such recording: undefined
-        "recording_precision": found / int(recordings["predicted_crackle"].sum()),
+    true, predicted = (int(recordings[f"{kind}_crackle"].sum()) for kind in ("true", "predicted"))
+    return {  # None: undefined
+        "recording_recall": found / true if true else None,
+        "recording_precision": found / predicted if predicted else None,
     }
 
 

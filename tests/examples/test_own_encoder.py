@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from laennec.errors import InputError
+from laennec.training.recipe import Recipe
+from laennec.training.run import make_model
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -46,6 +50,15 @@ def test_its_model_loads_where_the_class_was_imported_and_is_refused_elsewhere(m
     """
     refusal, name = python("-c", textwrap.dedent(code), EXAMPLES, made[0]).splitlines()
     assert "'ConvEncoder'" in refusal and "import the module that defines it" in refusal and name == "ConvEncoder"
+
+
+def test_a_recipe_with_another_front_end_is_refused(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    features = {"preset": "efficientat"}
+    recipe = Recipe(**tiny_recipe | {"encoder": {"class": "own_encoder:ConvEncoder"}, "features": features})
+    with pytest.raises(InputError, match="made for 'song2021'; set features") as refused:
+        make_model(recipe, ["crackle", "wheeze"])
+    assert "own_encoder:ConvEncoder" in str(refused.value)
 
 
 def test_a_recipe_trains_it_and_its_run_is_scored_in_another_process(tiny_recipe, tmp_path):

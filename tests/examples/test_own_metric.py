@@ -48,6 +48,11 @@ def predictions(patients=12, seed=0):
     )
 
 
+def test_the_example_is_undefined_where_no_recording_is_predicted(per_recording):
+    values = laennec.evaluate_predictions(predictions().assign(logit_crackle=-9.0), metrics=[per_recording])["values"]
+    assert values["recording_precision"] is None and values["recording_recall"] == 0
+
+
 def test_an_own_metric_gets_interval_and_subgroups(per_recording):
     table = predictions()
     evaluation = laennec.evaluate_predictions(table, metrics=[per_recording])

@@ -33,6 +33,8 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
         _refuse_another_preset(recipe, published.get("preset"), getattr(encoder, "preset", None))
         if isinstance(encoder, AudioEncoder):
             _refuse_mel_bins(recipe, encoder)
+        else:
+            _refuse_other_shape(recipe, encoder)
     if front.is_waveform and recipe.augment.spec is not None:
         raise InputError(
             f"augment.spec masks mel bins, and features.preset {given!r} has none; leave augment.spec out, or use "
@@ -82,3 +84,14 @@ def _refuse_mel_bins(recipe: Recipe, encoder: Any) -> None:
             f"features.preset {recipe.features.preset!r} gives {has}, but this {kind} encoder takes "
             f"{'mel bins' if takes is None else f'{takes} mel bins'}; set {remedy}"
         )
+
+
+def _refuse_other_shape(recipe: Recipe, encoder: Any) -> None:
+    """Refuse features of another shape than those of the front end that an own encoder names."""
+    front, own = PRESETS[recipe.features.preset], PRESETS.get(str(getattr(encoder, "preset", None)))
+    if own is None or (front.is_waveform, front.feature_size) == (own.is_waveform, own.feature_size):
+        return
+    raise InputError(
+        f"features.preset is {recipe.features.preset!r}, but the encoder {recipe.encoder.class_} was made for "
+        f"{encoder.preset!r}; set features.preset: {encoder.preset}"
+    )

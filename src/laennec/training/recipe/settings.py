@@ -100,7 +100,9 @@ class FeatureSettings(Settings):
         "waveform", "waveform-raw",
     ] = Field(default="efficientat", description="front end; waveform-raw: not standardised")  # fmt: skip
     length: str | None = Field(
-        default=None, description="natural, repeat, zero or crop; the preset's own where left out"
+        default=None,
+        description="natural, repeat, repeat_pad, zero, crop or zero_frames (unmasked frames of zeros, as stock AST); "
+        "the preset's own where left out",
     )
     duration_s: float | None = Field(
         default=None, description="length in seconds that cycles are repeated, padded or cut to"
