@@ -46,7 +46,15 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
         },
         "views, pairs and a sampler": {
             "augment": DRAWS,
-            "loss": {"task": "ce", "auxiliary": {"supcon": {"weight": 0.5, "views": 2}}},
+            "loss": {
+                "task": "ce",
+                "task_views": "all",
+                "auxiliary": {
+                    "supcon": {"weight": 0.5, "views": 2},
+                    "age_sex": {"loss": "supcon", "labels": "age_band+sex", "missing": "own_group"},
+                    "stethoscope": {"loss": "supcon", "labels": "device", "detach_other_views": True},
+                },
+            },
             "sampler": {"name": "classes_times_samples", "classes": 2, "samples": 4},
             **FOUR,
             **PROJECTION,
@@ -61,6 +69,7 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
                 "auxiliary": {"add": {"weight": 0.2, "warm_up": 0.5}, "supcon": {"views": 1, "on": "projection"}},
                 "balance": 0.5,
             },
+            "sampler": {"name": "device_balanced", "samples": 3},
             "augment": NOISE,
             **PROJECTION,
         },

@@ -15,7 +15,6 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
-from laennec.training.trainer import LaennecTrainer
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -72,36 +71,6 @@ def test_a_run_keeps_head_and_adapters_alone(lora_run, base):
     state = {n.replace(".base_layer.", "."): v for n, v in model.encoder.state_dict().items() if ".lora_" not in n}
     torch.testing.assert_close(state, dict(original), rtol=0, atol=0)
     assert any(float(v.abs().sum()) > 0 for n, v in kept.items() if ".lora_B." in n)
-
-
-class StopError(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    "part",
-    [LORA, pytest.param({"trainable": "last_n", "train_last_layers": 1}, marks=pytest.mark.soak)],
-    ids=["lora", "last layer"],
-)  # fmt: skip
-def test_an_interrupted_run_of_a_part_ends_at_the_same_weights(part, settings, base, tmp_path, monkeypatch):
-    encoder = {"type": "beats", "weights": str(base), **part}
-    honest = LaennecTrainer.training_step
-
-    def interrupted(self, *arguments, **more):
-        if self.state.epoch and self.state.epoch >= 1.2:
-            raise StopError
-        return honest(self, *arguments, **more)
-
-    whole = run(settings, tmp_path / "whole", encoder=encoder)
-    with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(LaennecTrainer, "training_step", interrupted)
-        run(settings, tmp_path / "cut", encoder=encoder)
-    checkpoint = load_file(next((tmp_path / "cut").rglob("checkpoint-*/model.safetensors")))
-    if part is LORA:  # a checkpoint leaves the base out
-        assert all(".lora_" in n for n in checkpoint if n.startswith("encoder."))
-    continued = run(settings, tmp_path / "cut", encoder=encoder)
-    one, two = weights(whole), weights(continued)
-    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
 def test_checkpointed_training_gives_the_same_model(settings, base, tmp_path):
