@@ -1,7 +1,10 @@
-"""What commands leave behind: a finished run, for comparing two to the last bit, and one line of error."""
+"""What commands leave behind: a finished run, for comparing two to the last bit, half-made files, one line of error."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 from safetensors.numpy import load_file
@@ -17,9 +20,32 @@ def what_it_left(run: Path) -> tuple:
     return weights, pd.read_parquet(run / "predictions-validation.parquet").to_csv(), kept
 
 
+@contextlib.contextmanager
+def interrupted(step: int) -> Iterator[None]:
+    """The training step of this number, counted over all trainings, ends as by Ctrl+C."""
+    from laennec.training.trainer import LaennecTrainer
+
+    steps, plain = [], LaennecTrainer.training_step
+
+    def breaks(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with mock.patch.object(LaennecTrainer, "training_step", breaks):
+        yield
+
+
+def half_made(*folders: Path) -> list[Path]:
+    """Whatever a write that did not end could have left; locks of `datasets` stay, whole or not."""
+    found = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".lock"]
+    return [p for p in found if p.name.endswith((".part", ".old", ".tmp", ".writing")) or "incomplete" in p.name]
+
+
 def one_line(capsys, *said) -> str:
-    """The error output is one line, notes aside, that holds all of these."""
-    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("laennec: note: ")]
+    """The error output is one line, notes and progress aside, that holds all of these."""
+    err = [line for line in capsys.readouterr().err.splitlines() if ": note: " not in line and "it/s]" not in line]
     assert len(err) == 1 and err[0].startswith("laennec: "), err
     assert all(str(part) in err[0] for part in said), err
     return err[0]

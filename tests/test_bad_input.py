@@ -1,21 +1,15 @@
 """What users get wrong, through the command line: one line with file, reason and remedy, exit code 2, nothing torn."""
 
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
-from safetensors.numpy import load
 
-from laennec.cache import read_entry
 from laennec.cli.main import main
-from laennec.corpora import CycleWaveforms, load_corpus
-from laennec.errors import InputError
-from laennec.training.checkpoints import damage
-from runs import one_line
+from laennec.corpora import load_corpus
+from runs import half_made, one_line
 
 RATE = 4000
 TONE = (0.3 * np.sin(np.arange(30 * RATE) / 7)).astype(np.float32)
@@ -63,35 +57,7 @@ def train(recipe, out, *arguments):
     return main(["train", str(recipe), "--output_dir", str(out), "--train.epochs", "1", *arguments])
 
 
-def temporary_files(*folders):
-    """Whatever a write that did not end could have left."""
-    found = [p for folder in folders for p in Path(folder).rglob("*") if p.name.endswith((".part", ".old", ".tmp"))]
-    # locks of `datasets` stay, whole or not
-    return [*found, *(p for folder in folders for p in Path(folder).rglob("*incomplete*") if p.suffix != ".lock")]
-
-
 # ---------------------------------------------------------------- recordings
-
-
-def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, small_corpus, tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number, (spoil, _) in enumerate(BAD.values()):
-        spoil(folder / f"bad{number}.wav")
-    good = sorted(small_corpus.glob("*.wav"))[:2]
-    for number, sound in enumerate(good):
-        shutil.copy(sound, folder / f"a{number}.wav")
-    assert main(["predict", str(tiny_run), str(folder), "--out", str(tmp_path / "out")]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == len(BAD)
-    for number, (_, reason) in enumerate(BAD.values()):
-        assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "a0.laennec.json", "a1.laennec.json", "laennec.predictions.csv", "laennec.recordings.csv",
-        "laennec.failed.csv", "laennec.parameters.yaml", "laennec.journal.jsonl", ".laennec.tables.json",
-    }  # fmt: skip
-    assert "8 recordings, 6 failed; see laennec.failed.csv" in captured.out
 
 
 def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run, tmp_path, capsys):
@@ -104,16 +70,15 @@ def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run,
     assert (tmp_path / "out" / "laennec.predictions.csv").read_text() == "earlier"
 
 
-@pytest.mark.parametrize("kinds", [list(BAD), ["NaN", "silent"], ["truncated"], ["silent"]], ids=" ".join)
 def test_training_lists_every_bad_recording_in_one_go_and_keeps_the_good_ones(
-    small_corpus, corpus, recipe, tmp_path, capsys, kinds
+    small_corpus, corpus, recipe, tmp_path, capsys
 ):
     parts = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")
     used = [
         corpus / f"{name}.wav" for part in ("train", "validation") for name in sorted(set(parts[part]["recording_id"]))
     ]
     # the first and the last are in different parts
-    spoilt = dict(zip([used[-1], *used], kinds, strict=False))
+    spoilt = dict(zip([used[-1], *used], BAD, strict=False))
     whole = {sound: sound.read_bytes() for sound in spoilt}
     for sound, kind in spoilt.items():
         BAD[kind][0](sound)
@@ -121,7 +86,7 @@ def test_training_lists_every_bad_recording_in_one_go_and_keeps_the_good_ones(
     err = one_line(capsys)
     for sound, kind in spoilt.items():
         assert f"{sound}: {BAD[kind][1]}" in err
-    assert temporary_files(tmp_path) == [] and not (tmp_path / "run").exists()
+    assert half_made(tmp_path) == [] and not (tmp_path / "run").exists()
     cached = set((tmp_path / "cache" / "waveforms").rglob("*.f32"))
     assert len(cached) >= len(used) - len(spoilt)
     times = {p: p.stat().st_mtime_ns for p in cached}
@@ -149,14 +114,6 @@ def test_evaluate_names_a_recording_that_went_bad_since_training(tiny_run, corpu
     assert main(["evaluate", str(tiny_run), "--data-dir", str(corpus), "--out", str(out)]) == 2
     one_line(capsys, sound, "cut short")
     assert not out.exists()
-
-
-def test_a_recording_that_changes_while_it_is_used_is_noticed(corpus, capsys):
-    table = load_corpus("synthetic", corpus)["train"]
-    sound = Path(table[0]["recording_path"])
-    sound.write_bytes(sound.read_bytes()[:-2] + b"\x01\x02")
-    with pytest.raises(InputError, match="has changed since the table was made"):
-        CycleWaveforms(table, RATE).prepare()
 
 
 # ---------------------------------------------------------------- annotations and tables
@@ -269,46 +226,6 @@ def test_a_run_is_not_given_up_for_one_that_cannot_begin(corpus, recipe, tmp_pat
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     assert train(recipe, tmp_path / "new") == 2
     assert not (tmp_path / "new").exists()
-
-
-# ---------------------------------------------------------------- full disks
-
-
-FULL = "cannot write: the disk is full; free some space or choose another"
-
-
-def test_a_full_disk_while_waveforms_are_cached(corpus, disk, recipe, tmp_path, capsys):
-    assert main(["prepare", "synthetic", "--data-dir", str(corpus)]) == 0
-    shards = disk(tmp_path / "cache" / "waveforms", 3000)
-    capsys.readouterr()
-    assert train(recipe, tmp_path / "run") == 2
-    one_line(capsys, shards, FULL)
-    assert temporary_files(tmp_path) == []
-    written = list(shards.rglob("*.f32"))
-    assert written and all(p.stat().st_size > 1000 for p in written)
-
-
-def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path, capsys):
-    embeddings = disk(tmp_path / "cache" / "embeddings", 4)
-    assert train(recipe, tmp_path / "run", "--encoder.trainable", "frozen") == 2
-    one_line(capsys, embeddings, FULL)
-    assert temporary_files(tmp_path) == [] and not (tmp_path / "run" / "run.json").exists()
-    for shard in embeddings.rglob("*.safetensors"):
-        assert load(read_entry(shard))
-
-
-@pytest.mark.parametrize("kilobytes", [8, 36, 72])
-def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsys, kilobytes):
-    """Wherever the space ends (weights, optimizer, state, model), the run can go on once there is some."""
-    out = disk(tmp_path / "run", kilobytes)
-    assert train(recipe, out) == 2
-    one_line(capsys, out, FULL)
-    assert temporary_files(out) == [] and not (out / "run.json").exists()
-    for folder in out.glob("checkpoints/*/checkpoint-*"):
-        assert damage(folder) is None
-    subprocess.run(["mount", "-o", "remount,size=10m", str(out)], check=True)
-    assert train(recipe, out) == 0
-    assert (out / "run.json").exists()
 
 
 def test_a_folder_without_permission_is_one_line(tiny_run, small_corpus, tmp_path, capsys):

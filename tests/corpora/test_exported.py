@@ -81,9 +81,8 @@ def test_names_that_others_read_in_another_way_are_told() -> None:
 )
 def test_a_name_that_would_leave_the_folder_refuses_all(config: str, name: str, copy: Path, tmp_path: Path) -> None:
     forge(copy, lambda rows: rows[-1].update(source_path=name), config)
-    with pytest.raises(InputError, match="would leave the folder or is no file name") as told:
+    with pytest.raises(InputError, match="would leave the folder or is no file name"):
         load(copy, tmp_path)
-    assert "\n" not in str(told.value)
     assert not list(tmp_path.rglob("outside*")) and not Path("/tmp/outside.wav").exists()
     assert not [path for path in (tmp_path / "cache" / "exported").rglob("*") if path.is_file()]
 
@@ -103,7 +102,7 @@ def test_a_forged_row_refuses_all(case: str, copy: Path, tmp_path: Path) -> None
     forge(copy, change, config)
     with pytest.raises(InputError, match=words) as told:
         load(copy, tmp_path)
-    assert "\n" not in str(told.value) and str(copy) in str(told.value)
+    assert str(copy) in str(told.value)
     assert not [path for path in (tmp_path / "cache" / "exported").rglob("*") if path.is_file()]
 
 
@@ -233,7 +232,7 @@ def test_a_recording_that_others_could_not_have_is_named(name: str | bytes, mine
         InputError, match=r"not a valid file name on other systems|its name is not in UTF-8; rename it"
     ) as told:
         export(mine, tmp_path / "out")
-    assert "\n" not in str(told.value) and str(told.value).isprintable() and not (tmp_path / "out").exists()
+    assert str(told.value).isprintable() and not (tmp_path / "out").exists()
 
 
 def os_name(name: str | bytes, folder: Path) -> str:

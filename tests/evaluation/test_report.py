@@ -175,7 +175,8 @@ def hostile():
         table[name] = [f"{value}{HOSTILE}" for value in table[name]]
     evaluation = evaluate_predictions(table, **TWO, train_table=cycles(seed=9))
     run = RUN | {"command": HOSTILE, "selection_set": HOSTILE, "evaluated": {"split": HOSTILE}, "name": BROKEN}
-    run["corpus"] = RUN["corpus"] | {"name": HOSTILE}
+    run["corpus"] = {"name": HOSTILE, "provenance": RUN["corpus"]["provenance"] | {"stamp": HOSTILE}}
+    run |= {"versions": {"torch": HOSTILE}, "hardware": {"processor": HOSTILE}}
     run["config"] = {"description": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}}
     embeddings = np.random.default_rng(0).normal(size=(len(table), 8))
     sounds = {k: Sound(PIXEL, 1.5, True, TONE, 12.0) for k in range(len(table))}

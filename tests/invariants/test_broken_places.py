@@ -16,24 +16,13 @@ import yaml
 from laennec.cli.main import main
 from laennec.files import system_error
 from laennec.training import checkpoints
+from runs import half_made, one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
 
 def tree(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def one_line(capfd, *said):
-    lines = [line for line in capfd.readouterr().err.splitlines() if ": note: " not in line and "it/s]" not in line]
-    assert len(lines) == 1 and lines[0].startswith("laennec: ") and ";" in lines[0], lines
-    for part in said:
-        assert str(part) in lines[0], lines
-
-
-def half_made(*folders):
-    ends = (".part", ".old", ".tmp", ".writing")
-    return [path for folder in folders for path in folder.rglob("*") if path.name.endswith(ends)]
 
 
 def remount(folder, how):
@@ -109,6 +98,25 @@ def test_a_full_disk_is_one_line_and_keeps_all(scored_run, small_corpus, recipe,
         assert main(line) == 2, name
         one_line(capfd, *([] if name == "push" else ["the disk is full", place]))
         assert tree(place) == before, name
+
+
+@pytest.mark.parametrize(("part", "kilobytes"), [("cache/waveforms", 80), ("cache/embeddings", 4), ("run", 36)])
+def test_a_disk_that_fills_up_in_mid_run_is_one_line_and_the_run_goes_on(
+    recipe, disk, tmp_path, capfd, monkeypatch, part, kilobytes
+):
+    """While waveforms or embeddings of a frozen encoder are cached, or a checkpoint is written."""
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
+    place, run = disk(part, kilobytes), tmp_path / "run"
+    line = ["train", recipe, "--output_dir", str(run), "--train.epochs", "1"]
+    line += [] if part == "run" else ["--encoder.trainable", "frozen"]
+    capfd.readouterr()
+    assert main(line) == 2
+    one_line(capfd, place, "cannot write: the disk is full; free some space or choose another")
+    assert half_made(tmp_path) == [] and not (run / "run.json").exists()
+    for folder in run.glob("checkpoints/*/checkpoint-*"):
+        assert checkpoints.damage(folder) is None
+    remount(place, "size=64m")
+    assert main(line) == 0 and (run / "run.json").exists()
 
 
 def test_a_file_size_limit_is_one_line(scored_run, small_corpus, recipe, tmp_path, capfd):

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import pickle
-import re
 import shutil
 import signal
 import stat
@@ -261,7 +260,6 @@ MODELS = {
     "safetensors that is empty": (in_the_place_of("model.safetensors", lambda s, p: p.touch()), "cannot load"),
     "config.json nested without end": (text_of("config.json", '{"a":' + DEEP), "cannot load a laennec model"),
     "config.json of a billion labels": (config(num_labels=10**9, id2label=None), "num_labels is 1000000000"),
-    "config.json of a billion layers": (encoder_sizes(num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     "config.json of a huge width": (encoder_sizes(channels=[4, 10**12]), "no size of a model"),
     "config.json that names a kernel of the Hub": (
         config(attn_implementation="evil/kernel"),
@@ -303,11 +301,6 @@ MODELS = {
     "front end that is a pipe": (in_the_place_of("preprocessor_config.json", pipe), "no regular file"),
     "weights that are a pipe": (in_the_place_of("model.safetensors", pipe), "no regular file"),
     "front end nested without end": (text_of("preprocessor_config.json", '{"a":' + DEEP), "front end"),
-    "front end of huge sizes": (other_sizes("preprocessor_config.json", window_samples=10**12), "no size of a model"),
-    "front end with infinite length": (
-        other_sizes("preprocessor_config.json", length="zero", duration_s=1e300),
-        "no size of a model",
-    ),
     "front end of another class": (other_sizes("preprocessor_config.json", preset="evil"), "front end"),
     "encoder that is a link elsewhere": (encoder(linked_weights), "link"),
     "encoder with a kernel of the Hub": (encoder(edited_config(_attn_implementation="a/b")), "code to be downloaded"),
@@ -315,7 +308,6 @@ MODELS = {
         encoder(lambda stage, folder: (folder / "adapter_config.json").write_text("{}")),
         "adapter_config.json",
     ),
-    "encoder of a billion channels": (encoder(edited_config(channels=[10**9])), "no size of a model"),
 }
 
 
@@ -403,13 +395,6 @@ def objects_called(name):
     return mine(name, make_file)
 
 
-def script_of_a_data_set(stage):
-    folder = stage.place / "set"
-    folder.mkdir()
-    (folder / "set.py").write_text(CODE.format(ran=str(stage.ran)))
-    return stage.prepare("hub", folder)
-
-
 def saved_elsewhere(stage):
     """A data set as `save_to_disk` writes it, whose state names a file of others."""
     folder = stage.place / "set"
@@ -418,23 +403,6 @@ def saved_elsewhere(stage):
     state["_data_files"] = [{"filename": "../victim/secret.txt"}]
     (folder / "state.json").write_text(json.dumps(state))
     return stage.prepare("hub", folder)
-
-
-def sprsound_nested(stage):
-    folder = stage.place / "spr"
-    for part in ("train2022_wav", "train2022_json"):
-        (folder / part).mkdir(parents=True)
-    name = "40996141_5.3_0_p2_1236"
-    shutil.copy(stage.sound, folder / "train2022_wav" / f"{name}.wav")
-    (folder / "train2022_json" / f"{name}.json").write_text('{"a":' + DEEP)
-    return stage.prepare("sprsound", folder)
-
-
-def published_link(stage):
-    folder = stage.folder()
-    (folder / "b.wav").symlink_to(stage.victim / "private.wav")
-    (folder / "cycles.csv").write_text("recording,start_s,end_s,label\na,0,1,normal\nb,0,1,normal\n")
-    return [*stage.prepare("folder", folder), "--export", str(stage.place / "out")]
 
 
 DATA = {
@@ -446,27 +414,11 @@ DATA = {
     "zip member that is a link": (archive("a.wav", mode=stat.S_IFLNK | 0o777), "would leave the folder"),
     "zip with two members of one name": (archive("a.wav", "./a.wav"), ";"),
     "zip that says it is larger than the disk": (declared_size, ";"),
-    "recording that is a pipe": (mine("a.wav", pipe), "not a regular file"),
-    "recording that is a link to a device": (mine("a.wav", link_to("/dev", "zero")), "not a regular file"),
-    "recording that is a link to a device of randomness": (mine("a.wav", link_to("/dev", "urandom")), "not a regular"),
-    "recording that is a link to itself": (mine("a.wav", lambda s, p: p.symlink_to(p)), "a.wav"),
-    "table that is a pipe": (mine("cycles.csv", pipe), ";"),
-    "table that is a link to a device": (mine("cycles.csv", link_to("/dev", "zero")), ";"),
-    "label track that is a pipe": (
-        lambda stage: (
-            (folder := stage.folder()),
-            (folder / "cycles.csv").unlink(),
-            os.mkfifo(folder / "a.txt"),
-            stage.prepare("folder", folder),
-        )[-1],
-        ";",
-    ),
     "pickle named .wav": (mine("a.wav", lambda s, p: p.write_bytes(pickle.dumps(Runs(s.ran)))), "not audio"),
     "object array of numpy named .wav": (objects_called("a.wav"), "not audio"),
     "CSV that names a file above": (csv_naming("../victim/private"), "is not in the folder"),
     "CSV that names an absolute file": (csv_naming("{victim}/private.wav"), "is not in the folder"),
     "CSV that names a drive": (csv_naming("C:\\private.wav"), "is not in the folder"),
-    "CSV with a NUL": (csv_naming("a\0.wav"), ";"),
     "table that names an absolute file": (table_naming("{victim}/private.wav"), "is not in the folder"),
     "table that names a file above": (table_naming("../../victim/private.wav"), "is not in the folder"),
     "table that names a drive": (table_naming("C:/private.wav"), "is not in the folder"),
@@ -479,10 +431,7 @@ DATA = {
     "Parquet with a NUL": (parquet_naming("a\0.wav"), "none of that name"),
     "Parquet that names the folder": (parquet_naming("."), "none of that name"),
     "Parquet with pickled objects": (parquet_with_pickles, ";"),
-    "data set with a script": (script_of_a_data_set, ";"),
     "data set saved with files of others": (saved_elsewhere, ";"),
-    "annotation nested without end": (sprsound_nested, ";"),
-    "export of a link to a private recording": (published_link, "is not published"),
 }
 
 
@@ -742,37 +691,6 @@ def test_a_record_that_names_a_place_has_nothing_written_there(stage, capfd):
 
 
 # ---------------------------------------------------------------- words that browsers and spreadsheets act on
-
-SCRIPT = "<script>alert(1)</script>"
-IMAGE = "<img src=x onerror=alert(1)>"
-
-
-def test_untrusted_words_are_escaped_in_every_page(stage):
-    """Names of runs, corpora, labels and recordings in the report, the comparison, the card and the app's answer."""
-    run = shutil.copytree(stage.run, stage.place / "run")
-    record = json.loads((run / "run.json").read_text())
-    record["name"], record["config"]["name"], record["command"] = SCRIPT, IMAGE, SCRIPT
-    record["config"]["description"] = IMAGE
-    record["selection_set"] = SCRIPT
-    record["versions"]["torch"] = record["hardware"]["processor"] = IMAGE
-    record["corpus"]["provenance"]["stamp"] = SCRIPT
-    record["card"] = {
-        "intended_use": SCRIPT,
-        "licence": "apache-2.0",
-        "authors": IMAGE,
-        "contact": "javascript:alert(1)",
-    }
-    (run / "run.json").write_text(json.dumps(record))
-    assert main(["evaluate", str(run)]) == 0
-    assert main(["report", str(run)]) == 0
-    assert main(["card", str(run), "--out", str(stage.place / "README.md")]) == 0
-    for page in (run / "evaluation-test" / "report.html", stage.place / "README.md"):
-        # what stands in a card's code is shown as it is; a report has no such place
-        text = page.read_text()
-        text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S) if page.suffix == ".md" else text
-        for attack in (SCRIPT, IMAGE):
-            assert attack not in text, text[max(0, text.find(attack) - 200) :][:400]
-    assert "&lt;script&gt;" in (run / "evaluation-test" / "report.html").read_text()
 
 
 def test_names_of_recordings_are_no_formulas(stage, monkeypatch):
