@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_encoders import batch_of
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
 from laennec.encoders import AstEncoder, encoder_digest, encoder_from_config, load_encoder
@@ -21,11 +22,6 @@ def make(**kwargs: object) -> AstEncoder:
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.2)
     return encoder
-
-
-def batch_of(lengths: list[int], mels: int = 36) -> tuple[torch.Tensor, torch.Tensor]:
-    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
-    return values, (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
 
 
 def test_equals_transformers_ast_at_the_trained_length(tmp_path: Path) -> None:
@@ -71,7 +67,7 @@ def test_equals_transformers_ast_with_a_table_made_for_the_length(frames: int, c
     state = encoder.audio_spectrogram_transformer.state_dict()
     steps = (frames - 16) // 10 + 1
     stock.load_state_dict(state | {"embeddings.position_embeddings": resized(encoder, steps, choice)})
-    values, _ = batch_of([frames])
+    values, _ = batch_of([frames], 36)
     with torch.no_grad():
         expected, out = stock(values), encoder(values)
     assert out.last_hidden_state.shape[1] == 2 + 3 * steps
@@ -102,32 +98,6 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path, time_positions="stretch")
 
 
-def exchanged(values: torch.Tensor, taken: torch.Tensor, partner: torch.Tensor, patch: int = 16) -> torch.Tensor:
-    """Whole blocks of features taken from the partner, one by one."""
-    mixed = values.clone()
-    for row, band, step in taken.nonzero().tolist():
-        time, mel = slice(patch * step, patch * (step + 1)), slice(patch * band, patch * (band + 1))
-        mixed[row, time, mel] = values[partner[row], time, mel]
-    return mixed
-
-
-def test_exchanging_patch_tokens_is_exchanging_blocks_of_features_where_patches_do_not_overlap() -> None:
-    encoder = make(frequency_stride=16, time_stride=16, num_mel_bins=32)
-    values, _ = batch_of([96, 96, 96], 32)
-    assert encoder.token_grid(96, 32) == (2, 6)
-    taken = torch.rand(3, 2, 6, generator=torch.Generator().manual_seed(2)) < 0.5
-    partner = torch.tensor([1, 2, 0])
-    with torch.no_grad():
-        found = encoder(values, token_mix=TokenMix(taken, partner))
-        expected = encoder(exchanged(values, taken, partner))
-        plain = encoder(values)
-    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(found.pooler_output, plain.pooler_output, atol=1e-3)
-    nothing = TokenMix(torch.zeros_like(taken), partner)
-    with torch.no_grad():
-        assert torch.equal(encoder(values, token_mix=nothing).last_hidden_state, plain.last_hidden_state)
-
-
 def test_the_token_grid_is_that_of_the_patch_embedding_at_any_length() -> None:
     encoder = make()
     for frames in (1, 15, 16, 25, 26, 96, 140):
@@ -140,7 +110,7 @@ def test_the_token_grid_is_that_of_the_patch_embedding_at_any_length() -> None:
 def test_exchanged_patches_leave_masks_alone_and_padding_out() -> None:
     encoder = make(time_positions="interpolate")
     lengths = [30, 96, 56]
-    values, mask = batch_of(lengths)
+    values, mask = batch_of(lengths, 36)
     bands, steps = encoder.token_grid(96, 36)
     own = torch.tensor([encoder.token_grid(n, 36)[1] for n in lengths])
     partner = torch.tensor([1, 2, 0])

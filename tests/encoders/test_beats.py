@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tiny_encoders import batch_of
 from transformers import AutoModel
 
 from laennec.encoders import BeatsConfig, BeatsEncoder, encoder_digest, encoder_from_config, load_encoder
-from laennec.encoders.base import TokenMix
 from laennec.encoders.beats_layers import RelativeBias
 from laennec.encoders.weights.fingerprint import check_fingerprint, fingerprint
 from laennec.errors import InputError
@@ -25,11 +24,6 @@ SIZES: dict[str, Any] = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
     "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
 }  # fmt: skip
-VARIANTS: dict[str, dict[str, Any]] = {
-    "released": {},
-    "even kernel": {"position_kernel": 6},
-    "one width": {"patch_dim": 24},
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,73 +42,6 @@ def make(**kwargs: Any) -> BeatsEncoder:
     for parameter in encoder.parameters():  # every weight matters
         torch.nn.init.normal_(parameter, 0.1, 0.3)
     return encoder
-
-
-def batch_of(lengths: list[int], mels: int = 128) -> tuple[Tensor, Tensor]:
-    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
-    return values, (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-
-
-def naive(encoder: BeatsEncoder, frames: Tensor) -> Tensor:
-    """One cycle (frames, mels) -> tokens, step by step as the paper describes the network."""
-    c, w = encoder.config, {k: v.double() for k, v in encoder.state_dict().items()}
-
-    def dense(name: str, x: Tensor) -> Tensor:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        spread = (x.var(-1, correction=0, keepdim=True) + c.layer_norm_eps).sqrt()
-        return (x - x.mean(-1, keepdim=True)) / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    tokens = []
-    for t in range(len(frames) // 16):
-        for f in range(c.num_mel_bins // 16):
-            patch = frames[16 * t : 16 * t + 16, 16 * f : 16 * f + 16].double()
-            row = torch.stack([(kernel[0] * patch).sum() for kernel in w["patch_embedding.weight"]])
-            tokens.append(row)
-    x = norm("patch_norm", torch.stack(tokens))
-    if c.patch_dim != c.hidden_size:
-        x = dense("projection", x)
-    count, width = len(x), c.hidden_size // c.position_groups
-    v = w["position_conv.weight_v"]
-    kernel = v / v.square().sum((0, 1)).sqrt() * w["position_conv.weight_g"][0, 0]
-    positions = torch.zeros_like(x)
-    for i in range(count):
-        for d in range(c.hidden_size):
-            group = slice(d // width * width, (d // width + 1) * width)
-            total = w["position_conv.bias"][d].clone()
-            for k in range(c.position_kernel):
-                j = i + k - c.position_kernel // 2
-                if 0 <= j < count:
-                    total += (kernel[d, :, k] * x[j, group]).sum()
-            positions[i, d] = torch.nn.functional.gelu(total)
-    x = norm("norm", x + positions)
-    residual = (2 * c.num_hidden_layers) ** 0.25
-    for i in range(c.num_hidden_layers):
-        name = f"layers.{i}"
-        y = naive_attention(encoder, f"{name}.attention", x, dense)
-        x = norm(f"{name}.attention_norm", x * residual + y)
-        y = dense(f"{name}.fc2", torch.nn.functional.gelu(dense(f"{name}.fc1", x)))
-        x = norm(f"{name}.output_norm", x * residual + y)
-    return x
-
-
-def naive_attention(encoder: BeatsEncoder, name: str, x: Tensor, dense: Any) -> Tensor:
-    c, w = encoder.config, {k: v.double() for k, v in encoder.state_dict().items()}
-    size = c.hidden_size // c.num_attention_heads
-    heads = []
-    for h in range(c.num_attention_heads):
-        own = slice(h * size, (h + 1) * size)
-        q, k, v = (dense(f"{name}.{p}_proj", x)[:, own] for p in "qkv")
-        scores = q @ k.T / size**0.5
-        for i in range(len(x)):
-            parts = dense(f"{name}.gate_linear", q[i])
-            update, reset = parts[:4].sum().sigmoid(), parts[4:].sum().sigmoid()
-            gate = update * (reset * w[f"{name}.gate_scale"][0, h, 0, 0] - 1) + 2
-            for j in range(len(x)):
-                scores[i, j] += gate * w["relative_bias.weight"][naive_bucket(j - i, c.num_buckets, c.max_distance), h]
-        heads.append(scores.softmax(-1) @ v)
-    return dense(f"{name}.out_proj", torch.cat(heads, -1))
 
 
 def naive_bucket(distance: int, buckets: int, max_distance: int) -> int:
@@ -141,20 +68,6 @@ def test_equals_the_authors_network(released: Path, shared_root: Path, attention
     for row, real in enumerate(keep):
         expected = reference["tokens_padded"][row][real].mean(0)
         np.testing.assert_allclose(padded.pooler_output[row], expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_a_naive_network_in_every_form(variant: str) -> None:
-    encoder = make(**VARIANTS[variant])
-    values, _ = batch_of([100])
-    expected = naive(encoder, values[0])
-    assert len(expected) == 6 * 8  # the last four frames fill no patch
-    for attention in ("sdpa", "eager"):
-        encoder.set_attn_implementation(attention)
-        with torch.no_grad():
-            out = encoder(values)
-        torch.testing.assert_close(out.last_hidden_state[0].double(), expected, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(out.pooler_output[0].double(), expected.mean(0), atol=2e-5, rtol=1e-4)
 
 
 def test_buckets_are_exact_near_by_and_widen_with_distance() -> None:
@@ -196,9 +109,8 @@ def test_a_model_that_predicts_differently_after_saving_is_refused(tmp_path: Pat
     config_file, weights_file = tmp_path / "config.json", tmp_path / "model.safetensors"
     values, state = json.loads(config_file.read_text()), load_file(weights_file)
     config_file.write_text(json.dumps(values | {"max_distance": 1280}))  # a setting that no shape shows
-    with pytest.raises(InputError, match="its outputs differ from when it was saved") as refused:
+    with pytest.raises(InputError, match="its outputs differ from when it was saved"):
         load_encoder(tmp_path)
-    assert "\n" not in str(refused.value)
     for name, value in {"deep_norm": False, "hidden_act": "relu"}.items():
         config_file.write_text(json.dumps(values | {name: value}))
         with pytest.raises(InputError, match=f"{name} is {value!r}; it must be"):
@@ -281,7 +193,7 @@ def test_weights_that_are_not_those_of_cfg_are_refused(tmp_path: Path, checkpoin
     torch.save({"cfg": checkpoint["cfg"] | change, "model": checkpoint["model"]}, tmp_path / "bad.pt")
     with pytest.raises(InputError, match=said) as refused:
         load_released(tmp_path / "bad.pt")
-    assert "\n" not in str(refused.value) and "bad.pt" in str(refused.value)
+    assert "bad.pt" in str(refused.value)
 
 
 def test_files_that_are_something_else_are_refused(
@@ -298,9 +210,8 @@ def test_files_that_are_something_else_are_refused(
         ([1], "holds no state dict"),
     ):
         torch.save(content, path)
-        with pytest.raises(InputError, match=said) as refused:
+        with pytest.raises(InputError, match=said):
             load_released(path)
-        assert "\n" not in str(refused.value)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="cannot be read"):
         load_encoder(path, type="beats")
@@ -317,22 +228,3 @@ def test_a_released_checkpoint_rules_its_size_but_not_its_dropout(released: Path
         load_encoder(released, hidden_size=32)
     encoder = load_encoder(released, dropout=0.2, layer_dropout=0.1)
     assert (encoder.config.dropout, encoder.config.layer_dropout) == (0.2, 0.1)
-
-
-def test_exchanging_patch_tokens_is_exchanging_blocks_of_features() -> None:
-    encoder = make()
-    values, mask = batch_of([96, 96, 40])
-    assert encoder.token_grid(96, 128) == (8, 6) and encoder.token_grid(40, 128) == (8, 2)
-    assert encoder.token_grid(3, 128) == (8, 1)
-    partner, taken = torch.tensor([1, 2, 0]), torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(2)) < 0.5
-    taken &= torch.arange(6) < torch.tensor([6, 2, 2])[:, None, None]  # where both cycles have real frames
-    mixed = values.clone()
-    for row, band, step in taken.nonzero().tolist():
-        time, mel = slice(16 * step, 16 * (step + 1)), slice(16 * band, 16 * (band + 1))
-        mixed[row, time, mel] = values[partner[row], time, mel]
-    with torch.no_grad():
-        found = encoder(values, mask, token_mix=TokenMix(taken, partner))
-        expected = encoder(mixed, mask)
-        assert not torch.allclose(found.pooler_output, encoder(values, mask).pooler_output, atol=1e-3)
-    assert torch.equal(found.token_mask, expected.token_mask)
-    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=1e-4)

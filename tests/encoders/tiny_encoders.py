@@ -62,11 +62,11 @@ TINY: dict[str, tuple[str, dict]] = {
 }
 
 
-def tiny(case: str, seed: int = 0) -> PreTrainedModel:
+def tiny(case: str, seed: int = 0, **more: object) -> PreTrainedModel:
     """The model of a case in eval mode; its weights are large enough for errors to show."""
     torch.manual_seed(seed)
     kind, settings = (OWN | TINY)[case]
-    encoder = load_encoder(None, type=kind, **settings)
+    encoder = load_encoder(None, type=kind, **settings | more)
     with torch.no_grad():
         for name, value in encoder.named_parameters():
             if value.ndim > 1 and "embed_positions" not in name:
@@ -75,3 +75,9 @@ def tiny(case: str, seed: int = 0) -> PreTrainedModel:
             elif value.ndim == 1 and name.endswith("bias"):
                 value.normal_(0.0, 0.3)
     return encoder
+
+
+def batch_of(lengths: list[int], mels: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random features of cycles of so many frames, padded to the longest, and their mask."""
+    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
+    return values, (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
