@@ -173,22 +173,6 @@ def test_a_narrow_spread_survives_float32():
     assert loss(base.float(), labels)["add_sigma_neg"].item() == pytest.approx(exact, rel=5e-3)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: AngularDistanceDistributionLoss(variant="old"), "unknown ADD variant"),
-        (lambda: AngularDistanceDistributionLoss(weights=(1, 1)), "four weights"),
-        (lambda: AngularDistanceDistributionLoss()(torch.ones(4), torch.ones(4)), "embeddings must be"),
-        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2, 2), torch.arange(4)), "embeddings must be"),
-        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2), torch.arange(3)), "4 embeddings"),
-        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2), torch.ones(4)), "integer labels"),
-    ],
-)
-def test_misuse_is_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 @pytest.mark.parametrize("variant", ["released", "legacy"])
 def test_the_released_classes_average_over_tokens(variant):
     draw = torch.Generator().manual_seed(1)

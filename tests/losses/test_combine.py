@@ -42,19 +42,6 @@ def test_the_same_loss_twice_gives_two_names():
     assert set(terms) == set(objective.pairs) == {"class/tuplet", "device/tuplet"}
 
 
-def test_misuse_is_named():
-    with pytest.raises(ValueError, match="name no loss"):
-        WeightedSum({"focal": FocalLoss()}, {"fcal": 1.0})
-    with pytest.raises(ValueError, match="no loss"):
-        WeightedSum({})
-    with pytest.raises(ValueError, match="the losses are"):
-        WeightedSum({"focal": FocalLoss()})({})
-    with pytest.raises(ValueError, match="progress"):
-        WeightedSum({"focal": FocalLoss()}).set_progress(1.5)
-    with pytest.raises(ValueError, match="shares of training"):
-        WeightSchedule(1.0, warm_up=2.0)
-
-
 def test_a_loss_of_ones_own_may_return_one_scalar():
     class Mine(torch.nn.Module):
         def forward(self, embeddings, labels):

@@ -36,6 +36,8 @@ from laennec.losses import (
     SupConLoss,
     TupletContrastiveLoss,
     WeightedSum,
+    WeightSchedule,
+    draw_negatives,
 )
 
 DIM, CLASSES, LAM, T = 6, 4, 0.3, 0.2
@@ -499,15 +501,62 @@ def test_a_share_may_differ_from_row_to_row():
     assert mixed == pytest.approx(test_patch_mix.naive(x[:, 1], x[:, 0], shares, index, y, "all"), rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: AngularDistanceDistributionLoss(weights=(1, 1, 1, math.nan)), "four weights"),
-        (lambda: FocalLoss(alpha=1.5), "no negative weight"),
-        (lambda: SupConLoss()(torch.ones(3, 2, 2, 2), ONES[:3]), "embeddings must be"),
-        (lambda: SupConLoss()(ONES.view(3, 2), ONES[:3]), "must be floating"),
-    ],
-)
+ADD, PATCH_MIX, ROWS = AngularDistanceDistributionLoss, PatchMixContrastiveLoss, torch.arange(3)
+X, VIEWS, GROUPS = torch.ones(3, 2), torch.ones(3, 2, 4), torch.ones(2, 4)
+NEGATIVES, LABELS = torch.ones(3, 4, 5), torch.zeros(3, dtype=torch.long)
+MISUSES = [
+    (lambda: ADD(variant="old"), "unknown ADD variant"),
+    (lambda: ADD(weights=(1, 1)), "four weights"),
+    (lambda: ADD(weights=(1, 1, 1, math.nan)), "four weights"),
+    (lambda: ADD()(torch.ones(4), torch.ones(4)), "embeddings must be"),
+    (lambda: ADD()(torch.ones(4, 2, 2), torch.arange(4)), "embeddings must be"),
+    (lambda: ADD()(torch.ones(4, 2), torch.arange(3)), "4 embeddings"),
+    (lambda: ADD()(torch.ones(4, 2), torch.ones(4)), "integer labels"),
+    (lambda: DeepClusteringLoss(0, 4), "must be positive"),
+    (lambda: DeepClusteringLoss(3, 4, reduction="max"), "reduction"),
+    (lambda: DeepClusteringLoss(3, 4)(GROUPS), "embeddings must be"),
+    (lambda: ClusterSimilarityLoss(4)(GROUPS), "embeddings must be"),
+    (lambda: WeightedSum({"focal": FocalLoss()}, {"fcal": 1.0}), "name no loss"),
+    (lambda: WeightedSum({}), "no loss"),
+    (lambda: WeightedSum({"focal": FocalLoss()})({}), "the losses are"),
+    (lambda: WeightedSum({"focal": FocalLoss()}).set_progress(1.5), "progress"),
+    (lambda: WeightSchedule(1.0, warm_up=2.0), "shares of training"),
+    (lambda: FocalLoss(-1.0), "gamma"),
+    (lambda: FocalLoss(reduction="sum"), "reduction"),
+    (lambda: FocalLoss(alpha=1.5), "no negative weight"),
+    (lambda: FocalLoss(alpha=0.25)(torch.zeros(3, 4), LABELS), "alpha has weights for 2"),
+    (lambda: FocalLoss()(torch.zeros(2, 2), torch.tensor([[0.7, 0.3], [1, 0]])), "soft labels"),
+    (lambda: FocalLoss()(torch.zeros(2, 2), LABELS), "must share"),
+    (lambda: OrthogonalProjectionLoss(variant="abs"), "unknown OPL variant"),
+    (lambda: OrthogonalProjectionLoss()(X[:2], torch.tensor([[1, 1], [1, 0]])), "one class for each cycle"),
+    (lambda: OrthogonalProjectionLoss()(X[:2], torch.tensor([[0, 0], [1, 0]])), "one class for each cycle"),
+    (lambda: PATCH_MIX(0.0), "temperature"),
+    (lambda: PATCH_MIX(negatives="some"), "negatives must be"),
+    (lambda: PATCH_MIX(negatives="different_label")(X, X, 0.5, ROWS), "needs labels"),
+    (lambda: PATCH_MIX()(X, torch.ones(3, 4), 0.5, ROWS), "must match"),
+    (lambda: PATCH_MIX()(X, X, 0.5, ROWS[:2]), "3 embeddings"),
+    (lambda: SupConLoss(0.0), "temperature must be positive"),
+    (lambda: SupConLoss()(torch.ones(3, 2, 2, 2), ONES[:3]), "embeddings must be"),
+    (lambda: SupConLoss()(ONES.view(3, 2), ONES[:3]), "must be floating"),
+    (lambda: SupConLoss()(VIEWS, torch.arange(2)), "3 embeddings"),
+    (lambda: SupConLoss()(VIEWS, torch.rand(3)), "integer labels"),
+    (lambda: NTXentLoss(base_temperature=-1.0), "base_temperature must be positive"),
+    (lambda: NTXentLoss(contrast_mode="two"), "contrast_mode"),
+    (lambda: NTXentLoss()(VIEWS, torch.arange(3), torch.ones(3, 3)), "not from both"),
+    (lambda: NTXentLoss()(VIEWS, mask=torch.ones(6, 6)), "mask must be"),
+    (lambda: TupletContrastiveLoss(0.0), "temperature"),
+    (lambda: TupletContrastiveLoss()(NEGATIVES[:, 0], NEGATIVES[:, 1], NEGATIVES[:2]), "must be"),
+    (
+        lambda: TupletContrastiveLoss()(
+            NEGATIVES[:, 0], NEGATIVES[:, 1], NEGATIVES, torch.ones(3, 5, dtype=torch.bool)
+        ),
+        "negatives_mask",
+    ),
+    (lambda: draw_negatives(torch.zeros(1), torch.zeros(2), -1), "cannot be"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), MISUSES)
 def test_misuse_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

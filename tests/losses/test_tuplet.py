@@ -90,15 +90,3 @@ def test_every_candidate_is_drawn_about_equally_often():
         counts[indices[0]] += 1
     assert counts[:2].tolist() == [0, 0]
     assert counts[2:].tolist() == pytest.approx([1000] * 4, abs=120)
-
-
-def test_misuse_is_named():
-    a, p, n = drawn(3, 4, 5, 0)
-    with pytest.raises(ValueError, match="temperature"):
-        TupletContrastiveLoss(0.0)
-    with pytest.raises(ValueError, match="must be"):
-        TupletContrastiveLoss()(a, p, n[:2])
-    with pytest.raises(ValueError, match="negatives_mask"):
-        TupletContrastiveLoss()(a, p, n, torch.ones(3, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="cannot be"):
-        draw_negatives(torch.zeros(1), torch.zeros(2), -1)
