@@ -1,12 +1,22 @@
 """Recordings and results that the tests of batches have in common."""
 
 import shutil
+from pathlib import Path
 
 import torch
 
 from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.evaluation.evaluate import load_model
+from laennec.inference.batch.run import Predictor
+
+
+class Counting(Predictor):
+    """Remembers what it was asked to compute."""
+
+    def __call__(self, path, annotation=None, listener=None):
+        self.computed = [*getattr(self, "computed", []), Path(path).name]
+        return super().__call__(path, annotation, listener)
 
 
 def copied(corpus, folder, *names):

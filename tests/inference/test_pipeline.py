@@ -70,7 +70,8 @@ def test_five_ways_to_predict_a_recording_agree(tiny_recipe, recordings, tmp_pat
     import onnxruntime
 
     features = tiny_recipe["features"] | {"filter_kind": "lowpass", "filter_cutoff_hz": 700}
-    run = train(Recipe(**tiny_recipe | {"features": features, "output_dir": str(tmp_path / "run")}))
+    settings = tiny_recipe | {"features": features, "head": {"calibration": "platt", "threshold_rule": "youden"}}
+    run = train(Recipe(**settings | {"output_dir": str(tmp_path / "run")}))
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "full")]) == 0
     assert main(["export", str(run), "--format", "onnx", "--out", str(tmp_path / "onnx")]) == 0
     recording = recordings[2]
@@ -79,6 +80,7 @@ def test_five_ways_to_predict_a_recording_agree(tiny_recipe, recordings, tmp_pat
     predictor = Predictor(ours, extractor, window_s=1000.0, hop_s=1000.0)
     wanted = predictor(recording).probabilities[0]
     names = ours.config.label_names
+    assert set(ours.config.intercepts) == set(names)
     # the Auto classes of transformers, with the sound as it is
     auto = AutoModelForAudioClassification.from_pretrained(tmp_path / "full").eval()
     features = AutoFeatureExtractor.from_pretrained(tmp_path / "full")
