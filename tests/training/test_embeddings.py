@@ -179,18 +179,6 @@ def test_shards_hold_every_row_once_in_order_of_length(samples, data):
         assert sum(held[:-1]) < total / 16 or len(shard) <= 16
 
 
-def test_two_processes_share_the_work_and_have_the_embeddings_of_one_to_the_bit(alone, tmp_path):
-    finish(*[start(tmp_path, rank, 2, 0.15) for rank in range(2)])
-    own = [json.loads((tmp_path / f"own.{rank}.json").read_text()) for rank in range(2)]
-    assert sum(map(sum, own)) == embed_ranks.CYCLES - 1  # each cycle once, by one of them
-    assert all(own), own
-    for rank in range(2):
-        assert np.array_equal(np.load(tmp_path / f"values.{rank}.npy"), alone)
-    # whoever comes later reads all of it
-    values, later = embed_ranks.embedded(tmp_path)
-    assert later == [] and np.array_equal(values, alone)
-
-
 def test_a_killed_process_leaves_its_shards_and_nobody_waits_for_it(alone, tmp_path):
     killed, beside = start(tmp_path, "killed", 2, 1.5), start(tmp_path, "beside", 2, 0.6)
     deadline = time.monotonic() + 600

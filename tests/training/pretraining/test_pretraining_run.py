@@ -3,7 +3,6 @@
 import json
 import math
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from transformers import ASTConfig
 from forked import ranks
 from laennec import load_encoder
 from laennec.cli.main import main
-from laennec.corpora import load_corpus, waveforms
+from laennec.corpora import load_corpus
 from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.training.data.split_data import make_extractor
@@ -71,23 +70,14 @@ def test_the_loss_goes_down_and_the_embedding_does_not_collapse(tiny_recipe, tmp
 @pytest.mark.parametrize(
     ("pairs", "more"),
     [
-        ("same_recording", {"match": ["sex"]}),
-        ("same_patient_same_location", {}), ("same_patient_other_location", {"unpaired": "own_views"}),
-        ("same_location_across_patients", {"missing": "own_group"}), ("age_band", {}), ("self", {"match": ["sex"]}),
-        ("same_recording", {"negatives": "other_patients"}),
+        ("same_recording", {"match": ["sex"], "negatives": "other_patients"}),
         ("self", {"init": "random", "optimizer": "adam", "base_temperature": 0.5, "save_steps": 1}),
     ],
-)  # fmt: skip
-def test_every_pair_mode_trains(tiny_recipe, small_corpus, tmp_path, pairs, more):
+)
+def test_pairs_negatives_and_steps_of_other_kinds_train(tiny_recipe, small_corpus, tmp_path, pairs, more):
     chosen = {"pairs": pairs, "max_steps": 2, **more}
-    try:
-        record = record_of(pretrain(recipe_of(tiny_recipe, tmp_path / "run", chosen)))
-    except InputError as error:
-        # each patient of the small corpus has one recording, so one location
-        assert pairs == "same_patient_other_location" and "have no positive pair" in str(error)
-        return
-    term = "supcon" if pairs == "age_band" else "ntxent"
-    assert math.isfinite(record["history"][0]["loss_terms"][term]) and record["pairs"] == pairs
+    record = record_of(pretrain(recipe_of(tiny_recipe, tmp_path / "run", chosen)))
+    assert math.isfinite(record["history"][0]["loss_terms"]["ntxent"]) and record["pairs"] == pairs
     here = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["train"]
     left_out = sum(count for what, count in record["left_out"].items() if what.startswith("cycles"))
     assert record["cycles"] + left_out == len(here)
@@ -117,23 +107,6 @@ def test_two_processes_of_half_the_batch_give_the_encoder_of_one(tiny_recipe, tm
         record_of(one)["history"][0]["loss"], 1e-4
     )
     load_encoder(one / "encoder", type="ast")
-
-
-def test_no_sound_of_a_test_or_validation_patient_is_opened(tiny_recipe, small_corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
-    opened = set()
-    honest = waveforms._check_unchanged
-
-    def told(shard):
-        opened.add(Path(shard.recording_path).stem)
-        return honest(shard)
-
-    monkeypatch.setattr(waveforms, "_check_unchanged", told)
-    record = record_of(pretrain(recipe_of(tiny_recipe, tmp_path / "run", {"max_steps": 1})))
-    parts = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")
-    assert opened == set(parts["train"]["recording_id"])
-    assert set(record["patients"]) == set(parts["train"]["patient_id"])
-    assert not set(record["patients"]) & {*parts["test"]["patient_id"], *parts["validation"]["patient_id"]}
 
 
 def test_training_takes_the_encoder_up_and_refuses_to_be_tested_on_its_patients(tiny_recipe, tmp_path):
@@ -193,25 +166,6 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tiny_recipe, tmp_pat
     (few, heard), (many, heard_many) = peak(4), peak(16)
     assert heard_many == 4 * heard and 4 * (heard_many - heard) > 15e6  # bytes of sound more
     assert many - few < 2e6
-
-
-def test_two_steps_on_real_recordings_from_released_weights(shared_root, shared_data, tmp_path):
-    recipe = Recipe(**{
-            "name": "real", "corpus": {"name": "icbhi2017", "data_dir": str(shared_data / "icbhi2017_subset"),
-                                       "protocol": "patient-60-20-20", "allow_missing": True},
-            "features": {"preset": "efficientat"}, "output_dir": str(tmp_path / "run"),
-            "encoder": {"type": "mobilenet", "weights": str(shared_root / "weights" / "mn04_as_mAP_432.pt")},
-            "pretrain": {"pairs": "same_patient_other_location", "unpaired": "drop", "views": ["raw", "spec"],
-                         "max_steps": 2, "batch_size": 4, "max_duration_s": 1.0},
-        })  # fmt: skip
-    record = record_of(pretrain(recipe))
-    parts = load_corpus("icbhi2017", shared_data / "icbhi2017_subset", protocol="patient-60-20-20", allow_missing=True)
-    ids = list(zip(parts["train"]["patient_id"], parts["train"]["chest_location"], strict=True))
-    with_partner = [p for p, place in ids if any(q == p and other != place for q, other in ids)]
-    assert record["cycles"] == len(with_partner) and record["patients"] == sorted(set(with_partner))
-    assert record["left_out"]["cycles without a positive pair"] == len(ids) - len(with_partner) > 0
-    before = encoder_digest(load_encoder(shared_root / "weights" / "mn04_as_mAP_432.pt"))
-    assert record["encoder_digest"] != before and math.isfinite(record["history"][0]["loss"])
 
 
 def test_the_loss_is_that_of_soni_or_supcon_by_age(tiny_recipe, tmp_path):
