@@ -1,12 +1,8 @@
-"""`laennec prepare --export`: what it says, what it refuses; recipes and scores on an export."""
+"""`laennec prepare --export`: what it says, what it refuses."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
-import yaml
 
 from laennec.cli.main import main
 from laennec.corpora.hub.exported import MANIFEST
@@ -70,24 +66,3 @@ def test_what_it_refuses_is_one_line(
 def test_an_export_of_another_corpus_is_named(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "icbhi2017", "--data-dir", str(exported)]) == 2
     one_line(capsys, str(exported), "an export of corpus synthetic, not of icbhi2017; load it as that corpus")
-
-
-def test_a_recipe_trains_on_an_export_and_its_run_is_scored_there(
-    tiny_recipe: dict[str, Any], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    records, predictions = [], []
-    for name, data_dir in (("own", tiny_recipe["corpus"]["data_dir"]), ("exported", str(exported))):
-        recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(yaml.safe_dump(tiny_recipe | {"corpus": tiny_recipe["corpus"] | {"data_dir": data_dir}}))
-        run = tmp_path / name
-        assert main(["train", str(recipe), "--output_dir", str(run), "--train.max_steps", "2"]) == 0
-        records.append(json.loads((run / "run.json").read_text()))
-        other = str(exported) if name == "own" else tiny_recipe["corpus"]["data_dir"]
-        # trained on the one and scored on the other: the same corpus and split, so it is not refused
-        assert main(["evaluate", str(run), "--split", "test", "--data-dir", other]) == 0, capsys.readouterr().err
-        found = next((run / "evaluation-test").glob("predictions*.parquet"))
-        predictions.append(pd.read_parquet(found))
-    corpora = [{key: value for key, value in record["corpus"].items() if key != "data_dir"} for record in records]
-    assert corpora[0] == corpora[1] and records[0]["cycles"] == records[1]["cycles"]
-    assert records[0]["history"] == records[1]["history"]
-    pd.testing.assert_frame_equal(predictions[0], predictions[1])
