@@ -14,17 +14,6 @@ from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 
 
-def test_the_real_subset_is_sound_but_incomplete(shared_data: Path, tmp_path: Path) -> None:
-    report = check_corpus("icbhi2017", shared_data / "icbhi2017_subset", cache_dir=tmp_path)
-    assert (report.recordings, report.patients, report.cycles) == (101, 44, 1121)
-    assert report.counts["label"] == {"normal": 757, "crackle": 181, "wheeze": 131, "both": 52}
-    assert report.counts["sampling_rate"] == {"44100 Hz": 69, "4000 Hz": 32}
-    assert sum(report.counts["device"].values()) == 101 and len(report.counts["device"]) == 4
-    assert len(report.problems) == 1 and "819 of 920 recordings missing: 101_1b1_Al_sc_Meditron" in report.problems[0]
-    forgiving = check_corpus("icbhi2017", shared_data / "icbhi2017_subset", allow_missing=True, cache_dir=tmp_path)
-    assert forgiving.problems == [] and "no problems" in forgiving.lines()
-
-
 def test_every_kind_of_damage_is_listed(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()

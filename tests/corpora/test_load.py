@@ -1,6 +1,5 @@
 """A corpus by its name, split, with its provenance written into every split."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +55,6 @@ def test_the_real_subset_under_other_protocols(shared_data: Path, tmp_path: Path
     assert "split_fingerprint" not in provenance(whole)
     leaky = load_corpus("icbhi2017", folder, protocol="random-80-20", cache_dir=tmp_path)
     assert provenance(leaky)["stamp"].startswith("leaky: random cycles; incomplete")
-
-
-def test_a_synthetic_corpus_needs_no_data(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"patients": 8, "cycles_per_recording": 3, "max_rate_hz": 4000, "cache_dir": tmp_path}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        parts = load_corpus("synthetic", **settings)
-    assert list(parts) == ["train", "validation", "test"] and min(sizes(parts).values()) > 0
-    again = load_corpus("synthetic", **settings)
-    assert provenance(again) == provenance(parts)
-    other = load_corpus("synthetic", **settings, corpus_seed=1)
-    assert provenance(other)["corpus_fingerprint"] != provenance(parts)["corpus_fingerprint"]
-    official = load_corpus("synthetic", **settings, protocol="official")
-    assert provenance(official)["stamp"] is None or "incomplete" not in provenance(official)["stamp"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

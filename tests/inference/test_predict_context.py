@@ -1,7 +1,6 @@
 """What a run in context answers in evaluation, the exported model answers for the same recordings and annotations."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,9 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from laennec.audio.context import cycles_in_context
-from laennec.audio.cycles import cut, prediction_windows, read_annotation
+from laennec.audio.cycles import read_annotation
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.cli.main import main
-from laennec.inference.decisions import probabilities_of
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
@@ -78,33 +76,3 @@ def test_neighbours_matter_and_auto_classes_take_them(run, small_corpus):
         alone = model(**features([c.own for c in cycles], sampling_rate=features.sampling_rate, filtered=True)).logits
     np.testing.assert_allclose(logits.numpy(), rows[["logit_crackle", "logit_wheeze"]].to_numpy(), atol=1e-4)
     assert (logits - alone).abs().max() > 1e-3
-
-
-def test_windows_of_a_real_recording_are_predicted_in_context(run, shared_data, tmp_path):
-    export = run.parent / "export"
-    path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
-    assert main(["predict", str(export), str(path), "--out", str(tmp_path), "--window-s", "2", "--hop-s", "1.25"]) == 0
-    timeline = json.loads((tmp_path / f"{Path(path).stem}.laennec.json").read_text())["timeline"]
-    model = AutoModelForAudioClassification.from_pretrained(export)
-    features = AutoFeatureExtractor.from_pretrained(export)
-    rate, k = features.sampling_rate, features.context_cycles
-    filter_ = ButterworthFilter(**features.recording_filter) if features.recording_filter else None
-    recording = read_recording(path, rate, filter=filter_)
-    end = recording.duration_s
-    plain = type(features).from_dict({**features.to_dict(), "context_cycles": 0})
-    spans = prediction_windows(end, 2.0, 1.25)
-    assert len(timeline) == len(spans) > 6
-    for place in (0, 1, 3, len(spans) - 2, len(spans) - 1):
-        start = spans[place][0]
-        around = [(max(start + 2 * i, 0), min(start + 2 * i + 2, end)) for i in range(-k, k + 1)]
-        frames = [
-            plain(cut(recording.waveform, rate, *span), sampling_rate=rate, filtered=True).input_values
-            for span in around
-            if span[1] - span[0] >= 1 - 1e-3
-        ]
-        own = plain(cut(recording.waveform, rate, *spans[place]), sampling_rate=rate, filtered=True).input_values
-        with torch.inference_mode():
-            logits = model(own, context_values=torch.cat(frames, 1)).logits.numpy()
-        wanted = probabilities_of(model.config, logits, "windows")[0]
-        got = [timeline[place]["crackle_probability"], timeline[place]["wheeze_probability"]]
-        assert got == pytest.approx(wanted.tolist(), abs=1e-4)

@@ -1,4 +1,4 @@
-"""Two processes with one cache or one folder: the same results, nobody waits for ever, and the dead own nothing."""
+"""Two processes with one folder: the same results, nobody waits for ever, and the dead own nothing."""
 
 import json
 import os
