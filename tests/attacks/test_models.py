@@ -76,20 +76,19 @@ def deep(depth):
 OF_CONFIG = {
     **{
         f"temperature {value!r}": ({"temperatures": {"crackle": value}}, "temperatures.crackle")
-        for value in (0, -1, "a", None, [1], NAN, INF, True, 1e-300, 1e300)
+        for value in (0, "a", NAN, True, 1e300)
     },
     **{
         f"threshold {value!r}": ({"thresholds": {"crackle": value}}, "thresholds.crackle")
-        for value in (7, -0.1, "0.5", None, [0.5], NAN, True)
+        for value in (7, "0.5", NAN)
     },
     **{
         f"intercept {value!r}": ({"intercepts": {"crackle": value}}, "intercepts.crackle")
-        for value in ("x", None, [0], NAN, -INF, 1e300)
+        for value in (None, -INF, 1e300)
     },
     **{
-        f"{setting} {value!r}": ({setting: value}, setting)
+        f"{setting}: a list": ({setting: [0.5, 0.5]}, setting)
         for setting in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks")
-        for value in ([0.5, 0.5], "all", 7)
     },
     "threshold of no label": ({"thresholds": {"rhonchus": 0.2}}, "thresholds"),
     "temperature of no label": ({"temperatures": {"rhonchus": 2.0}}, "temperatures"),
@@ -102,7 +101,6 @@ OF_CONFIG = {
     "operating points of breaths": ({"operating_points": {"breaths": WINDOWS}}, "operating_points.breaths"),
     "operating points of events": ({"operating_points": {"events": WINDOWS}}, "operating_points.events"),
     "operating points: a number": ({"operating_points": {"windows": 3}}, "operating_points.windows"),
-    "operating points: nothing in it": ({"operating_points": {"windows": {}}}, "operating_points.windows"),
     "windows: threshold 7": (windows(thresholds={"crackle": 7}), "operating_points.windows.thresholds.crackle"),
     "windows: thresholds null": (windows(thresholds=None), "operating_points.windows.thresholds"),
     "windows: temperature 0": (windows(temperatures={"crackle": 0}), "operating_points.windows.temperatures.crackle"),
@@ -112,7 +110,6 @@ OF_CONFIG = {
     "windows: longer than a day": (windows(window_s=90_000), "operating_points.windows.window_s"),
     "windows: length in a text": (windows(window_s="2"), "operating_points.windows.window_s"),
     "windows: hop negative": (windows(hop_s=-1), "operating_points.windows.hop_s"),
-    "windows: hop NaN": (windows(hop_s=NAN), "operating_points.windows.hop_s"),
     "windows: rule with an escape": (windows(rule="\x1b]0;x\x07"), "operating_points.windows.rule"),
     "task ../x": ({"tasks": {"../x": TASK}}, "tasks"),
     "task keys": ({"tasks": {"keys": TASK}}, "tasks"),
@@ -125,16 +122,12 @@ OF_CONFIG = {
     "task: labels a number": (task(labels=7), "tasks.event.labels"),
     "task: level 3": (task(level=3), "tasks.event.level"),
     "task: smoothing 7": (task(smoothing=7), "tasks.event.smoothing"),
-    "task: smoothing NaN": (task(smoothing=NAN), "tasks.event.smoothing"),
     "task: smoothing in a text": (task(smoothing="0.5"), "tasks.event.smoothing"),
     "task: window negative": (task(window_s=-1), "tasks.event.window_s"),
     "task: window longer than a day": (task(window_s=1e6), "tasks.event.window_s"),
     "task: adjustment a list": (task(logit_adjustment=[1]), "tasks.event.logit_adjustment"),
     "task: adjustment NaN": (task(logit_adjustment={"all": NAN}), "tasks.event.logit_adjustment.all"),
     "label recording": (labels("recording", "wheeze"), "id2label"),
-    "label start_s": (labels("crackle", "start_s"), "id2label"),
-    "label recording_id": (labels("crackle", "recording_id"), "id2label"),
-    "label split": (labels("split", "wheeze"), "id2label"),
     "label that is another's probability": (labels("crackle", "crackle_probability"), "id2label"),
     "label that is another's logit": (labels("crackle", "logit_crackle"), "id2label"),
     "label twice": (labels("crackle", "crackle"), "id2label"),
@@ -144,47 +137,43 @@ OF_CONFIG = {
     "label with an escape": (labels("crackle", "\x1b[31mwheeze"), "id2label"),
     "label written backwards": (labels("crackle", "\u202eezeehw"), "id2label"),
     "label empty": (labels("crackle", ""), "id2label"),
-    "label of spaces": (labels("crackle", "  "), "id2label"),
     "label with a space behind": (labels("crackle", "crackle "), "id2label"),
-    "label 7": (labels("crackle", 7), "id2label"),
     "label null": (labels("crackle", None), "id2label"),
     "label of 10000 letters": (labels("crackle", "w" * 10_000), "id2label"),
     "labels: none": ({"id2label": {}, "label2id": {}}, "id2label"),
     "labels: a list": ({"id2label": ["crackle", "wheeze"]}, "id2label"),
-    "labels: a text": ({"id2label": "crackle"}, "id2label"),
     "labels: counted from 1": ({"id2label": {"1": "crackle", "2": "wheeze"}}, "id2label"),
     "labels: one missing": ({"id2label": {"0": "crackle", "2": "wheeze"}}, "id2label"),
-    "labels: without numbers": ({"id2label": {"a": "crackle", "b": "wheeze"}}, "id2label"),
     "labels: number -1": ({"id2label": {"0": "crackle", "-1": "wheeze"}}, "id2label"),
     "labels: other numbers back": ({"label2id": {"crackle": 1, "wheeze": 0}}, "label2id"),
     "labels: a list back": ({"label2id": [0, 1]}, "label2id"),
     "labels: 3 of 2": ({"num_labels": 3}, "num_labels"),
     "labels: number in a text": ({"num_labels": "2"}, "num_labels"),
-    **{f"pooling {value!r}": ({"pooling": value}, "pooling") for value in ("max", ["mean"], None, 1)},
+    **{f"pooling {value!r}": ({"pooling": value}, "pooling") for value in ("max", ["mean"])},
     **{
         f"{name} {value!r}": ({name: value}, name)
         for name in ("head_hidden_dim", "projection_dim")
-        for value in (-1, "x", [8], 1.5, None, NAN, 9_000_000)
+        for value in (-1, "x", 1.5, 9_000_000)
     },
-    **{f"head_dropout {value!r}": ({"head_dropout": value}, "head_dropout") for value in (2, -1, "a", NAN, None)},
+    **{f"head_dropout {value!r}": ({"head_dropout": value}, "head_dropout") for value in (2, "a", NAN)},
     **{
         f"{name} {value!r}": ({name: value}, name)
         for name in ("head_layer_norm", "head_relu", "frozen_encoder", "head_only", "concatenated_context")
-        for value in ("no", [0], 7)
+        for value in ("no", 7)
     },
     **{
         f"problem_type {value!r}": ({"problem_type": value}, "problem_type")
-        for value in ("regression", 3, ["multi_label"], None)
+        for value in ("regression", 3)
     },
     **{
         f"span {value!r}": ({"span": value}, "span")
-        for value in ("breath", 0, -1, 1e9, 90_000, NAN, [2], True, None, {})
+        for value in ("breath", 0, 90_000, NAN, True)
     },
     **{
         f"sampling_rate {value!r}": ({"sampling_rate": value}, "sampling_rate")
-        for value in (0, -1, 1e12, "16000", 16000.5, [16000], True)
+        for value in (0, 1e12, "16000", 16000.5, True)
     },
-    **{f"trained_layers {v!r}": ({"trained_layers": v}, "trained_layers") for v in (-1, "x", [1], 1.5)},
+    **{f"trained_layers {v!r}": ({"trained_layers": v}, "trained_layers") for v in (-1, "x", 1.5)},
     "lora of nothing": ({"lora": {}}, "lora"),
     "lora: a list": ({"lora": ["q_proj"]}, "lora"),
     "lora: rank 0": (lora(rank=0), "lora.rank"),
@@ -196,7 +185,7 @@ OF_CONFIG = {
     "lora: no modules": (lora(target_modules=[]), "lora.target_modules"),
     **{
         f"dtype {value!r}": ({"dtype": value}, "dtype")
-        for value in ("float8_e4m3fn", "int8", "complex64", "nonsense", "nn", ["float32"], 32)
+        for value in ("float8_e4m3fn", "nonsense", ["float32"])
     },
     "torch_dtype float8": ({"dtype": None, "torch_dtype": "float8_e5m2"}, "torch_dtype"),
     "summary with an escape": ({"summary": "good\x1b[2J"}, "summary"),
@@ -208,18 +197,13 @@ OF_CONFIG = {
     "base revision 3": ({"base_model_revision": 3}, "base_model_revision"),
     "encoder: none": ({"encoder_config": None}, "encoder_config"),
     "encoder: a list": ({"encoder_config": [1]}, "encoder_config"),
-    "encoder: a text": ({"encoder_config": "cnn"}, "encoder_config"),
     "encoder: type a list": (inner(model_type=["laennec-cnn"]), "encoder"),
     "encoder: type unknown": (inner(model_type="evil"), "evil"),
-    "encoder: channels a text": (inner(channels="x"), ""),
     "encoder: channels of texts": (inner(channels=[4, "x"]), ""),
     "encoder: channels NaN": (inner(channels=[4, NAN]), "channels"),
     "encoder: channels in a list of lists": (inner(channels=[[4, NAN]]), "channels"),
     "encoder: no channels": (inner(channels=[]), ""),
     "encoder: channels 0": (inner(channels=[4, 0]), ""),
-    "encoder: channels -4": (inner(channels=[4, -4]), ""),
-    "encoder: channels 4.5": (inner(channels=[4, 4.5]), ""),
-    "encoder: channels 9000": (inner(channels=[4, 9000]), ""),
     "encoder: channels 9 million": (inner(channels=[4, 9_000_000]), ""),
     "encoder: 100 layers of 900": (inner(channels=[900] * 100), ""),
     "encoder: mel bins NaN": (inner(num_mel_bins=NAN), "num_mel_bins"),
@@ -232,12 +216,10 @@ OF_CONFIG = {
     **{
         f"setting {name}": ({name: "x"}, name)
         for name in (
-            "to_dict", "save_pretrained", "label_names", "is_multi_label", "use_return_dict", "sub_configs",
-            "attribute_map", "__class__", "__dict__", "__init__",
+            "to_dict", "label_names", "use_return_dict", "attribute_map", "__class__",
         )
     },
     "encoder: setting to_dict": (inner(to_dict=3), "to_dict"),
-    "encoder: setting __class__": (inner(__class__="x"), "__class__"),
     "encoder: setting attribute_map": (inner(attribute_map={"channels": "num_mel_bins"}), "attribute_map"),
     "attentions": ({"output_attentions": True}, "output_attentions"),
     "other machines": ({"distributed_config": {"tp_size": 2}}, "distributed_config"),
@@ -251,46 +233,46 @@ OF_FRONT_END = {
     **{
         f"{name} {value!r}": ({name: value}, name)
         for name, values in {
-            "sampling_rate": (0, -1, 1e12, 10_000_000, "16000", None, [16000], NAN, 16000.7, True),
-            "num_mel_bins": (0, -1, 1_000_000, "64", [64], 64.5),
-            "hop_samples": (0, -1, 1, "x", None, 1.5, NAN),
-            "window_samples": (0, -1, 1, 9_000_000, "x", [1024]),
-            "fft_samples": (0, 512, 9_000_000, "x", NAN),
+            "sampling_rate": (0, 10_000_000, "16000", NAN, 16000.7, True),
+            "num_mel_bins": (0, 1_000_000, "64", 64.5),
+            "hop_samples": (0, 1, "x", 1.5),
+            "window_samples": (0, 1, 9_000_000, "x"),
+            "fft_samples": (0, 512, 9_000_000, "x"),
             "reflect_samples": (-1, 10_000, "x"),
-            "std": (0, -1, NAN, INF, "a", None),
-            "mean": (NAN, INF, 1e300, "a", [0]),
-            "log_floor": (0, -1, NAN, "a"),
-            "low_hz": (-1, 9000, NAN, "a"),
-            "high_hz": (0, 9000, INF, "a"),
-            "pre_emphasis": (NAN, 7, -7, "a"),
-            "waveform_scale": (0, NAN, INF, 1e300, "a"),
-            "window": ("kaiser", 3, ["hann"]),
-            "mel_scale": ("bark", 3),
-            "kind": ("mfcc", 3, None),
-            "normalise": ("none", 3),
-            "log_floor_rule": ("min", 3),
-            "pre_emphasis_on": ("window", 3),
-            "stack_frames": (0, -1, 1_000_000, "2"),
-            "dynamic_range": (-1, NAN, "a"),
-            "remove_frame_mean": ("no", 7, None),
-            "subtract_mean": ("no", [0]),
-            "drop_last_frame": ("no", 2),
-            "length": ("long", 3, ["repeat"]),
-            "keep": ("middle", 3),
-            "fade_s": (-1, NAN, 1, "a"),
-            "context_cycles": (-1, 1_000_000, "1", 1.5, True),
-            "recording_filter": ("lowpass", ["lowpass"], 7),
-            "preset": ("evil", 3, ["ast"]),
-            "feature_version": (99, "1", None),
+            "std": (0, NAN, "a"),
+            "mean": (INF, 1e300, "a"),
+            "log_floor": (0, NAN, "a"),
+            "low_hz": (-1, 9000, NAN),
+            "high_hz": (0, 9000, INF),
+            "pre_emphasis": (NAN, 7, "a"),
+            "waveform_scale": (0, INF, 1e300, "a"),
+            "window": ("kaiser", ["hann"]),
+            "mel_scale": ("bark",),
+            "kind": ("mfcc", None),
+            "normalise": ("none",),
+            "log_floor_rule": ("min",),
+            "pre_emphasis_on": ("window",),
+            "stack_frames": (0, 1_000_000, "2"),
+            "dynamic_range": (-1, "a"),
+            "remove_frame_mean": ("no", 7),
+            "subtract_mean": ("no",),
+            "drop_last_frame": (2,),
+            "length": ("long", ["repeat"]),
+            "keep": ("middle",),
+            "fade_s": (-1, 1, "a"),
+            "context_cycles": (-1, 1_000_000, "1", True),
+            "recording_filter": ("lowpass",),
+            "preset": ("evil", ["ast"]),
+            "feature_version": (99, "1"),
             "return_attention_mask": ("no", 7),
             "padding_value": (1, "a"),
-            "feature_size": (3, "64", None),
+            "feature_size": (3, "64"),
         }.items()
         for value in values
     },
     **{
         f"duration_s {value!r}": ({"length": "repeat", "duration_s": value}, "duration_s")
-        for value in (0, -1, NAN, INF, 90_000, "5", [5], True)
+        for value in (0, NAN, 90_000, "5", True)
     },
     "duration_s of natural length": ({"duration_s": 5.0}, "duration_s"),
     **{
@@ -299,9 +281,9 @@ OF_FRONT_END = {
             f"recording_filter{'' if value == 9000 else '.' + name}",
         )
         for name, values in {
-            "order": (0, -1, 9_000_000, "4", 1.5, NAN),
-            "kind": ("comb", 3, None),
-            "cutoff_hz": (0, -1, NAN, INF, "x", None, 9000),
+            "order": (0, 9_000_000, "4", 1.5),
+            "kind": ("comb", None),
+            "cutoff_hz": (0, NAN, "x", 9000),
             "tap": (3,),
         }.items()
         for value in values
@@ -322,16 +304,15 @@ OF_FACTS = {
     "label twice": ({"labels": ["crackle", "crackle"]}, "labels"),
     "label with an escape": ({"labels": ["crackle", "\x1b[31mwheeze"]}, "labels"),
     "labels: none": ({"labels": []}, "labels"),
-    **{f"threshold {v!r}": ({"thresholds": {"crackle": v}}, "thresholds.crackle") for v in (7, None, "0.5", NAN)},
-    **{f"temperature {v!r}": ({"temperatures": {"crackle": v}}, "temperatures.crackle") for v in (0, -1, "1", NAN)},
+    **{f"threshold {v!r}": ({"thresholds": {"crackle": v}}, "thresholds.crackle") for v in (7, "0.5")},
+    **{f"temperature {v!r}": ({"temperatures": {"crackle": v}}, "temperatures.crackle") for v in (0, NAN)},
     "threshold of no label": ({"thresholds": {"rhonchus": 0.5}}, "thresholds"),
     "operating points of breaths": ({"operating_points": {"breaths": WINDOWS}}, "operating_points.breaths"),
     "windows: length 0": (windows(window_s=0), "operating_points.windows.window_s"),
-    "windows: no lengths": ({"operating_points": {"windows": {}}}, "operating_points.windows"),
     "operating point: notes in one text": ({"operating_point": {"notes": "a"}}, "operating_point.notes"),
-    **{f"span {v!r}": ({"span": v}, "span") for v in ("breath", 0, 90_000, NAN, None)},
-    **{f"sampling_rate {v!r}": ({"sampling_rate": v}, "sampling_rate") for v in (0, 10_000_000, "16000", NAN, True)},
-    **{f"min_samples {v!r}": ({"min_samples": v}, "min_samples") for v in (0, 10**9, "x")},
+    **{f"span {v!r}": ({"span": v}, "span") for v in ("breath", NAN)},
+    **{f"sampling_rate {v!r}": ({"sampling_rate": v}, "sampling_rate") for v in (0, "16000")},
+    **{f"min_samples {v!r}": ({"min_samples": v}, "min_samples") for v in (0, "x")},
     "problem_type regression": ({"problem_type": "regression"}, "problem_type"),
     "summary of two lines": ({"summary": "a\nb"}, "summary"),
     "filter a text": ({"recording_filter": "lowpass"}, "recording_filter"),
@@ -348,12 +329,9 @@ OF_FACTS = {
 }
 # what is written to preprocessor_config.json beside onnx.json
 BESIDE_FACTS = {
-    "length 3": ({"length": 3}, "length"),
     "length long": ({"length": "long"}, "length"),
     "keep middle": ({"keep": "middle"}, "keep"),
-    "duration_s in a text": ({"length": "repeat", "duration_s": "5"}, "duration_s"),
     "duration_s NaN": ({"length": "repeat", "duration_s": NAN}, "duration_s"),
-    "duration_s of a day": ({"length": "repeat", "duration_s": 90_000}, "duration_s"),
     "another rate": ({"sampling_rate": 8000}, "8000"),
 }
 
@@ -514,25 +492,18 @@ def test_groups_of_another_size_than_the_weights_say(tmp_path, changes):
 
 # what a model says of its size, far from that of its weights: (encoder, other settings of it)
 SIZES = {
-    "channels 9000": ("cnn", {"channels": [9000, 9000]}),
     "a million channels": ("cnn", {"channels": [1_000_000, 1_000_000]}),
     "width of a million": ("ast", {"hidden_size": 1_000_000}),
     "a width that heads do not divide": ("ast", {"hidden_size": 999_999}),
-    "inner width of a million": ("ast", {"intermediate_size": 9_000_000}),
-    "300 layers": ("ast", {"num_hidden_layers": 300, "hidden_size": 1024}),
     "100000 layers": ("ast", {"num_hidden_layers": 100_000}),
     "pictures without end": ("ast", {"max_length": 9_000_000}),
     "a thousandfold width": ("mobilenet", {"width_mult": 1000.0}),
     "a classifier of millions": ("mobilenet", {"audioset_head": True, "audioset_classes": 9_000_000}),
     "positions without end": ("whisper", {"max_source_positions": 9_000_000}),
-    "whisper's width": ("whisper", {"d_model": 1_000_000}),
     "buckets without end": ("beats", {"num_buckets": 9_000_000}),
-    "beats' width": ("beats", {"hidden_size": 1_000_000}),
     "convolutions of millions": ("hubert", {"conv_dim": [9_000_000] * 7}),
-    "position kernels of millions": ("hubert", {"num_conv_pos_embeddings": 9_000_000}),
     "an ensemble of many": ("cnn", {"model_type": "laennec-ensemble", "members": 100}),
     "a hidden layer of the head": ("cnn", {"head_hidden_dim": 1_000_000}),
-    "a projection": ("cnn", {"projection_dim": 1_000_000}),
     "adapters of a wide rank": ("cnn", lora(rank=1025)),
 }
 SMALL = {
