@@ -10,6 +10,7 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study.search import Space
 from laennec.training.recipe import Recipe
+from runs import interrupted
 
 RECIPE = {
     "name": "searched",
@@ -40,20 +41,9 @@ def command(files, *more):
     return ["train", str(files / "recipe.yaml"), *out, *more]
 
 
-def test_a_killed_search_goes_on_and_the_best_recipe_is_that_of_the_best_trial(files, capsys, monkeypatch):
-    from laennec.training.trainer import LaennecTrainer
-
-    plain, steps = LaennecTrainer.training_step, []
-
-    def breaks(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return plain(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaennecTrainer, "training_step", breaks)
-    assert main(command(files)) == 130
-    monkeypatch.setattr(LaennecTrainer, "training_step", plain)
+def test_a_killed_search_goes_on_and_the_best_recipe_is_that_of_the_best_trial(files, capsys):
+    with interrupted(5):
+        assert main(command(files)) == 130
     with sqlite3.connect(files / "out" / "search.db") as store:
         (drawn,) = store.execute("select count(*) from trials").fetchone()
     assert drawn >= 1

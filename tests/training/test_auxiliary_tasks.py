@@ -26,7 +26,7 @@ from laennec.evaluation.sprsound_tasks import (
 from laennec.training.auxiliary_tasks import tasks_of
 from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
-from runs import what_it_left
+from runs import interrupted, what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -105,21 +105,10 @@ def test_an_ensemble_of_folds_fits_its_tasks_on_all_patients(recipe, tmp_path):
     assert config.tasks["record"]["logit_adjustment"] == record["record"]["logit_adjustment"]
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(recipe, run, tmp_path, monkeypatch):
-    from laennec.training.trainer import LaennecTrainer
-
-    out, steps = tmp_path / "again", []
-    plain = LaennecTrainer.training_step
-
-    def breaks(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return plain(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaennecTrainer, "training_step", breaks)
-    assert main(["train", str(recipe), "--output_dir", str(out)]) == 130
-    monkeypatch.setattr(LaennecTrainer, "training_step", plain)
+def test_an_interrupted_run_ends_with_the_same_bits(recipe, run, tmp_path):
+    out = tmp_path / "again"
+    with interrupted(4):
+        assert main(["train", str(recipe), "--output_dir", str(out)]) == 130
     assert main(["train", str(recipe), "--output_dir", str(out)]) == 0
     assert what_it_left(out) == what_it_left(run)
 
