@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoFeatureExtractor
 
 from laennec.audio.cycles import cut
 from laennec.audio.features import FEATURE_VERSION, PRESETS, LaennecFeatureExtractor
@@ -215,14 +214,6 @@ def test_lengths_by_reference(shared_root: Path) -> None:
         np.testing.assert_allclose(found, wanted["padded"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_silent_constant_and_clipped_sound_gives_finite_features(preset: str) -> None:
-    extractor = LaennecFeatureExtractor(preset)
-    rate = extractor.sampling_rate
-    waves = [np.zeros(rate), np.full(rate, 0.7), np.clip(50 * noise(rate), -1, 1), np.eye(1, rate)[0]]
-    assert bool(torch.isfinite(extractor(waves, sampling_rate=rate).input_values).all())
-
-
 def test_a_too_short_waveform_is_named() -> None:
     extractor = LaennecFeatureExtractor("ast")
     with pytest.raises(
@@ -306,13 +297,6 @@ def test_a_saved_extractor_comes_back_whole(how: dict, tmp_path: Path) -> None:
         assert again.to_dict() == extractor.to_dict()
         assert again.front == extractor.front
         assert again.fingerprint() == extractor.fingerprint()
-
-
-def test_the_auto_class_finds_it(tmp_path: Path) -> None:
-    import laennec.modeling  # noqa: F401 - registers
-
-    LaennecFeatureExtractor("beats").save_pretrained(tmp_path)
-    assert type(AutoFeatureExtractor.from_pretrained(tmp_path)) is LaennecFeatureExtractor
 
 
 def test_the_fingerprint_moves_with_everything_that_matters_and_nothing_else() -> None:

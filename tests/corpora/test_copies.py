@@ -45,16 +45,6 @@ def test_silence_has_neither_windows_nor_an_envelope():
         assert not len(copies._windows([waveform]))
 
 
-@pytest.mark.parametrize("size", [63, 700, 5000, 16000])
-def test_blocks_of_any_size_have_the_fingerprint_of_the_whole(size):
-    sound = np.concatenate([NOISE, np.zeros(3001, np.float32), NOISE[:517]])
-    blocks = np.split(sound, range(size, len(sound), size))
-    np.testing.assert_array_equal(copies._windows(blocks), copies._windows([sound]))
-    mean = float(np.mean(sound, dtype=np.float64))
-    power = [np.mean(np.square(piece)) for piece in np.array_split(sound.astype(np.float64) - mean, 64)]
-    np.testing.assert_allclose(copies._envelope(blocks, len(sound), mean), np.sqrt(power / np.sum(power)), rtol=1e-12)
-
-
 def test_a_recording_too_long_to_be_held_has_the_same_fingerprint(tmp_path, monkeypatch):
     path, _ = write(tmp_path / "long.wav", np.tile(NOISE, 5))
     held = copies._fingerprint_of((path, tmp_path / "held"))

@@ -409,9 +409,8 @@ class TestBadInput:
             ("takes no validation patients from train", table, "patient-60-20-20", {"validation_fold": 0}),
         ]  # fmt: skip
         for message, bad, protocol, options in cases:
-            with pytest.raises(InputError, match=message) as caught:
+            with pytest.raises(InputError, match=message):
                 split_table(bad, protocol, **options)
-            assert "\n" not in str(caught.value)
 
 
 def test_a_left_out_device_is_alone_in_test_and_its_patients_are_nowhere_else() -> None:

@@ -172,9 +172,8 @@ def test_adapters_refuse_another_base_and_damage(saved: Path, tmp_path: Path) ->
     first = min(state)
 
     def refused(said: str, **settings: Any) -> None:
-        with pytest.raises(InputError, match=said) as error:
+        with pytest.raises(InputError, match=said):
             LaennecForAudioClassification.from_pretrained(out, **settings)
-        assert "\n" not in str(error.value)
 
     refused("not the encoder this head was trained on", base=tmp_path / "other")
     save_file({n: v for n, v in state.items() if n != first}, file)

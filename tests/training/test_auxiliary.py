@@ -54,9 +54,8 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
     ],
 )
 def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         loss_specs(given)
-    assert "\n" not in str(caught.value)
 
 
 def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():

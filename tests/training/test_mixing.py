@@ -266,6 +266,5 @@ def test_mixing_tokens_needs_an_encoder_that_has_them(encoder, mix, message):
     recipe = Recipe(**{"encoder": encoder, "augment": {"mix": mix}})
     if message is None:
         return check_mixing(recipe)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         check_mixing(recipe)
-    assert "\n" not in str(caught.value)

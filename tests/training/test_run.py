@@ -187,9 +187,8 @@ def test_concatenated_cycles_of_four_classes_train_and_other_classes_are_refused
     history = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())["history"]
     assert math.isfinite(history[-1]["loss"])
     changes["target"] |= {"column": "chest_location"}
-    with pytest.raises(InputError, match=r"augment.concatenate_probability: .* have no combined class among") as caught:
+    with pytest.raises(InputError, match=r"augment.concatenate_probability: .* have no combined class among"):
         run(tiny_recipe, tmp_path / "other", **changes)
-    assert "\n" not in str(caught.value)
 
 
 def test_mixing_tokens_of_an_encoder_without_any_stops_before_the_corpus_is_read(tiny_recipe, tmp_path):
