@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from laennec.training.coverage import coverage
+from laennec.training.coverage import pairs_of_batches
 from laennec.training.samplers import (
     AnchorPositiveSampler,
     BalancedSampler,
@@ -198,30 +198,21 @@ def test_a_loader_skipped_forward_gives_the_same_rest_at_any_number_of_workers()
     assert [batch.tolist() for batch in rest] == everything[2:]
 
 
-def test_coverage_counts_what_a_double_loop_counts():
+def test_pairs_are_those_that_a_double_loop_counts():
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
     sampler = AnchorPositiveSampler(labels, 3, 5)
     pairs = []
     for batch in batches(sampler, 1):
         places = [(i, j) for i in range(6) for j in range(6) if batch[i] != batch[j]]
         pairs.append(sum(labels[batch[i]] == labels[batch[j]] for i, j in places))
-    report = coverage(sampler, 1)
-    assert (report.rows, report.batches, report.share_seen) == (24, 4, 1.0)
-    assert report.positive_pairs_min == min(pairs)
-    assert report.positive_pairs_mean == pytest.approx(np.mean(pairs))
-    plain = coverage(EpochSampler(10, 0), 0, labels=labels, rows_per_batch=1)
-    assert (plain.batches, plain.positive_pairs_min, plain.batches_without_positives) == (10, 0, 10)
-    few = coverage(ClassesTimesSamplesSampler([0] * 90 + [1] * 10, 2, 5, 0), 0)
-    assert few.share_seen == pytest.approx(0.6)
-    assert sampler.epoch == 0
+    assert pairs_of_batches(sampler.order(1), labels, 6)[0] == pairs
+    assert pairs_of_batches(EpochSampler(10, 0).order(0), labels, 1) == ([0] * 10, 10)
 
 
-def test_coverage_finds_batches_of_one_class_and_gives_the_unknown_no_pairs():
+def test_batches_of_one_class_are_counted_and_the_unknown_have_no_pairs():
     labels = np.array([0, 0, 1, 1, -1, -1])
-    apart = coverage(SequentialSampler(range(6)), labels=labels, rows_per_batch=2)
-    assert (apart.batches_without_positives, apart.batches_without_negatives) == (1, 3)
-    whole = coverage(EpochSampler(6), labels=labels, rows_per_batch=6)
-    assert (whole.positive_pairs_min, whole.batches_without_negatives) == (4, 0)
+    assert pairs_of_batches(np.arange(6), labels, 2) == ([2, 2, 0], 3)
+    assert pairs_of_batches(EpochSampler(6).order(0), labels, 6) == ([4], 0)
 
 
 @settings(max_examples=80, deadline=None)
@@ -286,7 +277,7 @@ def test_without_patients_every_cycle_is_seen_before_any_returns():
     sex = ["F"] * 10 + ["M"] * 6
     order = MetadataMatchedSampler([sex], 5).order(4)
     assert sorted(order[order < 10]) == list(range(10))
-    assert coverage(MetadataMatchedSampler([sex], 5)).share_seen == 1
+    assert set(order) == set(range(16))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +287,6 @@ def test_without_patients_every_cycle_is_seen_before_any_returns():
         (lambda: AnchorPositiveSampler([0, 1], 0), "at least one anchor"),
         (lambda: AnchorPositiveSampler([], 2), "non-empty column"),
         (lambda: ClassesTimesSamplesSampler([0, 1, 1], 3, 2), "cannot be drawn from 2 groups"),
-        (lambda: coverage(EpochSampler(4)), "pass labels="),
         (lambda: MetadataMatchedSampler([[None, None]], 2), "no cycle has all of the columns"),
         (lambda: MetadataMatchedSampler([["a"]], 0), "at least one cycle"),
         (lambda: BalancedSampler([["a", None], [None, "b"]]), "no cycle has all of the columns"),
