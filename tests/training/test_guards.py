@@ -14,10 +14,9 @@ from laennec.training.data.targets import Targets, refuse_one_class
 from laennec.training.objectives.loss_specs import check_draws, groups_of_data, loss_specs
 from laennec.training.recipe import Recipe
 from laennec.training.samplers import (
-    DeviceBalancedSampler,
+    ClassesTimesSamplesSampler,
     EpochSampler,
     MetadataMatchedSampler,
-    PatientBalancedSampler,
 )
 from laennec.training.schedules import sampler_of_recipe
 
@@ -82,12 +81,12 @@ def test_groups_by_a_label_need_labels_that_stay():
     [
         ({"add": {}}, EpochSampler(12), 1, "holds two cycles of one class; set sampler.name: classes_times_samples"),
         ({"patient": {}}, EpochSampler(12), 1, "holds two cycles of one patient; set sampler.name: patient_balanced"),
-        ({"patient": {}}, PatientBalancedSampler(np.arange(12) // 2, 1, 2), 2, "cycles of two groups by patient; set"),
+        ({"patient": {}}, ClassesTimesSamplesSampler(np.arange(12) // 2, 1, 2), 2, "two groups by patient; set"),
         ({"d": {"loss": "opl", "labels": "device"}}, EpochSampler(12), 1, "set sampler.name: device_balanced"),
         ({"s": {"loss": "opl", "labels": "sex"}}, EpochSampler(12), 1, "set sampler.name: shuffle with a larger"),
         (
             {"s": {"loss": "supcon", "labels": "sex"}},
-            MetadataMatchedSampler([list("FM") * 6], 4),
+            MetadataMatchedSampler(np.arange(12) % 2, 4),
             4,
             "two groups by sex",
         ),
@@ -108,7 +107,7 @@ def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
         f"add: by class, 36 positive pairs in a batch of 12 (fewest 36); {rest}",
         f"d: by device, 4 positive pairs in a batch of 12 (fewest 4); {rest}",
     ]
-    few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
+    few = ClassesTimesSamplesSampler(devices, 2, 2)
     assert "covers 33.3 % of the cycles" in lines_of(entries[1:2], few, 4, devices)[0]
     assert lines_of(entries, SequentialSampler(range(12)), 4, devices) == []
 

@@ -93,7 +93,6 @@ def test_pre_training_cannot_group_by_labels():
     [
         ("mood", "drop", "here has 'mood'; columns are patient, recording, device"),
         ("device", "drop", "device is unknown for all 2 training cycles"),
-        ("sex", "guess", "here: missing can be drop or own_group"),
         ("sex+age_band", "drop", r"no training cycle has all of sex, age_band; unknown for 2 of 2 cycles \(p, q\)"),
     ],
 )

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from laennec.training.coverage import pairs_of_batches
+from laennec.training.data.targets import group_codes
 from laennec.training.samplers import (
     AnchorPositiveSampler,
     BalancedSampler,
     ClassesTimesSamplesSampler,
-    DeviceBalancedSampler,
     EpochSampler,
     LengthBucketSampler,
     MetadataMatchedSampler,
-    PatientBalancedSampler,
     make_sampler,
 )
 
@@ -151,10 +150,8 @@ def test_a_common_class_is_dealt_out_before_it_repeats():
         lambda seed: EpochSampler(23, seed),
         lambda seed: AnchorPositiveSampler(np.arange(23) % 3, 4, seed),
         lambda seed: ClassesTimesSamplesSampler(np.arange(23) % 3, 2, 3, seed),
-        lambda seed: PatientBalancedSampler(np.arange(23) % 5, 2, 3, seed),
-        lambda seed: MetadataMatchedSampler([list("aabbcc") * 4], 4, list(range(12)) * 2, seed=seed),
-        lambda seed: DeviceBalancedSampler(list("aabbcc") * 4, 2, 3, seed=seed),
-        lambda seed: BalancedSampler([list("aabbcc") * 4], seed=seed),
+        lambda seed: MetadataMatchedSampler(np.arange(24) % 6 // 2, 4, list(range(12)) * 2, seed),
+        lambda seed: BalancedSampler([np.arange(24) % 6 // 2], seed),
     ],
 )
 def test_order_depends_on_seed_and_epoch_alone(make):
@@ -221,7 +218,7 @@ def test_a_batch_is_equal_in_its_columns_and_holds_a_patient_once(rows, size, mi
     sex, age, patients = zip(*rows, strict=True)
     known = [row for row, a in enumerate(age) if a is not None or missing == "own_group"]
     assume(known)
-    sampler = MetadataMatchedSampler([sex, age], size, patients, missing, seed)
+    sampler = MetadataMatchedSampler(group_codes([sex, age], missing), size, patients, seed)
     assert len(sampler) == len(sampler.order(0)) == len(list(sampler)) and len(sampler) % size == 0
     assert len(sampler) >= len(known)
     members = {}
@@ -243,7 +240,7 @@ def test_every_batch_holds_as_many_cycles_of_each_device(devices, data, each, mi
     kinds = set(devices) if missing == "own_group" else set(devices) - {None}
     assume(kinds)
     count = data.draw(st.integers(0, len(kinds)))
-    sampler = DeviceBalancedSampler(devices, count, each, missing, seed=1)
+    sampler = ClassesTimesSamplesSampler(group_codes([devices], missing), count, each, seed=1)
     assert len(sampler.order(2)) == len(sampler)
     for batch in batches(sampler, 2):
         found = [devices[row] for row in batch]
@@ -260,7 +257,8 @@ def test_an_epoch_holds_as_many_cycles_of_each_corpus_and_of_each_device_in_it(t
     kept = [row for row, (_, device) in enumerate(table) if device is not None or missing == "own_group"]
     assume(kept)
     corpora, devices = zip(*table, strict=True)
-    order = BalancedSampler([corpora, devices], missing, seed=1).order(epoch).tolist()
+    columns = [group_codes([column], missing) for column in (corpora, devices)]
+    order = BalancedSampler(columns, seed=1).order(epoch).tolist()
     assert len(order) == len(kept) and set(order) <= set(kept)
     for corpus in {corpora[row] for row in kept}:
         own = [row for row in kept if corpora[row] == corpus]
@@ -274,8 +272,7 @@ def test_an_epoch_holds_as_many_cycles_of_each_corpus_and_of_each_device_in_it(t
 
 
 def test_without_patients_every_cycle_is_seen_before_any_returns():
-    sex = ["F"] * 10 + ["M"] * 6
-    order = MetadataMatchedSampler([sex], 5).order(4)
+    order = MetadataMatchedSampler(np.repeat([0, 1], [10, 6]), 5).order(4)
     assert sorted(order[order < 10]) == list(range(10))
     assert set(order) == set(range(16))
 
@@ -287,11 +284,8 @@ def test_without_patients_every_cycle_is_seen_before_any_returns():
         (lambda: AnchorPositiveSampler([0, 1], 0), "at least one anchor"),
         (lambda: AnchorPositiveSampler([], 2), "non-empty column"),
         (lambda: ClassesTimesSamplesSampler([0, 1, 1], 3, 2), "cannot be drawn from 2 groups"),
-        (lambda: MetadataMatchedSampler([[None, None]], 2), "no cycle has all of the columns"),
-        (lambda: MetadataMatchedSampler([["a"]], 0), "at least one cycle"),
-        (lambda: BalancedSampler([["a", None], [None, "b"]]), "no cycle has all of the columns"),
-        (lambda: DeviceBalancedSampler([None], 1, 2), "no cycle has a device"),
-        (lambda: DeviceBalancedSampler(["a", "a"], 2, 2), "cannot be drawn from 1 groups"),
+        (lambda: ClassesTimesSamplesSampler([-1, -1], 0, 2), "cannot be drawn from 0 groups"),
+        (lambda: MetadataMatchedSampler(np.zeros(1, int), 0), "at least one cycle"),
     ],
 )
 def test_misuse_is_named(make, message):

@@ -25,7 +25,7 @@ class GradientReversal(nn.Module):
 
     Formula: the identity; its gradient is multiplied by `-(2 / (1 + e^(-10 p)) - 1)` at training progress p.
 
-    Batch: several devices (`DeviceBalancedSampler`).
+    Batch: several devices (`ClassesTimesSamplesSampler` of devices).
 
     Returns: the embeddings, unchanged; it has no terms. `DeviceAdversarialLoss` is the loss of the head.
 
@@ -73,7 +73,7 @@ class DeviceAdversarialLoss(Loss):
 
     Formula: mean cross entropy of `head(reversal(embedding))` against the device, over cycles of known device.
 
-    Batch: several devices (`DeviceBalancedSampler`), otherwise a constant prediction is correct.
+    Batch: several devices (`ClassesTimesSamplesSampler` of devices), otherwise a constant prediction is correct.
 
     Returns: `device_adversarial`; `pairs` counts the cycles whose device is known.
 
@@ -87,7 +87,7 @@ class DeviceAdversarialLoss(Loss):
     labels: ClassVar[str] = "device"
     across_cycles: ClassVar[bool] = False
     on: ClassVar[str] = "reversed_logits"
-    sampler: ClassVar[str | None] = "DeviceBalancedSampler"
+    sampler: ClassVar[str | None] = "ClassesTimesSamplesSampler"
     citation: ClassVar[str] = GradientReversal.citation
     variant = "gradient reversal"
 

@@ -19,8 +19,8 @@ class PatientAlignmentLoss(Loss):
     Formula: with centroids c_p of the patients in the batch,
     `within * sum_i |x_i - c_p(i)|^2 / (sum_{p<q} |c_p - c_q|^2 + 1e-6) + between * mean_p |c_p - mean c|^2`.
 
-    Batch: several patients with several cycles each (`PatientBalancedSampler`). Embeddings are not normalised, and the
-    default weights fit the scale of the published encoder; other encoders need other weights.
+    Batch: two or more patients with several cycles each (`ClassesTimesSamplesSampler` of patients). Embeddings are not
+    normalised, and the default weights fit the scale of the published encoder; other encoders need other weights.
 
     Returns: `pcsl` and `gpal`, weights applied; `pairs` counts pairs of patients, and patients.
 
@@ -42,7 +42,7 @@ class PatientAlignmentLoss(Loss):
   year={2025}
 }"""
     labels: ClassVar[str] = "patient"
-    sampler: ClassVar[str | None] = "PatientBalancedSampler"
+    sampler: ClassVar[str | None] = "ClassesTimesSamplesSampler"
 
     def __init__(self, within: float = 50.0, between: float = 5e-4) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from laennec.audio.augmentation import counter_generator
 from laennec.errors import InputError
 from laennec.losses import TupletContrastiveLoss
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset
-from laennec.training.data.targets import as_codes, group_codes
+from laennec.training.data.targets import Codes, as_codes, group_codes
 from laennec.training.devices import process_count_of_launch
 from laennec.training.objectives.loss_specs import LossSpec
 
@@ -198,7 +198,7 @@ class AnchorPositiveSampler(CounterSampler):
 
 
 class ClassesTimesSamplesSampler(CounterSampler):
-    """Batches of P classes with K cycles each.
+    """Batches of P classes (or patients, or devices) with K cycles each.
 
     Guarantee: P classes and K cycles of each in every batch; a cycle is twice in a batch only where its class has fewer
     than K. Classes take turns in random order, so each is drawn equally often (once more or less). Cycles of a class
@@ -206,25 +206,26 @@ class ClassesTimesSamplesSampler(CounterSampler):
     and does not reach all of the common ones. `laennec.training.coverage` counts them.
 
     Args:
-        labels: Class of each cycle, (cycles,), or any other group.
-        classes_per_batch: P.
+        codes: Number of the class, patient or device of each cycle, (cycles,); a cycle below 0 is left out.
+        classes_per_batch: P, no more than there are; 0 for all of them.
         samples_per_class: K, at least 2 for a positive pair.
         seed: Of the run.
     """
 
     rows_per_batch: int
 
-    def __init__(self, labels: Labels, classes_per_batch: int, samples_per_class: int, seed: int = 0) -> None:
+    def __init__(self, codes: Codes, classes_per_batch: int, samples_per_class: int, seed: int = 0) -> None:
         super().__init__(seed)
-        self.labels = as_codes(labels)
-        self._rows = len(self.labels)
-        self._packs = [np.flatnonzero(self.labels == code) for code in range(int(self.labels.max()) + 1)]
-        if not 1 <= classes_per_batch <= len(self._packs) or samples_per_class < 1:
+        codes = np.asarray(codes)
+        self._packs = [np.flatnonzero(codes == code) for code in np.unique(codes[codes >= 0])]
+        self._rows = sum(map(len, self._packs))
+        self.classes_per_batch = int(classes_per_batch) or len(self._packs)
+        self.samples_per_class = int(samples_per_class)
+        if not 1 <= self.classes_per_batch <= len(self._packs) or samples_per_class < 1:
             raise ValueError(
                 f"a batch of {classes_per_batch} groups x {samples_per_class} cycles cannot be drawn from "
                 f"{len(self._packs)} groups; lower the first, raise the second to at least 1"
             )
-        self.classes_per_batch, self.samples_per_class = int(classes_per_batch), int(samples_per_class)
         self.rows_per_batch = self.classes_per_batch * self.samples_per_class
 
     def order(self, epoch: int) -> Rows:
@@ -239,14 +240,6 @@ class ClassesTimesSamplesSampler(CounterSampler):
         return math.ceil(self._rows / self.rows_per_batch) * self.rows_per_batch
 
 
-class PatientBalancedSampler(ClassesTimesSamplesSampler):
-    """Batches of P patients with K cycles each, every patient drawn equally often.
-
-    Guarantee: that of `ClassesTimesSamplesSampler` for patients; its arguments are the patient of each cycle, P, K and
-    the seed. `PatientAlignmentLoss` needs centroids of at least two patients.
-    """
-
-
 class MetadataMatchedSampler(CounterSampler):
     """Batches equal in some columns (age band, sex, both, chest location): hard negatives.
 
@@ -257,10 +250,9 @@ class MetadataMatchedSampler(CounterSampler):
     before its cycles run out. Age or sex cannot tell the cycles of such a batch apart.
 
     Args:
-        columns: Each (cycles,), None where unknown; a group is a combination of values.
+        codes: Number of the group of each cycle, (cycles,); a cycle below 0 is left out.
         rows_per_batch: Batch size.
         patient_ids: Patient of each cycle; None: cycles take turns.
-        missing: "drop" | "own_group", for cycles with an unknown column.
         seed: Of the run.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
@@ -269,26 +261,18 @@ class MetadataMatchedSampler(CounterSampler):
     rows_per_batch: int
 
     def __init__(
-        self,
-        columns: Sequence[Sequence[Any]],
-        rows_per_batch: int,
-        patient_ids: Sequence[Any] | None = None,
-        missing: str = "drop",
-        seed: int = 0,
+        self, codes: Codes, rows_per_batch: int, patient_ids: Sequence[Any] | None = None, seed: int = 0
     ) -> None:
         super().__init__(seed)
         if rows_per_batch < 1:
             raise ValueError(f"a batch needs at least one cycle, not {rows_per_batch}")
         self.rows_per_batch = int(rows_per_batch)
-        self.labels = group_codes(columns, missing)
-        if (self.labels < 0).all():
-            raise ValueError("no cycle has all of the columns; choose others, or missing: own_group")
-        rows = np.arange(len(self.labels))
-        owners = rows if patient_ids is None else group_codes([list(patient_ids)], "own_group")
+        rows = np.arange(len(codes))
+        owners = rows if patient_ids is None else group_codes([patient_ids], "own_group")
         # group -> patient -> rows
         self._packs = [
-            [rows[(self.labels == group) & (owners == owner)] for owner in np.unique(owners[self.labels == group])]
-            for group in range(int(self.labels.max()) + 1)
+            [rows[(codes == group) & (owners == owner)] for owner in np.unique(owners[codes == group])]
+            for group in range(int(codes.max()) + 1)
         ]
         self._batches = [math.ceil(sum(map(len, packs)) / self.rows_per_batch) for packs in self._packs]
 
@@ -319,41 +303,6 @@ class MetadataMatchedSampler(CounterSampler):
         return sum(self._batches) * self.rows_per_batch
 
 
-class DeviceBalancedSampler(ClassesTimesSamplesSampler):
-    """Batches of D devices with K cycles each, every device drawn equally often whatever its share.
-
-    Guarantee: D devices and K cycles of each in every batch; a cycle is twice in a batch only where its device has
-    fewer than K. Stethoscope-guided SupCon and the gradient-reversal head need it.
-
-    Args:
-        devices: Device of each cycle, None where unknown.
-        devices_per_batch: D, no more than there are; 0 for all of them.
-        cycles_per_device: K.
-        missing: "drop" | "own_group", for cycles whose device is unknown.
-        seed: Of the run.
-    """
-
-    def __init__(
-        self,
-        devices: Sequence[Any],
-        devices_per_batch: int,
-        cycles_per_device: int,
-        missing: str = "drop",
-        seed: int = 0,
-    ) -> None:
-        codes = group_codes([list(devices)], missing)
-        self._known = np.flatnonzero(codes >= 0)
-        if not len(self._known):
-            raise ValueError("no cycle has a device; choose another sampler, or missing: own_group")
-        count = devices_per_batch or len(np.unique(codes[self._known]))
-        super().__init__(codes[self._known], count, cycles_per_device, seed)
-        self.labels = codes
-
-    def order(self, epoch: int) -> Rows:
-        """Batches of D * K rows, device by device within a batch."""
-        return self._known[super().order(epoch)]
-
-
 class BalancedSampler(CounterSampler):
     """Groups that are drawn equally often whatever their size, such as corpora, and devices within each of them.
 
@@ -361,21 +310,18 @@ class BalancedSampler(CounterSampler):
     or less), each value of the second the same share within it. A cycle repeats only where its group has fewer cycles.
 
     Args:
-        columns: Each (cycles,), None where unknown, the outermost first.
-        missing: "drop" | "own_group", for cycles with an unknown column.
+        columns: Numbers of the groups of each cycle, each (cycles,), the outermost first; a cycle below 0 is left out.
         seed: Of the run.
     """
 
     shares_last_batch = True
 
-    def __init__(self, columns: Sequence[Sequence[Any]], missing: str = "drop", seed: int = 0) -> None:
+    def __init__(self, columns: Sequence[Codes], seed: int = 0) -> None:
         super().__init__(seed)
-        codes = np.stack([group_codes([list(column)], missing) for column in columns])
-        self._packs, shares = [np.flatnonzero((codes >= 0).all(axis=0))], [1.0]
-        if not (rows := len(self._packs[0])):
-            raise ValueError("no cycle has all of the columns; choose others, or missing: own_group")
-        for column in codes:
-            split = [[pack[column[pack] == value] for value in np.unique(column[pack])] for pack in self._packs]
+        self._packs, shares = [np.flatnonzero(np.all([codes >= 0 for codes in columns], axis=0))], [1.0]
+        rows = len(self._packs[0])
+        for codes in columns:
+            split = [[pack[codes[pack] == code] for code in np.unique(codes[pack])] for pack in self._packs]
             shares = [share / len(parts) for share, parts in zip(shares, split, strict=True) for _ in parts]
             self._packs = [pack for parts in split for pack in parts]
         self._counts: list[int] = np.diff(np.round(np.cumsum([0.0, *shares]) * rows)).astype(np.int64).tolist()

@@ -33,7 +33,7 @@ from laennec.training.checkpoints import train_or_resume, write_weights
 from laennec.training.coverage import coverage_lines
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset
 from laennec.training.data.mixing import Mixer
-from laennec.training.data.targets import GroupTable, Targets, refuse_one_class
+from laennec.training.data.targets import GroupTable, Targets, as_codes, refuse_one_class
 from laennec.training.devices import (
     device_settings,
     encodes_one_by_one,
@@ -53,11 +53,9 @@ from laennec.training.samplers import (
     AnchorPositiveSampler,
     BalancedSampler,
     ClassesTimesSamplesSampler,
-    DeviceBalancedSampler,
     EpochSampler,
     LengthBucketSampler,
     MetadataMatchedSampler,
-    PatientBalancedSampler,
 )
 from laennec.training.step_errors import BatchSetting
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
@@ -320,9 +318,9 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
     if name == "anchor_positive":
         return AnchorPositiveSampler(targets.class_ids, size, seed, process_count_of_launch())
     if name == "patient_balanced":
-        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
+        return ClassesTimesSamplesSampler(as_codes(patients), s.patients, s.samples, seed)
     if name == "classes_times_samples":
-        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
+        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed)
     if name not in ("metadata_matched", "device_balanced", "balanced"):
         return EpochSampler(len(targets.class_ids), seed=seed)
     groups = GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
@@ -332,12 +330,11 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
     if (codes < 0).any():
         kept = "sampler.missing: own_group keeps them, as one group"
         _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.describe_ungrouped(codes), kept)
-    columns = [groups.column(column, where) for column in names]
     if name == "metadata_matched":
-        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
+        return MetadataMatchedSampler(codes, size, patients, seed)
     if name == "balanced":
-        return BalancedSampler(columns, s.missing, seed)
-    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
+        return BalancedSampler([groups.codes([column], s.missing, where) for column in names], seed)
+    return ClassesTimesSamplesSampler(codes, s.devices, s.samples, seed)
 
 
 def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:

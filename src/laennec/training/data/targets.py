@@ -203,10 +203,6 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
     Returns:
         int64 (cycles,), 0 .. groups - 1, or -1.
     """
-    if missing not in MISSING:
-        raise ValueError(f"missing can be {' or '.join(MISSING)}, not {missing!r}")
-    if not columns or len({len(column) for column in columns}) != 1:
-        raise ValueError("groups need at least one column, all of one length")
     keys = [None if missing == "drop" and None in key else key for key in zip(*columns, strict=True)]
     values = sorted({key for key in keys if key is not None}, key=lambda key: [(v is None, str(v)) for v in key])
     number = {key: i for i, key in enumerate(values)}
@@ -248,12 +244,7 @@ class GroupTable:
     def codes(self, labels: str | Sequence[str], missing: str, where: str) -> Codes:
         """Group of each cycle; -1 where it is unknown and dropped."""
         names = labels.split("+") if isinstance(labels, str) else list(labels)
-        try:
-            codes = group_codes([self.column(name.strip(), where) for name in names], missing)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
+        codes = group_codes([self.column(name.strip(), where) for name in names], missing)
         if (codes < 0).all():
             absent = self.describe_ungrouped(codes)
             raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {absent}; choose others")

@@ -130,7 +130,8 @@ def make_pretrain_sampler(
     """Shuffled batches, or batches of one group with as many patients as possible."""
     if sampling.match_groups is None:
         return EpochSampler(len(sampling.kept), seed)
-    return MetadataMatchedSampler([sampling.match_groups.tolist()], settings.batch_size, patients, seed=seed)
+    codes = group_codes([sampling.match_groups.tolist()])  # in the order of the numbers as text, which draws rest on
+    return MetadataMatchedSampler(codes, settings.batch_size, patients, seed)
 
 
 def _codes(groups: GroupTable, names: list[str], rows: Codes) -> Codes:
