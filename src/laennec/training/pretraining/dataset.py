@@ -11,7 +11,6 @@ is kept apart from test by its recording and its sound, and a note says so.
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,20 +40,6 @@ VIEWS = 2
 Waveform = NDArray[np.float32]
 
 
-@dataclass
-class PretrainingSet:
-    """The cycles of pre-training."""
-
-    table: Any  # cycle table of the rows that are used
-    left_out: dict[str, int]  # reason -> number of what was left out
-    windows: int  # number of rows that are windows of recordings without annotation
-
-    @property
-    def patients(self) -> list[str]:
-        """Their patients, sorted."""
-        return sorted(patients_of(self.table))
-
-
 def patients_of(table: Any) -> set[str]:
     """The patients of a cycle table that are known."""
     return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
@@ -62,8 +47,13 @@ def patients_of(table: Any) -> set[str]:
 
 def pretraining_set(
     splits: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
-) -> PretrainingSet:
-    """Choose the rows of a split corpus that pre-training may use."""
+) -> tuple[Any, dict[str, int], int]:
+    """Choose the rows of a split corpus that pre-training may use.
+
+    Returns:
+        Their cycle table, what was left out (reason -> number), and how many rows are windows of recordings without
+        annotation.
+    """
     wanted = ["all"] if set(splits) == {"all"} else [name for name in settings.splits if name in splits]
     held_out = [name for name in splits if name not in wanted]
     patients = set().union(*(patients_of(splits[name]) for name in held_out))
@@ -102,7 +92,7 @@ def pretraining_set(
         "cycles whose sound is in test or validation": int(copies.sum()),
     }
     table, windows = _cut_whole_recordings(table.select(kept), settings.window_s, settings.hop_s)
-    return PretrainingSet(table, left_out, windows)
+    return table, left_out, windows
 
 
 def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[Any, int]:

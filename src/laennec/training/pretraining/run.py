@@ -40,8 +40,8 @@ from laennec.training.objectives.objective import Stage
 from laennec.training.pretraining.dataset import (
     PRETRAINING,
     PairDataset,
-    PretrainingSet,
     mask_views,
+    patients_of,
     pretraining_note,
     pretraining_set,
 )
@@ -62,8 +62,10 @@ _CHECKED_CYCLES = 256  # whose embeddings are compared before and after
 class PairData:
     """The data of a pre-training."""
 
-    rows_used: PretrainingSet  # the pre-training set
-    sampling: PairSampling  # their positive pairs and groups
+    table: Any  # cycle table of the rows that are used
+    left_out: dict[str, int]  # reason -> number of what was left out
+    windows: int  # number of rows that are windows of recordings without annotation
+    sampling: PairSampling  # positive pairs and groups of the rows
     dataset: PairDataset  # their pairs of views
     source: dict[str, Any]  # corpus and split
     note: dict[str, Any]  # their description, saved with the encoder
@@ -118,15 +120,14 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         after = embedding_spread(model, extractor, pairs.dataset)
     if not is_main_process():
         return
-    rows, sampling = pairs.rows_used, pairs.sampling
     record = run_facts(recipe, pairs.source) | {
         "command": command,
         "selection_set": "none: the last epoch is kept",
         "cycles": len(pairs.dataset),
-        "windows": rows.windows,
-        "patients": rows.patients,
-        "left_out": rows.left_out | sampling.left_out,
-        "paired_with_themselves": sampling.paired_with_themselves,
+        "windows": pairs.windows,
+        "patients": sorted(patients_of(pairs.table)),
+        "left_out": pairs.left_out | pairs.sampling.left_out,
+        "paired_with_themselves": pairs.sampling.paired_with_themselves,
         "pairs": settings.pairs,
         "views": settings.views,
         "losses": loss_descriptions(specs),
@@ -158,17 +159,16 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
 def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
     """Read the corpus, choose the pre-training set, and decode their recordings into the cache."""
     splits = load_splits(recipe)
-    rows_used = pretraining_set(splits, settings, canonical_hashes(splits))
-    rows = np.arange(len(rows_used.table))
-    groups = GroupTable(len(rows), metadata_of(rows_used.table, rows), recipe.metadata.age_edges_years)
+    table, left_out, windows = pretraining_set(splits, settings, canonical_hashes(splits))
+    rows = np.arange(len(table))
+    groups = GroupTable(len(rows), metadata_of(table, rows), recipe.metadata.age_edges_years)
     sampling = pair_sampling(settings, groups)
-    table = rows_used.table.select(sampling.kept)
+    table = table.select(sampling.kept)
     if len(table) < settings.batch_size:
         raise InputError(
             f"pretrain.batch_size is {settings.batch_size}, but the pre-training set has {len(table)} cycles; lower it "
             "or use a larger corpus"
         )
-    rows_used = PretrainingSet(table, rows_used.left_out, rows_used.windows)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
     waveforms.prepare()
     refuse_short_cycles(table, waveforms, extractor)
@@ -177,7 +177,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
         waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, sampling.positives
     )
     note = pretraining_note(splits, table)
-    return PairData(rows_used, sampling, dataset, provenance(splits), note)
+    return PairData(table, left_out, windows, sampling, dataset, provenance(splits), note)
 
 
 def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
@@ -215,7 +215,7 @@ def _fit(
 ) -> tuple[list[LossSpec], list[dict[str, Any]]]:
     """Train the model in place; an interrupted pre-training continues from its last checkpoint."""
     specs = contrastive_loss(settings)
-    patients = pairs.rows_used.table["patient_id"]
+    patients = pairs.table["patient_id"]
     if pairs.sampling.age_groups is not None:
         pairs.dataset.groups = {str(specs[0].group_key): pairs.sampling.age_groups}
     elif settings.negatives == "other_patients":
