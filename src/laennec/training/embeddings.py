@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -49,7 +48,7 @@ from laennec.training.recipe import Recipe
 _VERSION = 4
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
 _SHARDS = 16  # at least, where there are enough cycles: work for several processes
-_POLL_S, _PATIENCE_S = 0.1, 600.0  # for another process's shard, before it is made once more
+_PATIENCE_S = 600.0  # for another process's shard, before it is made once more
 _log = logging.getLogger(__name__)
 
 
@@ -237,22 +236,16 @@ class EmbeddingCache:
         identity = [_VERSION, kind, extractor.fingerprint(), encoder_identity(model.encoder), model.config.pooling]
         self.folder = folder / "embeddings" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._rows: dict[bytes, NDArray[np.float32]] = {}
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._seen: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """Read shards that any process has written since the last call."""
         for shard in sorted(self.folder.glob("*.safetensors")):
-            try:
-                status = shard.stat()
-                state = (status.st_ino, status.st_mtime_ns)
-                if self._seen.get(shard.name) == state:
-                    continue
-                self._seen[shard.name] = state
-            except FileNotFoundError:
+            # a shard is named by its content and written at once, so it is read once
+            if shard.name in self._seen or (content := read_entry(shard)) is None:
                 continue
-            if (content := read_entry(shard)) is None:
-                continue
+            self._seen.add(shard.name)
             tensors = load(content)
             # an embedding that is here already is equal
             for key, value in zip(tensors["keys"], tensors["embeddings"], strict=True):
@@ -349,7 +342,7 @@ def _make_shards(
     shards: list[list[int]], keys: Sequence[bytes], cache: EmbeddingCache, make: Callable[..., None]
 ) -> None:
     """Make missing shards, those that no other process makes first."""
-    waiting, slowest = deque[tuple[list[int], float]](), 0.0
+    waiting, slowest = [], 0.0
     for shard in track(shards, "embedding"):
         place = cache.place([keys[row] for row in shard])
         if all(keys[row] in cache for row in shard):
@@ -361,16 +354,10 @@ def _make_shards(
                 make(shard)
                 slowest = max(slowest, time.monotonic() - start)
         if not ours:
-            waiting.append((shard, start))
-    while waiting:
-        shard, since = waiting.popleft()
+            waiting.append((shard, place))
+    for shard, place in waiting:
         patience = max(_PATIENCE_S, 10 * slowest)
-        with try_lock(cache.place([keys[row] for row in shard])) as ours:
-            if ours:  # the other process finished or died
-                make(shard)
-        if not ours and time.monotonic() - since > patience:
-            _log.warning("another process has held a shard for %.0f s; embedding its cycles here too", patience)
-            make(shard, keep=False)
-        elif not ours:
-            waiting.append((shard, since))
-            time.sleep(_POLL_S)
+        with try_lock(place, patience) as ours:  # once the other process finished or died
+            if not ours:
+                _log.warning("another process has held a shard for %.0f s; embedding its cycles here too", patience)
+            make(shard, keep=ours)
