@@ -185,7 +185,6 @@ def make_split(
         table = table.select(targets.kept)
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
-    waveforms.prepare()
     refuse_short_cycles(table, waveforms, extractor)
     augmentation, concatenation = make_draws(recipe.augment, targets, recipe.folders) if train else (None, None)
     neighbours = None

@@ -139,7 +139,6 @@ def dataset_from_table(
     waveforms: Any
     if "recording_path" in names:
         waveforms = CycleWaveforms(_with_times(table), rate, filter=filter_)
-        waveforms.prepare()
     elif "audio" in names:
         waveforms = AudioColumn(table, rate, filter_)
     else:
@@ -201,7 +200,10 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
 
 
 def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: their features would be padding alone."""
+    """Refuse cycles that do not fill one frame: their features would be padding alone.
+
+    Their lengths are read from the cache, so recordings that are not in it are decoded.
+    """
     frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
     rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
     if not rows:

@@ -129,7 +129,6 @@ def predict_windows(
     windows = window_table(table, recipe, rate, window_s, hop_s)
     everything, beside = _with_context(windows, extractor.context_cycles)
     waveforms = CycleWaveforms(windows, rate, filter=filter_)
-    waveforms.prepare()
     refuse_short_cycles(windows, waveforms, extractor)
     rows = np.arange(len(windows))
     neighbours = None

@@ -170,7 +170,6 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
             "or use a larger corpus"
         )
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
-    waveforms.prepare()
     refuse_short_cycles(table, waveforms, extractor)
     least = 2 * extractor.front.window_samples  # a crop that is stretched still fills a frame
     dataset = PairDataset(
