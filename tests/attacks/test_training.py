@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from laennec.errors import InputError
 from laennec.training.data.split_data import load_splits, make_extractor, make_split
-from laennec.training.distillation import soften_labels
-from laennec.training.initial import TRAINED_ON, InitialModel
+from laennec.training.initial import TRAINED_ON, InitialModel, soften_labels
 from laennec.training.pretraining.dataset import PRETRAINING, refuse_seen_patients
 from laennec.training.recipe import Recipe
 

@@ -11,7 +11,7 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub.card import write_card
 from laennec.training.data.split_data import load_splits, make_extractor, make_split
-from laennec.training.distillation import soften_labels
+from laennec.training.initial import soften_labels
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 

@@ -1,4 +1,4 @@
-"""Start a training from a trained model: its encoder, and its head where the labels agree.
+"""Start a training from a trained model (its encoder, and its head where the labels agree), or learn from a teacher.
 
 Decisions: the front end must be that of the model, because an encoder on other features fails silently; nothing is
 changed to fit. A head that is kept keeps its scale too, so that training begins with the model's own predictions. A
@@ -6,6 +6,13 @@ run keeps the patients and the sounds that it was trained on in a file of its ow
 such a file is refused where validation or test has one of them that the recipe does not train on. Exports hold no
 patients, not as hashes either: ids are short, so trying them all undoes a hash. Corpus and split, which the card of a
 model names, tell the patients of a public corpus to who has it.
+
+A teacher (distillation) predicts each training cycle once, without augmentation, and its calibrated probabilities are a
+part of the labels, so every task loss, every augmentation and a frozen encoder work as without it. Validation and test
+keep their labels, and so do the groups of auxiliary losses and samplers. A teacher that was trained on held-out
+patients is refused, because these choose the epoch and the thresholds.
+
+Reference: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
 """
 
 import json
@@ -15,16 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cache import cache_root
 from laennec.corpora.copies import describe_audio, find_described
 from laennec.corpora.recordings import named
 from laennec.encoders import Wrapper, encoder_digest
 from laennec.errors import InputError, in_known_form
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data.split_data import make_extractor
+from laennec.training.data.split_data import SplitData, make_extractor, make_split
+from laennec.training.devices import training_device
+from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.pretraining.dataset import check_note, patients_of, pretraining_note, seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
+from laennec.training.tables import head_logits
 
 TRAINED_ON = "trained_on.json"  # in the folder of a run
 _log = logging.getLogger(__name__)
@@ -134,6 +148,43 @@ class InitialModel:
             "head": "kept" if kept else "new",
             "trained_on": [one | {"patients": len(one["patients"])} for one in sets],
         }
+
+
+def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]) -> InitialModel | None:
+    """Mix the probabilities of the recipe's teacher into the training labels, in place.
+
+    Returns:
+        The teacher, None without one.
+
+    Raises:
+        InputError: The teacher lacks a label, takes other input, or was trained on held-out patients.
+    """
+    if recipe.loss.teacher is None:
+        return None
+    source, weight, targets = recipe.loss.teacher, recipe.loss.teacher_weight, training.targets
+    teacher = InitialModel.load(source)
+    model, extractor, known = teacher.model, teacher.extractor, teacher.model.config.label_names
+    if not model.config.is_multi_label or not set(targets.names) <= set(known):
+        raise InputError(
+            f"loss.teacher {source}: predicts {', '.join(known)}, not each of {', '.join(targets.names)} by itself; "
+            "choose another teacher"
+        )
+    if extractor.context_cycles or extractor.recording_filter != make_extractor(recipe.features).recording_filter:
+        takes = "concatenated context" if extractor.context_cycles else "recordings filtered in another way"
+        raise InputError(f"loss.teacher {source}: takes {takes}; choose another teacher")
+    teacher.refuse_seen_patients(splits)
+    data = make_split("train", training.table, recipe, extractor, targets.names, train=False)  # at the teacher's rate
+    model.to(training_device())  # type: ignore[arg-type]
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    logits = head_logits(model.head, embed_cycles(data.dataset, data.keys(), cache))
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"loss.teacher {source}: outputs NaN or infinity; check its weights, or choose another teacher"
+        )
+    probabilities = model.probabilities(torch.from_numpy(logits).to(training_device())).cpu().numpy()
+    soft = probabilities[:, [known.index(name) for name in targets.names]]  # (cycles, labels)
+    targets.labels = ((1 - weight) * targets.labels + weight * soft).astype(np.float32)
+    return teacher
 
 
 def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:

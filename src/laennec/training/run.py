@@ -45,9 +45,8 @@ from laennec.training.devices import (
     process_count_of_launch,
     training_device,
 )
-from laennec.training.distillation import soften_labels
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
-from laennec.training.initial import InitialModel, write_trained_on
+from laennec.training.initial import InitialModel, soften_labels, write_trained_on
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
