@@ -7,6 +7,7 @@ parsers, `reference/python.md` lists the public names, whose docstrings mkdocstr
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
@@ -14,7 +15,7 @@ os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
 from laennec import _HOMES
 from laennec.cli.main import COMMANDS, make_parser
 from laennec.rendering import plain_table
-from laennec.training.recipe import Recipe
+from laennec.training.recipe import Recipe, TaskSettings
 from laennec.training.recipe.reading import settings_of
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -23,7 +24,8 @@ REFERENCE = Path(__file__).parent / "reference"
 def recipe_page() -> str:
     """A table of settings for each section of a recipe."""
     sections: dict[str, list[list[str]]] = {}
-    for setting in settings_of(Recipe).values():
+    of_task = [replace(setting, key=f"tasks.NAME.{setting.key}") for setting in settings_of(TaskSettings).values()]
+    for setting in (*settings_of(Recipe).values(), *of_task):
         section = setting.key.rpartition(".")[0]
         default = "" if setting.default in (None, "", [], {}) else f"`{setting.default}`"
         cells = [f"`{setting.key}`", setting.values, default, setting.description]
@@ -43,6 +45,8 @@ def recipe_page() -> str:
 
 def _what_sets(section: str) -> str:
     """The first paragraph about a section of a recipe, from the docstring of its class."""
+    if section == "tasks.NAME":
+        return str(TaskSettings.__doc__)
     schema = group = Recipe.model_json_schema()
     for name in filter(None, section.split(".")):
         field = group["properties"][name]

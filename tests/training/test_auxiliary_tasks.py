@@ -180,11 +180,12 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tasks.event.labels": []}, "with its labels"),
-        ({"tasks.event.colour": "red"}, "unknown key 'colour'"),
-        ({"tasks.event.weight": 0}, "above 0, and labels two or more"),
-        ({"tasks.event.labels": ["Normal"]}, "labels two or more"),
-        ({"tasks.event.smooth": 3}, "smooth is true or false"),
+        ({"tasks.event.labels": []}, r"tasks\.event: give its labels, two or more"),
+        ({"tasks.event": 3}, r"tasks\.event is a group of settings, not 3"),
+        ({"tasks.event.colum": "red"}, r"tasks\.event: unknown key 'colum'; did you mean 'column'\?"),
+        ({"tasks.event.weight": 0}, r"tasks\.event\.weight is 0; it must be greater than 0"),
+        ({"tasks.event.labels": ["Normal"]}, r"tasks\.event: give its labels, two or more"),
+        ({"tasks.event.smooth": 3}, r"tasks\.event\.smooth is 3; it must be a valid boolean"),
         ({"tasks.record.smooth": True}, "only for tasks about cycles"),
         ({"encoder.trainable": "frozen"}, "encoder.trainable: frozen"),
         ({"features.context_cycles": 1}, "context_cycles"),

@@ -10,7 +10,6 @@ is fitted on validation patients, as thresholds are. The epoch is chosen by the 
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,32 +38,21 @@ from laennec.training.data.targets import targets_of
 from laennec.training.devices import gather_with_gradient
 from laennec.training.embeddings import embed_cycles, embedding_cache, padded
 from laennec.training.objectives.objective import step_key
-from laennec.training.recipe import Recipe, TargetSettings
+from laennec.training.recipe import Recipe, TargetSettings, TaskSettings
 from laennec.training.tables import head_logits
 
 GROUP = "task "  # before its name among the groups of a batch
-_KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
 
 
-@dataclass(frozen=True)
-class Task:
-    """An auxiliary task."""
+class Task(TaskSettings):
+    """An auxiliary task of a recipe, and its name."""
 
-    name: str  # its name in recipe, log and config
-    labels: tuple[str, ...]  # its classes, the first the normal one
-    level: str | None = None  # rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record"
-    column: str = "events"  # column of the cycle table with the class
-    weight: float = 1.0  # weight of its cross entropy in the objective
-    batch_size: int = 5  # level: recordings beside each batch
-    windows: int = 3  # level: windows of each of these
-    window_s: float | None = None  # level: length of a window; None for the front end's own length
-    # cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients
-    smooth: bool = False
+    name: str
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """Read a recipe's section `tasks`."""
-    tasks = [_task(f"tasks.{name}", str(name), given, recipe) for name, given in recipe.tasks.items()]
+    """The auxiliary tasks of a recipe, with the length of their windows."""
+    tasks = [_task(name, settings, recipe) for name, settings in recipe.tasks.items()]
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
         raise InputError("tasks about recordings need augment.mix.domain: features")
@@ -74,43 +62,34 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     return tasks
 
 
-def _task(where: str, name: str, given: Any, recipe: Recipe) -> Task:
-    if not isinstance(given, Mapping) or not given.get("labels"):
-        raise InputError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
-    if unknown := sorted(set(given) - _KEYS):
-        raise InputError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
+def _task(name: str, settings: TaskSettings, recipe: Recipe) -> Task:
+    where, window_s = f"tasks.{name}", settings.window_s
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise InputError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
-    task = Task(name, **{**given, "labels": tuple(map(str, given["labels"]))})
-    numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
-    if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
-        raise InputError(f"{where}: weight, windows, window_s and batch_size must be above 0, and labels two or more")
-    if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
+    if POOR_QUALITY in settings.labels and settings.labels[-1] != POOR_QUALITY:
         raise InputError(f"{where}: {POOR_QUALITY} must be the last of its labels")
-    if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
-        raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
-    if task.level is None:
-        return task
-    levels = corpus_class(recipe.corpus.name, "corpus.name").levels
-    if len(levels) < 2 or task.level not in levels:
-        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has {', '.join(levels)}")
-    if task.window_s is None and recipe.features.duration_s is None:
-        raise InputError(f"{where}: give window_s, because cycles keep their own length")
-    return dataclasses.replace(task, window_s=task.window_s or recipe.features.duration_s)
+    if settings.level is not None:
+        levels = corpus_class(recipe.corpus.name, "corpus.name").levels
+        if len(levels) < 2 or settings.level not in levels:
+            raise InputError(f"{where}.level is {settings.level!r}; {recipe.corpus.name} has {', '.join(levels)}")
+        window_s = window_s or recipe.features.duration_s
+        if window_s is None:
+            raise InputError(f"{where}: give window_s, because cycles keep their own length")
+    return Task(name=name, **settings.model_dump() | {"window_s": window_s})
 
 
 def config_of(tasks: list[Task]) -> dict[str, Any]:
     """The auxiliary tasks as a model's configuration stores them."""
-    return {task.name: {"labels": list(task.labels), "level": task.level, "window_s": task.window_s} for task in tasks}
+    return {task.name: {"labels": task.labels, "level": task.level, "window_s": task.window_s} for task in tasks}
 
 
 def _target(task: Task) -> TargetSettings:
-    return TargetSettings(problem_type="single_label", column=task.column, names=list(task.labels))
+    return TargetSettings(problem_type="single_label", column=task.column, names=task.labels)
 
 
 def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
     """Class of each row of a cycle table, -1 where it is unknown."""
-    targets = targets_of(table, _target(task), list(task.labels))
+    targets = targets_of(table, _target(task), task.labels)
     codes = np.full(len(table), -1, dtype=np.int64)
     codes[targets.kept] = targets.class_ids
     return codes

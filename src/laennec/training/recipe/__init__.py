@@ -11,7 +11,7 @@ from laennec.training.recipe.settings import (
     MixSettings,
     TargetSettings,
 )
-from laennec.training.recipe.step_settings import LICENCES, CardSettings, PretrainSettings
+from laennec.training.recipe.step_settings import LICENCES, CardSettings, PretrainSettings, TaskSettings
 
 __all__ = [
     "LICENCES",
@@ -25,6 +25,7 @@ __all__ = [
     "PretrainSettings",
     "Recipe",
     "TargetSettings",
+    "TaskSettings",
     "find_recipe",
     "full_key",
     "recipe_folder",

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -225,6 +225,9 @@ def explained(model: type[BaseModel], error: ValidationError) -> str:
             problem["loc"] = ("corpus", *problem["loc"][3:])
     first = problems[0]
     key = _key_of(model, first["loc"])
+    if first["type"] == "extra_forbidden" and first["loc"][0] == "tasks":
+        *names, last = map(str, first["loc"])
+        return f"{'.'.join(names)}: {unknown_key(get_args(model.model_fields['tasks'].annotation)[1], last)}"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(model, ".".join(map(str, first["loc"])))
     if first["type"] == "unknown_key":
@@ -241,11 +244,12 @@ def explained(model: type[BaseModel], error: ValidationError) -> str:
 
 def _key_of(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     """The dotted key of a place, without the members of a union that pydantic adds to it."""
-    known = settings_of(model).keys() | groups_of(model)
+    settings, groups = settings_of(model), groups_of(model)
+    whole = ".".join(map(str, place))
     for length in range(len(place), 0, -1):
-        if (key := ".".join(map(str, place[:length]))) in known:
-            return key
-    return ".".join(map(str, place))
+        if (key := ".".join(map(str, place[:length]))) in settings or key in groups:
+            return whole if key in settings and settings[key].free else key  # what a free mapping holds is no member
+    return whole
 
 
 def recipe_folder() -> Path:

@@ -40,7 +40,13 @@ from laennec.training.recipe.settings import (
     Settings,
     TargetSettings,
 )
-from laennec.training.recipe.step_settings import CardSettings, EvaluationSettings, PretrainSettings, TrainSettings
+from laennec.training.recipe.step_settings import (
+    CardSettings,
+    EvaluationSettings,
+    PretrainSettings,
+    TaskSettings,
+    TrainSettings,
+)
 
 
 class Recipe(Settings):
@@ -69,9 +75,9 @@ class Recipe(Settings):
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     head: HeadSettings = Field(default_factory=HeadSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
-    tasks: dict[str, Any] = Field(
+    tasks: dict[str, TaskSettings] = Field(
         default_factory=dict,
-        description="auxiliary tasks with a head each; name: {labels, column, level, weight, batch_size, crop_s}",
+        description=f"auxiliary tasks with a head each; name: {{{', '.join(TaskSettings.model_fields)}}}",
     )
     metadata: MetadataSettings = Field(default_factory=MetadataSettings)
     sampler: SamplerSettings = Field(default_factory=SamplerSettings)

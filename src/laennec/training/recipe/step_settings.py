@@ -28,6 +28,34 @@ class StepSettings(Settings):
     )
 
 
+class TaskSettings(Settings):
+    """An auxiliary task: further classes of the cycles, or of whole recordings, with a head of its own."""
+
+    labels: list[str] = Field(default_factory=list, description="its classes, two or more, the normal one first")
+    column: str = Field(default="events", description="column of the cycle table with the class")
+    level: str | None = Field(
+        default=None, description="what it classifies: left out, the cycles; else a level of the corpus, such as record"
+    )
+    weight: float = Field(default=1.0, gt=0, description="weight of its cross entropy in the objective")
+    batch_size: StrictInt = Field(default=5, ge=1, description="with level: recordings beside each batch")
+    windows: StrictInt = Field(default=3, ge=1, description="with level: windows of each of these recordings")
+    window_s: float | None = Field(
+        default=None, gt=0, description="with level: length of a window; left out: features.duration_s"
+    )
+    smooth: StrictBool = Field(
+        default=False,
+        description="without level: smooth logits over the recording, by a strength fitted on validation patients",
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> "TaskSettings":
+        if len(set(self.labels)) < 2:
+            raise ValueError("give its labels, two or more, e.g. labels: [Normal, Wheeze]")
+        if self.smooth and self.level is not None:
+            raise ValueError("smooth is only for tasks about cycles; leave smooth or level out")
+        return self
+
+
 class TrainSettings(StepSettings):
     """How long, how fast, and which epoch is kept."""
 
