@@ -1,6 +1,5 @@
 """The synthetic corpus: layout, exact labels, determinism, and sounds that can be learned."""
 
-import errno
 import itertools
 import re
 from pathlib import Path
@@ -131,15 +130,6 @@ class TestLabels:
 
 
 class TestWholeOrAbsent:
-    def test_a_full_disk_leaves_no_folder(self, tmp_path, monkeypatch) -> None:
-        def full(*_: object, **__: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(soundfile, "write", full)
-        with pytest.raises(InputError, match="the disk is full"):
-            write_corpus(tmp_path / "corpus", patients=1)
-        assert list(tmp_path.iterdir()) == []
-
     def test_the_lock_of_a_killed_writer_does_not_stay(self, tmp_path) -> None:
         folder = tmp_path / "corpus"
         write_corpus(folder, patients=1, recordings_per_patient=1, cycles_per_recording=1, max_rate_hz=4000)

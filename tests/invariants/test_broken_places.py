@@ -61,6 +61,7 @@ def lines_into(place, run, corpus, recipe):
         "report": ["report", str(run)],
         "card": ["card", str(run), "--out", str(place / "README.md")],
         "calibrate": ["calibrate", str(run), "--calibration", "platt"],
+        "synthetic corpus": ["prepare", "synthetic", "--data-dir", str(place / "corpus")],
         "export of a corpus": ["prepare", "synthetic", "--data-dir", str(corpus), "--export", str(place / "out")],
         "push": ["push", str(run), "owner/name"],
     }

@@ -10,6 +10,7 @@ of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., Europea
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -247,7 +248,9 @@ def _write(folder: Path, options: dict[str, Any]) -> None:
                 breathing, cycles = _draw_breathing(patient, key, options["cycles_per_recording"])
             name = f"{patient.number}_{visit + 1}b1_{location}_{device.mode}_{patient.device}"
             sound = _record(breathing, device, rate, stream(seed, "recording", name))
-            soundfile.write(folder / f"{name}.wav", sound, rate, subtype=device.subtype)
+            file = io.BytesIO()  # written by Python, which says why a write failed: libsndfile does not
+            soundfile.write(file, sound, rate, format="WAV", subtype=device.subtype)
+            (folder / f"{name}.wav").write_bytes(file.getvalue())
             write_annotation(folder / f"{name}.txt", cycles)
             names.append(name)
     _write_tables(folder, people, names)
