@@ -90,6 +90,8 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
     AudioMaeEncoder,
     ResNetAudioEncoder,
 )
+_RELEASED_AS_FILES: tuple[type[BeatsEncoder | AudioMaeEncoder | MobileNetEncoder], ...]
+_RELEASED_AS_FILES = (BeatsEncoder, AudioMaeEncoder, MobileNetEncoder)
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 for _kind in (*_CLASSES, *WRAPPERS.values()):
     if _kind.config_class.model_type.startswith("laennec-"):  # transformers registers its own
@@ -308,8 +310,7 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
             f"{source}: {type} encoders are read from a folder or the Hub, not from a file; give the folder"
         )
     content = read_released(source)
-    known = (BeatsEncoder, AudioMaeEncoder, MobileNetEncoder)
-    found = next((encoder for encoder in known if encoder.reads(content)), None)
+    found = next((encoder for encoder in _RELEASED_AS_FILES if encoder.reads(content)), None)
     if found is None:
         raise released_error(source, "holds the weights of no encoder that is released as a file")
     if type not in (None, found.kind):

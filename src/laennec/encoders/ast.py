@@ -72,10 +72,10 @@ class AstEncoder(AudioEncoder):
     def _embeddings(self) -> Any:
         return self.audio_spectrogram_transformer.embeddings
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
     ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`.
+        """Encode cycles, see `AudioEncoder`.
 
         Cycles of fewer frames than a patch has are filled with zeros. Tokens are the two special ones and then
         bands * steps patches; the embedding is the mean of the special tokens.

@@ -82,10 +82,8 @@ class AudioMaeEncoder(TransformersEncoder):
     def _prepare(self) -> None:
         self.model.pooler = None  # AudioMAE has none
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 16) * bands tokens."""
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder`; there are ceil(frames / 16) * bands tokens."""
         output = super().forward(input_values, attention_mask)
         if self.config.fc_norm:
             output.pooler_output = self.model.layernorm(output.pooler_output)
@@ -124,9 +122,7 @@ class AudioMaeEncoder(TransformersEncoder):
         return "patch_embed.proj.weight" in _weights_of(content)
 
     @classmethod
-    def from_released(  # type: ignore[override]
-        cls, path: str | Path, content: dict[str, Any], **dropouts: float
-    ) -> "AudioMaeEncoder":
+    def from_released(cls, path: str | Path, content: dict[str, Any], **dropouts: float) -> "AudioMaeEncoder":
         """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned."""
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}

@@ -7,7 +7,7 @@ once, on its class. An encoder that can exchange its patches between cycles has 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class TokenMix(NamedTuple):
 class AudioEncoder(PreTrainedModel):
     """An encoder of laennec: features to tokens and one embedding a cycle.
 
+    `forward` takes `input_values` (batch, frames, values), features of the encoder's front end, and `attention_mask`
+    (batch, frames), ones on a cycle's frames and zeros after them, or None where nothing is padded. It returns tokens
+    (batch, tokens, dim), their mask (batch, tokens) and the embedding (batch, dim).
+
     Attributes:
         kind: The encoder's type in recipes.
         title: Name of the weights that its authors released.
@@ -76,20 +80,6 @@ class AudioEncoder(PreTrainedModel):
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
     audioset_head: nn.Module | None
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
-        """Encode cycles.
-
-        Args:
-            input_values: (batch, frames, values), features of the encoder's front end.
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            **mixing: `token_mix`, where the encoder has a `token_grid`: the patches to exchange in training.
-
-        Returns:
-            Tokens (batch, tokens, dim), their mask (batch, tokens) and the embedding (batch, dim).
-        """
-        raise NotImplementedError
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -131,13 +121,3 @@ class AudioEncoder(PreTrainedModel):
         settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
         encoder: AudioEncoder = loaded_strictly(cls.from_pretrained, source, cls.__name__, **settings)[0].eval()
         return encoder
-
-    @classmethod
-    def reads(cls, content: dict[str, Any]) -> bool:
-        """Whether a released checkpoint file is one of this encoder."""
-        return False
-
-    @classmethod
-    def from_released(cls, path: Any, content: dict[str, Any], **settings: Any) -> "AudioEncoder":
-        """The encoder of a released checkpoint file, see `load_encoder`; `path` is what errors name."""
-        raise NotImplementedError

@@ -86,10 +86,10 @@ class BeatsEncoder(AudioEncoder):
             for layer in (a.v_proj, a.out_proj, module.fc1, module.fc2):
                 init.xavier_normal_(layer.weight, gain=(8 * self.config.num_hidden_layers) ** -0.25)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
     ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`.
+        """Encode cycles, see `AudioEncoder`.
 
         Cycles of fewer frames than a patch has are filled with zeros. There are frames // 16 * bands tokens, 0 on
         padding, of which the embedding is the mean.
@@ -172,7 +172,7 @@ class BeatsEncoder(AudioEncoder):
         return isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)
 
     @classmethod
-    def from_released(  # type: ignore[override]
+    def from_released(
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
     ) -> "BeatsEncoder":
         """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet."""

@@ -88,10 +88,8 @@ class CnnEncoder(AudioEncoder):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 8) tokens."""
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder`; there are ceil(frames / 8) tokens."""
         self.check_features(input_values)
         mask = TimeMask.of(attention_mask)
         first: Any = self.blocks[0]
@@ -136,10 +134,8 @@ class StatisticsEncoder(AudioEncoder):
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.post_init()
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; tokens are the frames, and the embedding is (batch, 2 mels)."""
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder`; tokens are the frames, and the embedding is (batch, 2 mels)."""
         self.check_features(input_values, self.config.num_mel_bins)
         if attention_mask is None:
             attention_mask = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)

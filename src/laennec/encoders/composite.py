@@ -134,10 +134,10 @@ class GroupsEncoder(Wrapper):
         """One band of as many groups as lie within so many frames, one at least."""
         return 1, max(1, (frames - self.config.group_frames) // self.config.group_step + 1)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
     ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; a token is a group, and the embedding is their mean."""
+        """Encode cycles, see `AudioEncoder`; a token is a group, and the embedding is their mean."""
         self.check_features(input_values)
         size, step = self.config.group_frames, self.config.group_step
         values = F.pad(input_values, (0, 0, 0, max(0, size - input_values.shape[1])))
@@ -210,7 +210,7 @@ class LayersEncoder(Wrapper):
         self.post_init()
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; tokens are the inner encoder's."""
+        """Encode cycles, see `AudioEncoder`; tokens are the inner encoder's."""
         out, pooled = pooled_layers(
             self.encoder, self.config.layers, input_values=input_values, attention_mask=attention_mask, **mixing
         )
@@ -339,7 +339,7 @@ class EnsembleEncoder(AudioEncoder):
         """Leave the members as their own class made them."""
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; dimensions are those of the members, one after the other."""
+        """Encode cycles, see `AudioEncoder`; dimensions are those of the members, one after the other."""
         outputs = [
             member(input_values=input_values, attention_mask=attention_mask, **mixing) for member in self.members
         ]

@@ -249,10 +249,8 @@ class MobileNetEncoder(AudioEncoder):
             init.normal_(module.weight, 0.0, 0.01)
             init.zeros_(module.bias)
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 32) tokens."""
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder`; there are ceil(frames / 32) tokens."""
         self.check_features(input_values, self.config.num_mel_bins)
         mask = TimeMask.of(attention_mask)
         # (batch, frames, mels) -> (batch, 1, mels, frames)
@@ -277,7 +275,7 @@ class MobileNetEncoder(AudioEncoder):
         return not isinstance(content.get("model"), dict)
 
     @classmethod
-    def from_released(  # type: ignore[override]
+    def from_released(
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False
     ) -> "MobileNetEncoder":
         """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...)."""

@@ -80,10 +80,8 @@ class TransformersEncoder(AudioEncoder):
         """(batch, frames, values) and true lengths to tokens (batch, tokens, dim) and how many are real, (batch,)."""
         raise NotImplementedError
 
-    def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None
-    ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`."""
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder`."""
         self.check_features(input_values, self.feature_size)
         values = input_values.to(next(self.model.parameters()).dtype)
         tokens, real = self._encode(values, TimeMask.of(attention_mask).lengths)
