@@ -23,13 +23,12 @@ from laennec.encoders import (
     as_encoder,
     encoder_digest,
     encoder_from_config,
-    is_built_in,
     load_encoder,
     wrapped,
 )
-from laennec.encoders.base import TokenMix
+from laennec.encoders.base import AudioEncoder, TokenMix
 from laennec.encoders.masks import token_mean
-from laennec.encoders.own import contains_own
+from laennec.encoders.own import ModuleEncoder, contains_own
 from laennec.encoders.weights import bases
 from laennec.encoders.weights.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.weights.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
@@ -148,7 +147,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         torch.manual_seed(seed)
         mels = None if features is None else features.feature_size
         if isinstance(encoder, nn.Module):
-            module = encoder if is_built_in(encoder) else as_encoder(encoder, mels)
+            known = isinstance(encoder, AudioEncoder | ModuleEncoder)
+            module = encoder if known else as_encoder(encoder, mels)
         else:
             module = load_encoder(encoder, type=type, revision=revision, **(encoder_config or {}))
             base = base or encoder

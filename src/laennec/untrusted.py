@@ -218,10 +218,7 @@ def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
         return
     remedy = "do not use this model, or put the file itself there"
     if (place / _ADAPTER).exists():
-        raise InputError(
-            f"{place / _ADAPTER}: adapters beside a config.json can name any other model as their base; a laennec "
-            "model keeps its own in the folder adapter: export the run again"
-        )
+        raise adapters_error(place / _ADAPTER)
     for path in sorted(found for pattern in _MODEL_FILES for found in place.glob(pattern)):
         if leads_outside(path, place):
             raise InputError(f"{path}: is a link to a file elsewhere ({path.resolve()}); {remedy}")
@@ -229,6 +226,14 @@ def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
             raise InputError(f"{path}: is no regular file; {remedy}")
     for index in place.glob(_INDEX):
         refuse_index(index)
+
+
+def adapters_error(place: object) -> InputError:
+    """What is wrong with adapters beside a config.json."""
+    return InputError(
+        f"{place}: adapters beside a config.json can name any other model as their base; a laennec model keeps its own "
+        "in the folder adapter: export the run again"
+    )
 
 
 def refuse_index(index: Path) -> list[str]:

@@ -23,10 +23,10 @@ from transformers.utils import CONFIG_NAME, cached_file
 from laennec.encoders import own
 from laennec.encoders.ast import AstEncoder
 from laennec.encoders.audiomae import AudioMaeConfig, AudioMaeEncoder
-from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
+from laennec.encoders.base import AudioEncoder, TokenMix
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import BeatsConfig
-from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
+from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsEncoder
 from laennec.encoders.composite import (
     WRAPPERS,
     EnsembleConfig,
@@ -34,12 +34,11 @@ from laennec.encoders.composite import (
     GroupsConfig,
     GroupsEncoder,
     LayersConfig,
-    LayersEncoder,
     Wrapper,
     WrapperConfig,
     at_layers,
 )
-from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
+from laennec.encoders.mobilenet import MobileNetEncoder
 from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
 from laennec.encoders.resnet import ResNetAudioEncoder
 from laennec.encoders.speech import (
@@ -108,29 +107,19 @@ __all__ = [
     "BeatsEncoder",
     "CnnConfig",
     "CnnEncoder",
-    "EncoderOutput",
     "EnsembleConfig",
     "EnsembleEncoder",
-    "GroupsConfig",
-    "GroupsEncoder",
     "LayersConfig",
-    "LayersEncoder",
-    "MobileNetConfig",
-    "MobileNetEncoder",
     "ResNetAudioEncoder",
-    "StatisticsConfig",
-    "StatisticsEncoder",
     "TokenMix",
     "TransformersEncoder",
     "Wrapper",
-    "WrapperConfig",
     "as_encoder",
     "at_layers",
     "config_from_dict",
     "encoder_class",
     "encoder_digest",
     "encoder_from_config",
-    "is_built_in",
     "load_encoder",
     "register_encoder",
     "wrapped",
@@ -213,11 +202,6 @@ def encoder_class(settings: Mapping[str, Any]) -> builtins.type[nn.Module] | Non
     if dotted := settings.get("class"):
         return own.known_class(str(dotted).rpartition(":")[2])
     return ENCODERS.get(str(settings.get("type")))
-
-
-def is_built_in(encoder: nn.Module) -> bool:
-    """Whether an encoder is one of laennec's own, or a user's that was made one already."""
-    return isinstance(encoder, AudioEncoder | own.ModuleEncoder)
 
 
 def wrapped(

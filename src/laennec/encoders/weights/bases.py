@@ -24,6 +24,7 @@ from laennec.encoders.own import build, contains_own, is_own
 from laennec.encoders.weights.checkpoints import out_of_reach, reason, refuse_larger, weight_files
 from laennec.errors import InputError, hub_reason
 from laennec.files import json_text
+from laennec.untrusted import adapters_error
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -118,10 +119,7 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
         f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
     }
     if cached_file(str(name), "adapter_config.json", **hub, **quietly) is not None:
-        raise InputError(
-            f"{name}: has adapters beside its config.json, which can name any other model as their base; a laennec "
-            "model keeps its own in the folder adapter: export the run again"
-        )
+        raise adapters_error(name)
 
 
 def refuse_larger_model(
