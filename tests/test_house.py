@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src" / "laennec"
 # the lowest floor: modules that any room may use
 FOUNDATION = (
     "errors", "extension", "files", "progress", "rendering", "untrusted", "memory", "cache", "model_settings",
-    "terminal", "processes",
+    "terminal", "processes", "sections",
 )  # fmt: skip
 FLOORS = dict.fromkeys(FOUNDATION, 0) | {
     "audio": 1, "corpora": 2, "encoders": 2, "losses": 2, "head": 3, "configuration": 3, "modeling": 4,

@@ -168,7 +168,7 @@ def test_a_study_can_be_planned_in_any_folder(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
 def test_a_search_draws_what_its_recipe_can_have(path):
     """It is named like the recipe of recipes/sprsound that it is for."""
-    space, recipe = Space.read(path), Recipe.from_yaml(ROOT / "recipes" / "sprsound" / path.name)
+    space, recipe = Space.read(path, "search"), Recipe.from_yaml(ROOT / "recipes" / "sprsound" / path.name)
     assert space.trials > 1 and path.read_text().startswith("# ")
     for key, setting in space.space.items():
         for value in setting.choices or [setting.low, setting.high]:

@@ -122,6 +122,25 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     return parse_yaml(read_text(path, MOST_SETTINGS_BYTES))
 
 
+def read_mapping(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, none where it is empty.
+
+    Raises:
+        InputError: It cannot be read, or does not hold keys and values; `what` it should be, and what to do.
+    """
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the {what}: {error.strerror}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot read the {what}: not UTF-8 text; {remedy}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}; {remedy}") from error
+    if not isinstance(values, dict | None):
+        raise InputError(f"{path}: not `key: value` lines, as the {what} must be; {remedy}")
+    return values or {}
+
+
 class _Loader(yaml.SafeLoader):
     """Counts what aliases stand for while the document is put together, before any of it is made."""
 

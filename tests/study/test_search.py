@@ -98,4 +98,4 @@ def test_a_value_that_no_recipe_can_have_is_refused_before_the_first_trial(files
 def test_bad_spaces_are_refused(files, space, words):
     (files / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.raises(InputError, match=words):
-        Space.read(files / "space.yaml")
+        Space.read(files / "space.yaml", "settings to search")

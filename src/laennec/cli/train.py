@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 def _search(recipe: Any, options: argparse.Namespace) -> int:
     from laennec.study.search import Space, search
 
-    found = search(recipe, Space.read(options.search), options.line, options.overwrite, say)
+    found = search(recipe, Space.read(options.search, "settings to search"), options.line, options.overwrite, say)
     say(f"search: {found.folder} ({found.finished} trials finished, {found.stopped} stopped early)")
     say(f"best: {', '.join(f'{key} {value}' for key, value in found.best.items())} ({found.value:.4f} on validation)")
     say(f"next: laennec train {found.folder / 'best.yaml'}")

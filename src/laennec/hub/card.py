@@ -26,7 +26,7 @@ from laennec.hub.evidence import Evidence, read_evidence
 from laennec.rendering import Markdown, code, render_template
 from laennec.training.recipe import LICENCES, CardSettings, Recipe
 from laennec.training.record import read_record, write_record
-from laennec.untrusted import parse_yaml, read_text, read_yaml
+from laennec.untrusted import parse_yaml, read_mapping, read_text
 
 FILE = "README.md"
 EVAL_RESULTS = ".eval_results"
@@ -136,12 +136,10 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
     """Keep the answers of a YAML file in a run's record."""
     path = Path(run) / "run.json"
     record = read_record(path)
-    try:
-        given = read_yaml(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not valid YAML of key: text ({' '.join(str(error).split())})") from error
-    if not isinstance(given, dict) or not given:
-        raise InputError(f"{file}: answers are a mapping of keys to texts, e.g. licence: apache-2.0")
+    remedy = "answers are a mapping of keys to texts, e.g. licence: apache-2.0"
+    given = read_mapping(file, "answers", remedy)
+    if not given:
+        raise InputError(f"{file}: holds no answers; {remedy}")
     given = given["card"] if set(given) == {"card"} and isinstance(given["card"], dict) else given
     try:
         card_settings(record, given)

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StrictInt
 
 from laennec.errors import InputError, did_you_mean
+from laennec.sections import Section
 from laennec.training.recipe import Recipe, recipe_folder
 
 _LABEL_FRACTION = "corpus.label_fraction"
@@ -26,40 +26,6 @@ _NOT_PRETRAINING = (
     *(_LABEL_FRACTION, "corpus.label_draw", "encoder.trainable", "encoder.train_last_layers", "encoder.lora"),
 )
 CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> name in tables
-
-
-class Section(BaseModel):
-    """A mapping of known keys in a YAML file; an unknown key is an error that names the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, values: Any) -> Any:
-        for key in values if isinstance(values, Mapping) else ():
-            if key not in cls.model_fields:
-                raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), cls.model_fields, cutoff=0)}")
-        return values
-
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read a YAML file."""
-        try:
-            return cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise InputError(f"{path}: cannot read: {error.strerror}; give the path of a YAML file") from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            text = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "model_type":
-                text = f"is {first['input']!r:.80}; it must be keys and values"
-            elif text.startswith("Input should be"):
-                text = f"is {first['input']!r:.80}; it must{text.removeprefix('Input should')}"
-            raise InputError(
-                ": ".join(map(str, filter(None, [path, ".".join(map(str, first["loc"])), text])))
-            ) from error
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _as_list(value: Any) -> Any:
@@ -246,7 +212,7 @@ def find_study(name: str | Path) -> Path:
 def load_study(path: str | Path) -> Study:
     """Read a study, by its path or its name in the package, and every recipe that it names."""
     named, path = Path(path), find_study(path)
-    content = _StudyFile.read(path)
+    content = _StudyFile.read(path, "study")
     name = content.name or path.stem
     output = content.output_dir or Path("runs") / "studies" / name
     axes = {axis: _axis(axis, values, path) for axis, values in content.axes.items()}

@@ -23,7 +23,7 @@ from laennec.corpora.load import protocol_of
 from laennec.corpora.splits import protocol_named
 from laennec.errors import InputError, did_you_mean
 from laennec.files import atomic_write, try_lock
-from laennec.study.plan import Section
+from laennec.sections import Section
 from laennec.training.recipe import Recipe, setting_keys
 from laennec.training.record import read_record, write_record
 from laennec.training.run import train

@@ -74,7 +74,7 @@ def test_an_override_of_a_section_replaces_the_settings_that_it_names(tmp_path):
         ("train: {epochs: many}", r"train.epochs is 'many'; it must be a valid integer"),
         ("train: {epochs: true}", r"train.epochs is True; it must be a valid integer"),
         ("train: 5", r"train is a group of settings"),
-        ("- a\n- b", r"not a recipe, which is a YAML file"),
+        ("- a\n- b", r"not `key: value` lines, as the recipe must be"),
         ("a: [", r"not valid YAML"),
         ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("target: {problem_type: multi_label}\nloss: {task: ce}", r"a multi_label head needs bce"),

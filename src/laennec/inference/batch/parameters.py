@@ -5,28 +5,28 @@ Decisions: one YAML file. `settings` are the chosen values, which `--parameters`
 of another. There is no time stamp: the same run writes the same file.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 
 from laennec.audio.segmentation import BreathSegmentation
 from laennec.errors import InputError
 from laennec.files import atomic_write
-from laennec.untrusted import read_yaml
+from laennec.sections import Section
+from laennec.untrusted import read_mapping
 
 PARAMETERS = "laennec.parameters.yaml"
 _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as defaults; flags override them.\n"
 
 
-class Settings(BaseModel):
+class Settings(Section):
     """The settings of a prediction; None for a setting that was not given."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True, frozen=False)  # predict fills in what the model decides
 
     window_s: float | None = None  # length of a window in seconds
     hop_s: float | None = None  # time from the start of one window to the start of the next, in seconds
@@ -67,36 +67,15 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
     """Read the settings of an earlier prediction."""
-    try:
-        content = read_yaml(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the parameters ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{path}: not valid YAML ({reason}); give the {PARAMETERS} of an earlier prediction"
-        ) from error
-    settings = content.get("settings") if isinstance(content, dict) else None
+    remedy = f"give the {PARAMETERS} of an earlier prediction"
+    content = read_mapping(path, "parameters", remedy)
+    settings = content.get("settings")
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: has no `settings`; give the {PARAMETERS} of an earlier prediction")
-    try:
-        chosen = Settings.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from error
+        raise InputError(f"{path}: has no `settings`; {remedy}")
+    chosen = Settings.checked(settings, path)
     model = content.get("model")
     fingerprint = model.get("fingerprint") if isinstance(model, dict) else None
     return chosen, fingerprint if isinstance(fingerprint, str) else None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    name, known = str(problem["loc"][0]), list(Settings.model_fields)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"unknown setting {name!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-        )
-    return f"{name} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}; correct it"
 
 
 def write_parameters(path: Path, settings: Settings, model: Mapping[str, Any], applied: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 import laennec
 from laennec.errors import InputError, did_you_mean
-from laennec.untrusted import parse_yaml, read_yaml
+from laennec.untrusted import parse_yaml, read_mapping
 
 # keys of the first edition -> today's
 OLD_KEYS = {
@@ -84,20 +84,7 @@ def groups_of(model: type[BaseModel]) -> set[str]:
 
 def read_values(path: Path) -> dict[str, Any]:
     """The plain values of a recipe file."""
-    try:
-        values = read_yaml(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the recipe: {error.strerror}; give the path of a YAML recipe") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the recipe is not UTF-8 text; give a YAML recipe") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: not a recipe, which is a YAML file of `key: value` lines; start from `laennec recipes copy NAME`"
-        )
-    return values
+    return read_mapping(path, "recipe", "give a YAML recipe, or start from `laennec recipes copy NAME`")
 
 
 def full_key(model: type[BaseModel], name: str, step: str = "train") -> str:
