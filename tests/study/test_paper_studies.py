@@ -74,9 +74,8 @@ def small(study, corpora, tiny_ast, shared_root, place):
         settings = dict(cell.settings) | stand_ins(recipe, corpora, tiny_ast, shared_root)
         settings.pop("corpus.label_fraction", None)
         cells.append(dataclasses.replace(cell, settings=settings))
-    return dataclasses.replace(
-        study, cells=tuple(cells), output_dir=place / "runs", results=place / "results.json", baseline=None
-    )
+    places = {"output_dir": place / "runs", "results": place / "results.json"}
+    return study.model_copy(update={"cells": tuple(cells), "baseline": None, **places})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -44,6 +44,12 @@ def two_runs(tiny_recipe, tmp_path_factory):
     return [folder / "0", folder / "1"]
 
 
+def study_of(cells, output_dir, results, **more):
+    """A study of these trainings, compared by the ICBHI score."""
+    places = {"output_dir": output_dir, "results": results, "ensembles": ()}
+    return Study.model_construct(name="s", cells=cells, figures=("icbhi.Score",), **places | more)
+
+
 def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [read(run / "run.json") for run in two_runs]
@@ -53,7 +59,7 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
         write_record(tmp_path / "out" / "tiny" / f"{seed}.cost.json", {"train": took, "evaluate": took})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(records[0]["config"]))
     cells = tuple(Cell("tiny", Path("tiny.yaml"), k, scores=(Score(),)) for k in range(2))
-    study = Study("s", "", Path("out"), Path("s.json"), None, cells, ("tiny",), ("icbhi.Score",))
+    study = study_of(cells, Path("out"), Path("s.json"), ensembles=("tiny",))
     said = []
     done = run_study(study, say=said.append)
     assert not done.failed and done.runs[-1] == Path("out/tiny-ensemble/2"), (done, said)
@@ -147,7 +153,7 @@ def test_an_unfinished_study_may_lack_its_baseline(two_runs, tmp_path, baseline,
     runs = [Path(shutil.copytree(run, tmp_path / "tiny" / run.name)) for run in two_runs]
     wanted = [("tiny", 0), ("tiny", 1), ("later", 0)]
     cells = tuple(Cell(name, Path("-"), n, scores=(Score(),)) for name, n in wanted)
-    study = Study("s", "", tmp_path, tmp_path / "part.json", baseline, cells, (), ("icbhi.Score",))
+    study = study_of(cells, tmp_path, tmp_path / "part.json", baseline=baseline)
     content = read(gather(study, runs))
     compared = content["methods"]["test"]
     assert content["study"]["baseline"] == baseline and compared["baseline"] == said
@@ -164,7 +170,7 @@ def test_a_count_that_a_kill_left_open_is_closed_by_the_same_command(two_runs, t
     open_count = [record["evaluations"][0] | {"coming": str(run / "evaluation-test")}]
     write_record(run / "run.json", record | {"evaluations": open_count})
     cell = Cell("tiny", tmp_path / "tiny.yaml", 0, scores=(Score(),))
-    state = run_study(Study("s", "", tmp_path / "out", tmp_path / "s.json", "tiny", (cell,), (), ("icbhi.Score",)))
+    state = run_study(study_of((cell,), tmp_path / "out", tmp_path / "s.json", baseline="tiny"))
     assert state.runs == [run] and read(run / "run.json") == record
 
 
@@ -176,7 +182,7 @@ def test_a_cell_of_another_process_is_left_to_it(two_runs, tmp_path, monkeypatch
     results.rename(tmp_path / "kept")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(read(two_runs[0] / "run.json")["config"]))
     cells = tuple(Cell("tiny", tmp_path / "tiny.yaml", k, scores=(Score(),)) for k in range(2))
-    study = Study("s", "", tmp_path / "out", tmp_path / "s.json", None, cells, (), ("icbhi.Score",))
+    study = study_of(cells, tmp_path / "out", tmp_path / "s.json")
     run_all = study_run._run_all
 
     def beside(*arguments):

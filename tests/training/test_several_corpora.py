@@ -133,7 +133,7 @@ def test_patients_of_pre_training_are_found_in_the_test_split_of_their_corpus(se
 
 def test_a_study_refuses_a_run_whose_second_corpus_has_changed(run, settings, tmp_path):
     class Planned:
-        output_dir, own_splits = run.parent, False
+        output_dir, splits = run.parent, "shared"
 
     class Cell:
         name, settings, method, seed, fold, pretrained_as = run.name, {}, "both", 0, None, ""

@@ -110,9 +110,11 @@ class _StudyFile(Section):
         tuple[Annotated[_Method, _as_mapping("recipe")], ...], BeforeValidator(_as_list), Field(min_length=1)
     ]
     name: str | None = None
-    description: str = ""
+    description: str = ""  # one sentence
     output_dir: Path | None = None
     results: Path | None = None
+    # the method that the others are compared with. Without the axes in its name it stands for the method with the same
+    # values of the axes as each other one
     baseline: str | None = None
     seeds: _Numbers = (0,)
     folds: _Numbers | None = None
@@ -120,9 +122,10 @@ class _StudyFile(Section):
     evaluate: _Evaluate = _Evaluate()
     axes: dict[str, Any] = Field(default_factory=dict)
     ensembles: _Names = ()
-    figures: tuple[str, ...] = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")
-    splits: Literal["shared", "own"] = "shared"
-    published: Published | None = None
+    figures: tuple[str, ...] = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")  # names of the metrics in tables
+    splits: Literal["shared", "own"] = "shared"  # "own": each seed draws its own split
+    published: Published | None = None  # published numbers, for the table beside ours
+    # size and source of corpora, by Hub repository or last folder of corpus.data_dir
     data: dict[str, Data] = Field(default_factory=dict)
 
 
@@ -157,24 +160,14 @@ class Cell:
         return f"{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
 
 
-@dataclass(frozen=True)
-class Study:
-    """The content of a study file."""
+class Study(_StudyFile):
+    """The content of a study file, and the trainings that follow from it."""
 
     name: str  # for folders and tables
-    description: str  # one sentence
     output_dir: Path  # folder of the runs
     results: Path  # the results file, from which tables are rendered
-    # the method that the others are compared with. Without the axes in its name it stands for the method with the same
-    # values of the axes as each other one
-    baseline: str | None
-    cells: tuple[Cell, ...]  # the trainings, in the order of the file
     ensembles: tuple[str, ...]  # methods whose runs also form an ensemble
-    figures: tuple[str, ...]  # names of the metrics in tables
-    own_splits: bool = False  # whether each seed draws its own split
-    published: Published | None = None  # published numbers, for the table beside ours
-    # size and source of corpora, by Hub repository or last folder of corpus.data_dir
-    data: Mapping[str, Data] = field(default_factory=dict)
+    cells: tuple[Cell, ...]  # the trainings, in the order of the file
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -221,8 +214,7 @@ def load_study(path: str | Path) -> Study:
     if twins := [folder for folder in folders if folders.count(folder) > 1]:
         raise InputError(f"{path}: two runs are called {twins[0]!r}; give each method another name, and each seed once")
     methods = list(dict.fromkeys(cell.method for cell in cells))
-    own_splits = content.splits == "own"
-    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, cells, own_splits))}
+    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, cells, content.splits == "own"))}
     ensembles = content.ensembles
     if ensembles == "all":
         ensembles = tuple(method for method in methods if method not in reasons)
@@ -234,20 +226,15 @@ def load_study(path: str | Path) -> Study:
             raise InputError(f"{path}: ensembles: the runs of {method!r} {reasons[method]}; remove it from ensembles")
     for method in content.published.values if content.published else ():
         _refuse_unknown_method(method, methods, path)
-    return Study(
-        name,
-        content.description,
-        output,
+    found = {
+        "name": name,
+        "output_dir": output,
         # a study of the package leaves its results with its runs, wherever it is called
-        (path == named and content.results) or output / "results.json",
-        content.baseline,
-        tuple(cells),
-        ensembles,
-        content.figures,
-        own_splits,
-        content.published,
-        content.data,
-    )
+        "results": (path == named and content.results) or output / "results.json",
+        "ensembles": ensembles,
+        "cells": tuple(cells),
+    }
+    return Study.model_construct(**{**dict(content), **found})
 
 
 def _refuse_unknown_method(name: str, methods: Sequence[str], path: Path) -> None:

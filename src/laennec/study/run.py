@@ -190,7 +190,7 @@ def _overrides(study: Study, cell: Cell) -> dict[str, Any]:
     given = dict(cell.settings) | {"name": cell.method, "seed": cell.seed}
     if cell.fold is not None:
         given["corpus.fold"] = cell.fold
-    if study.own_splits:
+    if study.splits == "own":
         given["corpus.split_seed"] = cell.seed
     if "corpus.label_fraction" in given:
         given["corpus.label_draw"] = cell.seed
