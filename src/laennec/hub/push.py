@@ -6,7 +6,6 @@ without its front end. A card with open questions is not pushed.
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,7 +18,7 @@ from laennec.hub import MODEL_FILES, export_format
 from laennec.hub.card import FILE as CARD
 from laennec.hub.card import HOW_TO_ANSWER, check_publishable, describe_questions, render_card, write_card
 from laennec.hub.export import export_run
-from laennec.hub.upload import PAUSES_S, TIMEOUT_S, Uploaded, check_repo_name, find_token, upload
+from laennec.hub.upload import TIMEOUT_S, Uploaded, check_repo_name, find_token, upload
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record
 from laennec.untrusted import leads_outside
@@ -36,47 +35,21 @@ def push(
     revision: str | None = None,
     public: bool = False,
     license: str | None = None,
-    token: str | None = None,
     message: str | None = None,
     timeout_s: float = TIMEOUT_S,
-    pauses_s: Sequence[float] = PAUSES_S,
 ) -> Uploaded:
     """Push a run, or a folder that was exported from one.
 
-    Args:
-        source: A run's folder, or an exported one.
-        repo: OWNER/NAME; created, private, if it does not exist.
-        format: As for `export_run`; None for "full", or for an exported folder as it is.
-        base: Path of the base model of a head-only run.
-        base_name: Hub id of the base model, for a head or adapters.
-        base_revision: Commit, tag or branch of the base model.
-        revision: The branch to push to; None for main.
-        public: Whether to make the repository public after the upload.
-        license: The licence on the card.
-        token: None for HF_TOKEN or the token of the login.
-        message: Commit message.
-        timeout_s: Time limit of a request, in seconds.
-        pauses_s: Pauses before the repetitions of a request, in seconds.
+    The arguments are the flags of `laennec push`, and those of `upload` and `export_run`; without a format, a run is
+    exported in full, and an exported folder is pushed as it is.
     """
     check_repo_name(repo)
-    find_token(repo, token)
+    find_token(repo)
     folder, run = _exported(Path(source), format, base, base_name, base_revision, license)
     _check_loadable(folder)
     _write_card(run, folder, repo, license)
-    files, left = _files_of(folder)
-    done = upload(
-        folder,
-        files,
-        repo,
-        revision=revision,
-        public=public,
-        replaces=MODEL_FILES,
-        token=token,
-        message=message or f"Push {run.name if run else folder.name} with laennec",
-        timeout_s=timeout_s,
-        pauses_s=pauses_s,
-    )
-    return replace(done, left=tuple(left))
+    message = message or f"Push {run.name if run else folder.name} with laennec"
+    return _uploaded(folder, repo, revision=revision, public=public, message=message, timeout_s=timeout_s)
 
 
 def push_model(
@@ -123,18 +96,8 @@ def push_model(
             (folder / CARD).write_text(_CARD_WITHOUT_RUN, encoding="utf-8")
         else:
             _write_card(run, folder, repo, None)
-        files, left = _files_of(folder)
-        done = upload(
-            folder,
-            files,
-            repo,
-            revision=revision,
-            public=not private,
-            replaces=MODEL_FILES,
-            token=token,
-            message=message or "Push a model with laennec",
-        )
-    return replace(done, left=tuple(left))
+        message = message or "Push a model with laennec"
+        return _uploaded(folder, repo, revision=revision, public=not private, token=token, message=message)
 
 
 _CARD_WITHOUT_RUN = """---
@@ -218,6 +181,12 @@ def _write_card(run: Path | None, folder: Path, repo: str, license: str | None) 
     if run is not None:
         write_card(run, folder, repo=repo, license=license)
     check_publishable(folder)
+
+
+def _uploaded(folder: Path, repo: str, **settings: Any) -> Uploaded:
+    """Upload the files of a model in a folder; settings of `upload`."""
+    files, left = _files_of(folder)
+    return replace(upload(folder, files, repo, replaces=MODEL_FILES, **settings), left=tuple(left))
 
 
 def _files_of(folder: Path) -> tuple[list[str], list[str]]:
