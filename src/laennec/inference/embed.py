@@ -73,9 +73,10 @@ class Embedder:
         if layer is not None:
             if predictor.backend.name == "onnx":
                 raise InputError(f"layer {layer}: an ONNX file has no layers to take out; choose backend torch")
-            from laennec.inference.layers import layer_embedder
+            from laennec.training.embeddings import embed_waveforms
 
-            self._embed = layer_embedder(predictor.model, predictor.extractor, layer)
+            extractor = predictor.extractor
+            self._embed = partial(embed_waveforms, _at_layer(predictor.model, layer, extractor.feature_size), extractor)
 
     def __call__(
         self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
@@ -101,6 +102,23 @@ class Embedder:
             "backend": predictor.backend.name,
             "spans": dict(spans),
         }
+
+
+def _at_layer(model: Any, layer: int, mels: int) -> Any:
+    """A model whose embedding is the mean over the tokens of a layer, counted from 1, or from -1 at the end."""
+    from laennec.configuration import LaennecConfig
+    from laennec.encoders import at_layers
+    from laennec.encoders.adapters import layers_path
+    from laennec.modeling import LaennecForAudioClassification
+
+    if layers_path(model.encoder) is None:
+        raise InputError(f"layer {layer}: this encoder has no stack of layers; leave layer out")
+    try:
+        encoder = at_layers(model.encoder, [layer], mels=mels)
+    except InputError as error:
+        raise InputError(f"{error}; or leave layer out") from error
+    config = LaennecConfig(encoder_config=encoder.config, concatenated_context=model.config.concatenated_context)
+    return LaennecForAudioClassification(config, encoder).to(model.device).eval()
 
 
 def embed(
