@@ -259,6 +259,12 @@ def test_an_interruption_is_130(monkeypatch, capsys):
     assert "run the same command again" in said(capsys)[1]
 
 
+def test_a_system_without_alarms_runs_commands(monkeypatch, capsys):
+    for name in ("SIGALRM", "setitimer"):
+        monkeypatch.delattr(f"signal.{name}")
+    assert main(["recipes"]) == 0 and "sprsound/" in said(capsys)[0]
+
+
 def test_no_garbage_is_collected_once_a_command_has_ended():
     code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import laennec.cli.main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
