@@ -152,6 +152,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         else:
             module = load_encoder(encoder, type=type, revision=revision, **(encoder_config or {}))
             base = base or encoder
+        revision = getattr(module.config, "_commit_hash", None) or revision  # a wrapper's configuration has none
         module = wrapped(module, group_frames, group_step, layers, combine_layers, mels)
         if features is not None:
             settings |= {"sampling_rate": features.sampling_rate, "features_fingerprint": features.fingerprint()}
@@ -160,7 +161,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             problem_type=problem_type,
             frozen_encoder=trainable == "frozen",
             base_model_name_or_path=None if base is None else str(base),
-            base_model_revision=getattr(module.config, "_commit_hash", None) or revision,
+            base_model_revision=revision,
             encoder_digest=encoder_digest(module) if trainable == "frozen" else None,
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},

@@ -19,6 +19,23 @@ from runs import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("crackle", "wheeze")
+# enters the model tester/entered in a process of its own, for the address of the Hub is read when one starts
+ENTERS = """
+import sys
+import laennec.evaluation.evaluate
+from laennec.benchmark.definitions import BENCHMARKS, Benchmark, FixedSplit
+from laennec.cli.main import main
+from laennec.corpora import load_corpus, provenance
+laennec.evaluation.evaluate.write_report = lambda *_: None
+data, out = sys.argv[1:]
+splits = load_corpus("synthetic", data, protocol="patient-60-20-20")
+found = provenance(splits)["part_fingerprints"]
+train, test = (FixedSplit(found[name], len(splits[name])) for name in ("train", "test"))
+tests = {"test": test, "test_inter": FixedSplit("0" * 64, 7)}
+BENCHMARKS["tiny"] = Benchmark("tiny", 1, "a small corpus", "synthetic", "patient-60-20-20", train, tests)
+words = ["benchmark", "tiny", "tester/entered", "--data-dir", data, "--out", out, "--trained-on", "synthetic, train"]
+sys.exit(main([*words, "--selection", "validation patients"]))
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -218,6 +235,12 @@ def test_what_a_model_was_chosen_on_is_as_declared(run, enter, monkeypatch, caps
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     code, _ = enter(run / "model")
     assert code == 0 and "selection set: validation patients" in capsys.readouterr().out
+
+
+def test_a_model_of_the_hub_is_entered_with_its_commit(run, hub, user, small_corpus, tmp_path):
+    repo = hub.add("tester/entered", run / "model")
+    user.runs(ENTERS, small_corpus, tmp_path / "result.json").done()
+    assert read_result(tmp_path / "result.json").source.revision == repo.branches["main"]
 
 
 def test_a_model_that_was_trained_elsewhere_or_predicts_other_labels_is_refused(enter, run, tiny, monkeypatch, capsys):

@@ -128,6 +128,15 @@ def test_a_head_pulls_its_base_from_the_hub_and_takes_no_other(pushed_run, relea
     stray.refused("not the encoder this head was trained on", "somebody/mn04", "at revision main")
 
 
+def test_what_is_made_around_an_encoder_of_the_hub_names_its_commit(hub, user, tmp_path):
+    load_encoder(None, type="cnn", channels=[4, 8]).save_pretrained(tmp_path / "base")
+    base = hub.add("somebody/cnn", tmp_path / "base")
+    made = "import json, laennec; kind = laennec.LaennecForAudioClassification; made = kind.from_encoder('somebody/cnn'"
+    for more in ("", ", layers=[1]"):
+        script = f"{made}{more}); print(json.dumps(made.config.base_model_revision))"
+        assert user.runs(script).json() == base.branches["main"]
+
+
 def test_wrong_use_is_one_line(pushed_run, breath, hub, user, tmp_path):
     bare = shutil.copytree(pushed_run / "model", tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()

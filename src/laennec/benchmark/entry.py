@@ -22,6 +22,7 @@ from laennec.benchmark.submission import LABELS, is_submission, read_submission
 from laennec.corpora.base import column_of
 from laennec.corpora.load import provenance
 from laennec.corpora.splits import fingerprint
+from laennec.encoders import hub_commit
 from laennec.errors import InputError
 from laennec.evaluation.baselines import sound_facts
 from laennec.evaluation.evaluate import UNKNOWN_SELECTION, load_model, score
@@ -172,6 +173,7 @@ def _of_model(
     """The scores of a model, and what a result says of it."""
     name = source or laennec.DEFAULT_MODEL
     model, extractor = load_model(name)
+    revision = hub_commit(name)  # at once: the repository can go on while the model is scored
     labels, several = model.config.label_names, model.config.is_multi_label
     if set(labels) != set(LABELS if several else CLASSES):
         raise InputError(
@@ -184,7 +186,6 @@ def _of_model(
             done = score(name, split=split, corpus=corpus, out=Path(folder) / split, command=command)
             table = pd.read_parquet(done.folder / "predictions.parquet")
             scored[split] = _split_scores(done.evaluation, split, table, True), done.summary
-    revision = getattr(model.config, "_commit_hash", None)
     return {
         "source": {"kind": "model", "revision": revision, "sha256": fingerprint_of(model, extractor)},
         "decisions": "thresholds of the model" if several else "most probable class",

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import hashlib
 import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from laennec.encoders import own
 from laennec.encoders.ast import AstEncoder
@@ -319,8 +319,8 @@ def _config_of(
                 config = _configuration(kind, values, overrides)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
-            # private: transformers keeps a model's commit there, and nowhere else
-            config._commit_hash = _commit_of(source, revision)
+            # what is trained on the encoder names its commit, as transformers' configurations once did
+            config._commit_hash = hub_commit(source, revision)
             return encoder, config
     known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)
     raise InputError(f"{source}: holds a {model_type!r} model, which is not a supported encoder; give one of {known}")
@@ -336,13 +336,11 @@ def saved_config(source: str | Path, revision: str | None) -> dict[str, Any]:
     return dict(values)
 
 
-def _commit_of(source: str | Path, revision: str | None) -> str | None:
-    """The commit of the Hub that a source was fetched at, which what is trained on it names; None for a folder."""
+def hub_commit(source: str | Path, revision: str | None = None) -> str | None:
+    """The commit of the Hub that a model was fetched at; None for a folder."""
     if Path(source).is_dir():
         return None
-    file = cached_file(str(source), CONFIG_NAME, revision=revision)
-    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(str(file)).as_posix())
-    return found[1] if found else None
+    return extract_commit_hash(cached_file(str(source), CONFIG_NAME, revision=revision), None)
 
 
 @contextlib.contextmanager
