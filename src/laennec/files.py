@@ -8,6 +8,7 @@ judge them by. A link is replaced, never written through.
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -93,6 +94,11 @@ def json_text(value: Any, **settings: Any) -> str:
         return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     except ValueError as error:
         raise InputError(f"not written as JSON ({error}); check the model and the data for such numbers") from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
 
 
 def writing_error(path: str | Path, error: BaseException) -> InputError | None:

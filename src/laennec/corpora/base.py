@@ -7,8 +7,6 @@ TABLE_VERSION when a rule of this folder changes. The corpus fingerprint covers 
 the folder or adding a table of patients leaves it as it is.
 """
 
-import hashlib
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +33,7 @@ from laennec.corpora.recordings import (
 )
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.files import wait_for_lock
+from laennec.files import digest, wait_for_lock
 
 TABLE_VERSION = "1.0.1"
 ABNORMAL = "abnormal"
@@ -401,11 +399,6 @@ def class_names(table: Any, column: str) -> list[str]:
 def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEATURES) -> pa.Table:
     """Rows as an Arrow table of exactly these features; ClassLabels are integers already."""
     return pa.Table.from_pylist(rows, schema=features.arrow_schema)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_arrow(path: Path) -> datasets.Dataset | None:

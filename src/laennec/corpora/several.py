@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laennec.audio.cycles import LABELS
-from laennec.corpora.base import CYCLE_FEATURES, class_names, column_of, digest
+from laennec.corpora.base import CYCLE_FEATURES, class_names, column_of
 from laennec.corpora.copies import files_of
 from laennec.corpora.load import described, provenance
 from laennec.corpora.splits import WITH_FOLDS, fingerprint, split_rank
 from laennec.errors import InputError
+from laennec.files import digest
 
 _FEATURES = datasets.Features({**CYCLE_FEATURES, "corpus": datasets.Value("string")})
 _IDS = ("cycle_id", "recording_id", "patient_id")

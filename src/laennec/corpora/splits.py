@@ -9,7 +9,6 @@ purpose, name): the order of rows and the versions of libraries change nothing.
 
 import difflib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import pandas as pd
 
 from laennec.corpora.leaks import LeakReport, Pair, leak_check, metadata_frame, refuse_leaks, some
 from laennec.errors import InputError
+from laennec.files import digest
 
 Unit = Literal["patient", "recording", "cycle"]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -182,8 +182,7 @@ def split_table(
 
 def fingerprint(splits: Mapping[str, Iterable[str]]) -> str:
     """SHA-256 over the sorted cycle ids of every split: the order of rows and of splits does not matter."""
-    canonical = json.dumps({name: sorted(ids) for name, ids in splits.items()}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    return digest({name: sorted(splits[name]) for name in sorted(splits)})
 
 
 def assign_groups(

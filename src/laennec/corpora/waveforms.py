@@ -7,7 +7,6 @@ lengths, named by the hash of everything that made them: the audio, the spans, t
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from laennec.audio.streaming import open_recording, passing_cycles
 from laennec.cache import cache_root, hash_files, new_entry, whole_bytes
 from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.errors import InputError
-from laennec.files import try_lock, wait_for_lock
+from laennec.files import digest, try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import open_regular
 
@@ -95,14 +94,14 @@ class CycleWaveforms(Sequence[Waveform]):
     def _shard_path(self, audio_sha256: str, spans: tuple[Span, ...]) -> Path:
         filter_key = None if self.filter is None else [self.filter.kind, self.filter.cutoff_hz, self.filter.order]
         made_of = [WAVEFORM_VERSION, audio_sha256, spans, self.sampling_rate, filter_key]
-        digest = hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()
-        return self._folder / digest[:2] / f"{digest}.f32"
+        name = digest(made_of)
+        return self._folder / name[:2] / f"{name}.f32"
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of what the waveforms of all rows are made of, in order: the key for whatever comes of them."""
         rows = [[self._shards[shard].path.stem, int(span)] for shard, span in self._places]
-        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+        return digest(rows)
 
     def __len__(self) -> int:
         return len(self._places)
