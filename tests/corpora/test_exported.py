@@ -16,7 +16,7 @@ from exported_corpora import Small, hashes
 
 from laennec.cache import sha256_of
 from laennec.corpora import export_corpus, load_corpus, provenance
-from laennec.corpora.hub.exported import MANIFEST, check_export, safe_name
+from laennec.corpora.hub.exported import MANIFEST, safe_name
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -123,8 +123,6 @@ def test_a_changed_byte_is_noticed_before_and_after_it_was_read_once(copy: Path,
     for cache in (tmp_path, tmp_path / "other"):
         with pytest.raises(InputError, match=r"corpus-00000.parquet: not the file that was exported"):
             load(copy, cache)
-    with pytest.raises(InputError, match="not the file that was exported"):
-        check_export(copy)
 
 
 def test_what_is_no_parquet_is_named(copy: Path, tmp_path: Path) -> None:
@@ -295,21 +293,3 @@ def test_links_in_a_corpus_are_never_written_and_those_that_lead_out_of_it_not_f
     restored = load(made.folder, tmp_path)
     assert [p for p in restored["recording_path"] if p.endswith("home/four.wav") and not Path(p).is_symlink()]
     assert provenance(restored)["corpus_fingerprint"] == made.manifest["corpus_fingerprint"]
-
-
-def test_what_was_put_into_an_export_is_found_before_it_is_pushed(copy: Path, tmp_path: Path) -> None:
-    assert check_export(copy)["corpus"] == "folder"
-    for name, words in (("copy.py", "no file of this export"), ("cycles/more.parquet", "no file of this export")):
-        (copy / name).write_text("print()")
-        with pytest.raises(InputError, match=words):
-            check_export(copy)
-        (copy / name).unlink()
-    secret = tmp_path / "secret"
-    secret.write_text("my token")
-    (copy / "README.md").unlink()
-    (copy / "README.md").symlink_to(secret)
-    with pytest.raises(InputError, match="a link"):
-        check_export(copy)
-    (copy / "README.md").unlink()
-    with pytest.raises(InputError, match="needs its card"):
-        check_export(copy)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from laennec.corpora.hub.exported import ADDRESS, CARD, CONFIGS, MANIFEST, check_export
+from laennec.corpora.hub.exported import ADDRESS, CARD, CONFIGS, MANIFEST, read_manifest
 from laennec.errors import InputError
 from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, send, upload
 
@@ -56,10 +56,10 @@ def push_corpus(
     may_redistribute: bool = False,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> str:
-    """Upload an export to a data set repository of the Hub in one commit; the repository is made if it is not there."""
+    """Upload a new export to a data set repository of the Hub in one commit; the repository is made if need be."""
     check_target(repo, public, may_redistribute)
     folder = Path(folder).expanduser().absolute()
-    manifest = check_export(folder)
+    manifest = read_manifest(folder)
     upload(
         folder,
         sorted({*manifest["files"], MANIFEST, CARD}),

@@ -70,21 +70,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_export(folder: Path) -> dict[str, Any]:
-    """Check that a folder holds an export as it was written, and no other file; returns its manifest."""
-    manifest = read_manifest(folder)
-    _check_hashes(folder, manifest["files"], None)
-    known = {*manifest["files"], MANIFEST, CARD}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_dir() or name in known):
-            what = "a link" if path.is_symlink() else "no file of this export"
-            raise InputError(f"{path}: {what}; remove it, or export into another folder")
-    if not (folder / CARD).is_file():
-        raise InputError(f"{folder / CARD}: missing, and a data set needs its card; export again")
-    return manifest
-
-
 def safe_name(name: str) -> bool:
     """Whether a relative path means one file below a folder on every system, and can be shown on one line."""
     parts, windows = name.split("/"), PureWindowsPath(name)
