@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # slow to import
     import datasets
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
-_UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
-# of what an archive may unpack to: its own size so many times, but always one GiB
+FILE_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")  # of what an archive or an export may unpack to
+# how much an archive may unpack to: its own size so many times, but always one GiB
 _MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000
 
 
@@ -239,7 +239,7 @@ def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.Z
         if name.startswith("/") or ".." in parts or (parts and ":" in parts[0]) or "\0" in name or link:
             raise InputError(f"{archive}: member {info.filename!r} would leave the folder; do not use this archive")
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if info.is_dir() or hidden or PurePosixPath(name).suffix.lower() not in _UNPACKED_SUFFIXES:
+        if info.is_dir() or hidden or PurePosixPath(name).suffix.lower() not in FILE_SUFFIXES:
             continue
         if "/".join(parts) in members:
             raise InputError(f"{archive}: two members are called {name!r}; unpack it yourself and keep the right one")

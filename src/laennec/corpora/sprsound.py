@@ -45,7 +45,7 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "test_inter": (("test_inter/wav", "test_inter/json"), ("test2022_wav", "test2022_json/inter_test_json")),
 }
 _name = attrgetter("name")  # of files of one folder, which sort ten times faster than by paths
-_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>[0-9.]+)_(?P<sex>[01])_(?P<location>p[0-9]+)_[0-9]+")
+_NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>[0-9]+\.?[0-9]*|\.[0-9]+)_(?P<sex>[01])_(?P<location>p[0-9]+)_[0-9]+")
 
 
 class SprSound(Corpus):
@@ -237,10 +237,6 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 def _recording(path: Path, sounds: dict[str, Path], split: str, level: str) -> AnnotatedRecording | str:
     match = _NAME.fullmatch(path.stem)
-    try:
-        age = float(match["age"]) if match else None
-    except ValueError:
-        match = None
     if match is None:
         return f"{path}: not an SPRSound name (patient_age_sex_location_number); rename or remove it"
     return AnnotatedRecording(
@@ -250,7 +246,7 @@ def _recording(path: Path, sounds: dict[str, Path], split: str, level: str) -> A
         annotation_path=path,
         chest_location=match["location"],
         device=DEVICE,
-        age_years=age,
+        age_years=float(match["age"]),
         sex={"0": "M", "1": "F"}[match["sex"]],
         whole=level == "record",
         split=split,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laennec.cache import cache_root, cached_folder, hash_files
-from laennec.corpora.recordings import AUDIO_SUFFIXES, refuse_large, require_room
+from laennec.corpora.recordings import FILE_SUFFIXES, refuse_large, require_room
 from laennec.errors import InputError, hub_reason
 from laennec.files import writing_error
 from laennec.untrusted import read_json
@@ -35,7 +35,6 @@ _COLUMNS = {
     "recordings": {"source_path": pa.string(), "audio": AUDIO_TYPE},
     "annotations": {"source_path": pa.string(), "content": pa.binary()},
 }
-_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
 
 
 def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
@@ -74,7 +73,7 @@ def safe_name(name: str) -> bool:
     """Whether a relative path means one file below a folder on every system, and can be shown on one line."""
     parts, windows = name.split("/"), PureWindowsPath(name)
     inside = not {"", ".", ".."} & set(parts) and not windows.drive and not windows.root and "\\" not in name
-    return inside and name.isprintable() and parts[-1].lower().endswith(_SUFFIXES)
+    return inside and name.isprintable() and parts[-1].lower().endswith(FILE_SUFFIXES)
 
 
 def _check_hashes(folder: Path, files: Mapping[str, Mapping[str, Any]], cache_dir: str | Path | None) -> None:
