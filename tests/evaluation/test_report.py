@@ -235,14 +235,15 @@ def test_pages_open_in_a_browser_without_errors(page, hostile, tmp_path):
             assert seen["images"] and set(seen["players"]) <= {""}
 
 
-def test_missing_records_are_shown_as_not_recorded(evaluation):
-    page = make_page({}, evaluation)[0]
+def test_missing_records_are_shown_as_not_recorded(table, evaluation):
+    page = make_page({}, evaluation, read_evaluated(table, evaluation))[0]
     assert page.count("not recorded") >= 5
     assert "no recorded fingerprint" in page and "were chosen are not recorded" in page
 
 
-def test_selection_on_test_is_the_first_warning(evaluation):
-    page = make_page(RUN | {"selection_set": "test-as-in-the-literature"}, evaluation)[0]
+def test_selection_on_test_is_the_first_warning(table, evaluation):
+    run = RUN | {"selection_set": "test-as-in-the-literature"}
+    page = make_page(run, evaluation, read_evaluated(table, evaluation))[0]
     assert "test-as-in-the-literature" in page.split("<section")[0] and "not on validation patients" in page
 
 

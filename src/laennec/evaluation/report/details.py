@@ -59,10 +59,8 @@ class Extras:
     missing: Sequence[str] = ()  # what could not be made, and how to get it
 
 
-def map_section(predictions: Predictions | None, run: Mapping[str, Any], extras: Extras) -> dict[str, Any] | None:
+def map_section(predictions: Predictions, run: Mapping[str, Any], extras: Extras) -> dict[str, Any]:
     """The points of the map with their colours and legends; without a map, how to get it."""
-    if predictions is None:
-        return None
     if extras.places is None:
         return {"points": [], "missing": _missing(extras, "the map of the embedding", run)}
     rows, places = extras.places[0].tolist(), extras.places[1]
@@ -124,11 +122,9 @@ def colours_of(values: Sequence[Any]) -> Colours:
 
 
 def errors_section(
-    predictions: Predictions | None, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras
-) -> dict[str, Any] | None:
+    predictions: Predictions, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras
+) -> dict[str, Any]:
     """The worst errors with their spectrograms and sounds, where there are any."""
-    if predictions is None:
-        return None
     sounds, thresholds = extras.sounds, thresholds_in_use(evaluation)
     groups = worst_errors(predictions)
     for group in groups:

@@ -2,8 +2,8 @@
 
 Decisions: figures use matplotlib's object interface, so no global figure or backend is touched; colours are those of
 Okabe and Ito, which colour-blind readers can tell apart, and each label keeps its colour in every plot. PNG files
-have no time stamp, so equal numbers give equal files. Every plot says in its title what was measured; what a plot
-needs beyond the evaluation (predictions, length groups) is optional, and without it the plot is left out.
+have no time stamp, so equal numbers give equal files. Every plot says in its title what was measured; where there
+are more labels than a plot can show, the plots of single labels are left out.
 """
 
 import io
@@ -124,22 +124,22 @@ def label_colour(name: str, k: int) -> str:
 
 def evaluation_plots(
     evaluation: Mapping[str, Any],
-    predictions: Predictions | None = None,
-    lengths: Mapping[str, Any] | None = None,
-    curves: Mapping[str, Any] | None = None,
+    predictions: Predictions,
+    lengths: Mapping[str, Any] | None,
+    curves: Mapping[str, Any],
 ) -> dict[str, Figure]:
     """Every plot that the evaluation has the numbers for, by name; those of single labels end in _1, _2 ..."""
     figures: dict[str, Figure] = {}
     many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would show nothing
     if confusion := evaluation.get("confusion"):
         figures["confusion"] = confusion_plot(confusion["matrix"], confusion["classes"])
-    if predictions is not None and not many:
+    if not many:
         in_use = thresholds_in_use(evaluation)
         for k, name in enumerate(predictions.label_names):
             figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k, in_use.get(name))
         figures["roc"] = roc_plot(predictions, evaluation)
         figures["precision_recall"] = precision_recall_plot(predictions, evaluation)
-        for k, (name, curve) in enumerate((curves or {}).items()):
+        for k, (name, curve) in enumerate(curves.items()):
             figures[f"decision_{k + 1}"] = decision_plot(name, curve, k, in_use.get(name))
         alone = length_alone(evaluation)
         for k, (name, value) in enumerate(lengths["overall"]["values"].items() if lengths else ()):

@@ -57,11 +57,10 @@ class Report:
     sounds: int
 
 
-def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None) -> Path:
+def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any) -> Path:
     """Write report.html and its pictures."""
     folder = Path(folder)
-    predictions = None if table is None else read_evaluated(table, evaluation)
-    page, pictures = make_page(run, evaluation, predictions)
+    page, pictures = make_page(run, evaluation, read_evaluated(table, evaluation))
     for name, content in pictures.items():
         with atomic_write(folder / "pictures" / f"{name}.png", "wb") as file:
             file.write(content)
@@ -73,14 +72,13 @@ def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping
 def make_page(
     run: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    predictions: Predictions | None = None,
+    predictions: Predictions,
     extras: Extras | None = None,
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name."""
-    extras = extras or Extras()
-    lengths: dict[str, Any] | None = None
+    extras, lengths = extras or Extras(), None
     curves: dict[str, Any] = {}
-    if predictions is not None and len(predictions.label_names) <= MOST_LABELS:
+    if len(predictions.label_names) <= MOST_LABELS:
         lengths, curves = length_groups(predictions), decision_curves(predictions)
     figures = evaluation_plots(evaluation, predictions, lengths, curves)
     if run.get("history"):
