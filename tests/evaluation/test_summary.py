@@ -176,7 +176,9 @@ def test_summary_names_its_figures_in_words_and_prints_each_once(evaluation):
     for name in ("Sp ", "any-abnormal Sp", "SPRSound SP", "SPRSound SE", "SPRSound AS"):
         assert sum(row.startswith(name) for row in rows) == (name == "Sp "), name
     assert any(row.startswith("crackle calibration error (ECE)") for row in rows)
-    assert "the middle 0.5 s of each cycle 0.625" in text and "cycles of similar length" in text
+    head, crackle, wheeze = text.split("(length audit)\n")[1].splitlines()[:3]
+    assert head.split("  ")[-1] == "length of the cycle alone" and "cycles of similar length" in head
+    assert crackle.split()[3] == "0.625" and wheeze.split()[3] == "–" and "the middle 0.5 s of each cycle" in head
     assert "macro" not in text and "micro" not in text
 
 

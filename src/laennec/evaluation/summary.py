@@ -48,6 +48,7 @@ from laennec.evaluation.predictions import (
     statistics_of,
 )
 from laennec.evaluation.report.failures import named_errors
+from laennec.rendering import text_table
 
 FIGURE_NAMES = {
     "icbhi.Score": "ICBHI Score",
@@ -390,7 +391,9 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         if row["advantage"]:
             text += f"   model {_gain_text(name, row['advantage'])}"
         lines.append(f"  {row['name']:<34}{text}")
-    lines += _corpora(evaluation) + _length_audit(evaluation)
+    lines += _corpora(evaluation)
+    if lengths := length_table(evaluation):
+        lines += ["", f"AUROC, controlled for the length of {spans} (length audit)", text_table(lengths)]
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
     for warning in evaluation["warnings"]:
         lines.append(f"{'warning' if warning['level'] == 'bad' else 'note'}: {warning['text']}")
@@ -409,25 +412,23 @@ def _corpora(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _length_audit(evaluation: dict[str, Any]) -> list[str]:
-    """Each label's AUROC with the length of cycles controlled for, as lines."""
-    within, segments = evaluation.get("within_lengths"), evaluation.get("duration_blind")
+def length_table(evaluation: Mapping[str, Any], undefined: str = "–") -> list[list[str]]:
+    """Each label's AUROC with the length of rows controlled for, as text below titles; empty where it was not."""
+    noun, segments = row_noun(evaluation), evaluation.get("duration_blind")
+    within = {f"{label}.roc_auc": area for label, area in (evaluation.get("within_lengths") or {}).items()}
     if not within and not segments:
         return []
-    noun = row_noun(evaluation)
-    lines = ["", f"AUROC, controlled for the length of the {noun} (length audit)"]
-    for label in within or evaluation["label_names"]:
-        figure = f"{label}.roc_auc"
-        found = {
-            f"whole {noun}s": evaluation["values"].get(figure),
-            f"{noun}s of similar length": (within or {}).get(label),
-        }
-        if segments:
-            found[f"the middle {segments['seconds']:g} s of each {noun}"] = segments["values"].get(figure)
-        found[f"length of the {noun} alone"] = length_alone(evaluation).get(label)
-        known = [f"{name} {figure_text(figure, value)}" for name, value in found.items() if value is not None]
-        lines += [f"  {label:<34}{', '.join(known)}"] if known else []
-    return lines if len(lines) > 2 else []
+    columns = {f"whole {noun}s": evaluation["values"], f"{noun}s of similar length": within}
+    if segments:
+        columns[f"the middle {segments['seconds']:g} s of each {noun}"] = segments["values"]
+    alone = [row["values"] for row in evaluation["floors"] if row["name"] == "event length"]
+    columns |= {f"length of the {noun} alone": areas for areas in alone}
+    lines = [["label", *columns]]
+    for label in evaluation["label_names"]:
+        if (name := f"{label}.roc_auc") in evaluation["values"]:
+            areas = [values.get(name) for values in columns.values()]
+            lines.append([label, *(undefined if area is None else figure_text(name, area) for area in areas)])
+    return lines
 
 
 def digest(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from laennec.evaluation.report.sections import (
     times_scored,
     window_sections,
 )
-from laennec.evaluation.summary import card_figures, figure_name, figure_text
+from laennec.evaluation.summary import card_figures, figure_name, figure_text, length_table
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain, table
@@ -140,7 +140,7 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         "confusion": confusion if confusion and len(confusion["classes"]) <= _MAX_CONFUSION else None,
         "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
         "baselines": _table(baseline_table(metrics)),
-        "lengths": _lengths(metrics, _noun(run)),
+        "lengths": _lengths(metrics),
         "official": {task: one for task, one in (metrics.get("official") or {}).items() if isinstance(one, Mapping)},
         "poor_quality": POOR_QUALITY_CONVENTION,
         "windows": windows
@@ -177,23 +177,10 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "not defined" if value is None else f"{value:.{digits}f}"
 
 
-def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
+def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Head and rows of each label's AUROC without the length of cycles; None where it was not computed."""
-    within, fixed = metrics.get("within_lengths") or {}, metrics.get("duration_blind")
-    labels = [label for label in metrics["label_names"] if f"{label}.roc_auc" in metrics["values"]]
-    if not labels or not (within or fixed):
-        return None
-    alone: Mapping[str, float] = next((one["values"] for one in metrics["floors"] if one["name"] == "event length"), {})
-    rows = []
-    for label in labels:
-        name = f"{label}.roc_auc"
-        found = [metrics["values"][name], within.get(label), fixed and fixed["values"].get(name), alone.get(name)]
-        rows.append((code(label), *("not defined" if v is None else figure_text(name, v) for v in found)))
-    cut = f"the middle {fixed['seconds']:g} s of each {noun}" if fixed else "equal lengths"
-    return {
-        "head": ("label", f"whole {noun}s", f"{noun}s of similar length", cut, f"length of the {noun} alone"),
-        "rows": rows,
-    }
+    head, *rows = length_table(metrics, "not defined") or [[]]
+    return {"head": head, "rows": [(code(label), *cells) for label, *cells in rows]} if rows else None
 
 
 def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:

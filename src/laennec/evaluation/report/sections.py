@@ -23,7 +23,7 @@ from laennec.evaluation.summary import (
     figure_name,
     figure_text,
     interval_method,
-    length_alone,
+    length_table,
     own_names,
     row_noun,
     thresholds_in_use,
@@ -253,17 +253,16 @@ def _gain(gain: Mapping[str, Any] | None) -> dict[str, Any] | str:
 
 def length_section(lengths: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """AUROC over all cycles, within groups of similar length and on segments of one length."""
-    alone, segments = length_alone(evaluation), evaluation.get("duration_blind")
-    seconds = f"{segments['seconds']:g}" if segments else None
+    columns, *lines = length_table({**evaluation, "within_lengths": lengths["within"]["values"]})
     rows = []
-    for name in lengths["overall"]["values"]:
-        areas = [_cell("", lengths[k]["values"][name], lengths[k]["intervals"][name]) for k in ("overall", "within")]
-        if segments:
-            areas.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
-        rows.append(_row(name, *areas, _cell("", alone.get(name)) if name in alone else "not computed"))
-    noun = row_noun(evaluation)
-    middle = [f"the middle {seconds} s of each {noun}"] if segments else []
-    columns = ["label", f"whole {noun}s", f"{noun}s of similar length", *middle, f"length of the {noun} alone"]
+    for label, whole, within, *others in lines:
+        areas = [
+            {"text": area, "note": bounds_text("", lengths[kind]["intervals"][label])}
+            for kind, area in (("overall", whole), ("within", within))
+        ]
+        rows.append(_row(label, *areas, *others))
+    segments = evaluation.get("duration_blind")
+    seconds = f"{segments['seconds']:g}" if segments else None
     return {"summary": {"columns": columns, "rows": rows}, "seconds": seconds}
 
 
