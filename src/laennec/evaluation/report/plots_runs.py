@@ -8,7 +8,6 @@ methods differ along an axis (label fractions, input rates) that axis is the abs
 combination of the others.
 """
 
-import itertools
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,6 @@ _Rows = Mapping[str, list[dict[str, Any]]]
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None = None) -> dict[str, Figure]:
     """The plots of a training from one history entry per epoch: "training", "validation_percent" and the like."""
-    axis = _EpochAxis(history, best_epoch)
     terms, measured = (_lines([entry.get(key) or {} for entry in history]) for key in ("loss_terms", "validation"))
     total = _lines([{"total loss": entry.get("loss")} for entry in history])
     losses = total | terms | {f"validation {n}": line for n, line in measured.items() if "loss" in n}
@@ -64,50 +62,38 @@ def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None 
     ):
         if lines:
             found[name], (axes,) = styled_figure(4.7, 4.3, 1)
-            for k, (label, line) in enumerate(list(lines.items())[:_MOST_LINES]):
-                axis.plot(axes, line, (INK, *OTHER_COLOURS)[k], label)
-            axis.finish(axes, title, labelled=True)
+            _draw_epochs(axes, dict(list(lines.items())[:_MOST_LINES]), (INK, *OTHER_COLOURS), history, best_epoch)
+            styled_title(axes, title)
             found[name].legend(loc="outside lower center", ncols=2, **LEGEND)
     if len(terms) > 1:
         shown = list(terms.items())[:_MOST_TERMS]
         found["loss_terms"], all_axes = panels(len(shown), 3.2, 2.3, columns=3)
         for k, (axes, (name, line)) in enumerate(zip(all_axes, shown, strict=True)):
-            axis.plot(axes, line, OTHER_COLOURS[k % len(OTHER_COLOURS)], name)
-            axis.finish(axes, name)
+            _draw_epochs(axes, {name: line}, OTHER_COLOURS[k % len(OTHER_COLOURS) :], history, best_epoch)
+            styled_title(axes, name)
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.0), high * 1.08 if high > 0 else high)
     return found
 
 
-class _EpochAxis:
-    """Position of each epoch, with the starts of phases after the first and the epoch that was kept."""
-
-    def __init__(self, history: Sequence[dict[str, Any]], best: float | None) -> None:
-        epochs = [float(entry.get("epoch") or k + 1) for k, entry in enumerate(history)]
-        phases = [str(entry.get("phase") or "") for entry in history]
-        self.x, self.starts, self.best = epochs, list[tuple[float, str]](), best
-        if any(a >= b for a, b in itertools.pairwise(epochs)):  # each phase counts its epochs from 1
-            self.x = [k + 1.0 for k in range(len(history))]
-            changes = (k for k in range(1, len(phases)) if phases[k] != phases[k - 1])
-            self.starts = [(self.x[k] - 0.5, phases[k]) for k in changes]
-            kept = [x for x, epoch in zip(self.x, epochs, strict=True) if epoch == best]
-            self.best = kept[-1] if kept else None  # the best epoch is one of the last phase
-
-    def plot(self, axes: Any, line: Line, colour: str, name: str) -> None:
-        """One line over the epochs."""
-        axes.plot(self.x, line, color=colour, lw=1.7, marker="o" if len(line) < 25 else None, ms=3.5, label=name)
-
-    def finish(self, axes: Any, title: str, labelled: bool = False) -> None:
-        """Whole epochs, starts of phases, the kept epoch and the title."""
-        if self.best is not None:
-            axes.axvline(self.best, color=QUIET, lw=1, ls=DASHED, label="epoch kept" if labelled else None)
-        for x, phase in self.starts:
-            axes.axvline(x, color=HAIR, lw=1.2)
-            axes.text(x, 1.0, f" {phase}", transform=axes.get_xaxis_transform(), fontsize=7, color=QUIET, va="top")
-        axis_labels(axes, "epoch" if not self.starts else "epoch, phases one after the other")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.04)
-        styled_title(axes, title)
+def _draw_epochs(
+    axes: Any, lines: Mapping[str, Line], colours: Sequence[str], history: Sequence[Any], best: float | None
+) -> None:
+    """Lines over the epochs of a history, the starts of phases after the first, and the epoch that was kept."""
+    for colour, (name, line) in zip(colours, lines.items(), strict=False):
+        marker = "o" if len(line) < 25 else None
+        axes.plot(range(1, len(line) + 1), line, color=colour, lw=1.7, marker=marker, ms=3.5, label=name)
+    kept = [k for k, entry in enumerate(history, start=1) if best and entry.get("epoch") == round(best, 6)]
+    if kept:  # each phase counts its epochs from 1, and the best epoch is one of the last phase
+        axes.axvline(kept[-1], color=QUIET, lw=1, ls=DASHED, label="epoch kept")
+    phases = [str(entry.get("phase") or "") for entry in history]
+    starts = [k for k in range(1, len(phases)) if phases[k] != phases[k - 1]]
+    for k in starts:
+        axes.axvline(k + 0.5, color=HAIR, lw=1.2)
+        axes.text(k + 0.5, 1, f" {phases[k]}", transform=axes.get_xaxis_transform(), fontsize=7, color=QUIET, va="top")
+    axis_labels(axes, "epoch, phases one after the other" if starts else "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.04)
 
 
 def _lines(epochs: Sequence[dict[str, Any]]) -> dict[str, Line]:
