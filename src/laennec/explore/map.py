@@ -36,12 +36,7 @@ _COLUMNS = {"label": "label", "patient": "patient_id", "device": "device", "plac
 
 
 def write_map(
-    index: EmbeddingIndex,
-    out: str | Path,
-    *,
-    points: int = MOST_POINTS,
-    sound_mb: float = SOUND_MB,
-    seed: int = 0,
+    index: EmbeddingIndex, out: str | Path, *, points: int = MOST_POINTS, sound_mb: float = SOUND_MB, seed: int = 0
 ) -> list[Probe]:
     """Write the map of an index, with the table of its probes.
 
@@ -108,10 +103,8 @@ def sounds(rows: pd.DataFrame, folder: Path, most_mb: float, seed: int) -> list[
     for place in drawn.tolist():
         places_of.setdefault(str(rows["recording"].iloc[place]), []).append(place)
     for path, places in track(places_of.items(), "sounds of the map", len(places_of)):
-        with (
-            suppress(DecodeError, OSError),
-            open_recording(path, _RATE_HZ, allow_silent=True) as stream,
-        ):  # or it is gone
+        # a recording may be gone or damaged: its spans keep their links
+        with suppress(DecodeError, OSError), open_recording(path, _RATE_HZ, allow_silent=True) as stream:
             for number, sound in passing_cycles(stream, [spans[place] for place in places]):
                 address = _mp3(sound.own)
                 used += len(address)

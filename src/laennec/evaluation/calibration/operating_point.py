@@ -37,13 +37,7 @@ from laennec.evaluation.calibration.probabilities import (
     softmax,
 )
 from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
-from laennec.evaluation.metrics import (
-    PREDICTED_CLASS,
-    FloatArray,
-    f1_of,
-    four_class,
-    none_if_nan,
-)
+from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, f1_of, four_class, none_if_nan
 from laennec.model_settings import NEUTRAL
 
 Calibration: TypeAlias = Literal["none", "temperature", "platt"]

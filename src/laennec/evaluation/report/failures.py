@@ -17,16 +17,8 @@ PER_KIND = 3
 PER_GROUP = 6
 MOST_LABELS = 4  # labels with a list of misses and a list of false alarms each
 METADATA = (
-    "cycle_id",
-    "recording_id",
-    "patient_id",
-    "device",
-    "chest_location",
-    "sex",
-    "age_years",
-    "start_s",
-    "end_s",
-)
+    "cycle_id", "recording_id", "patient_id", "device", "chest_location", "sex", "age_years", "start_s", "end_s",
+)  # fmt: skip
 
 
 def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dict[str, Any]]:

@@ -70,10 +70,7 @@ def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping
 
 
 def make_page(
-    run: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    predictions: Predictions,
-    extras: Extras | None = None,
+    run: Mapping[str, Any], evaluation: Mapping[str, Any], predictions: Predictions, extras: Extras | None = None
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name."""
     extras, lengths = extras or Extras(), None
