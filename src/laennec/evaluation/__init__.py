@@ -1,6 +1,6 @@
-"""From predictions to claims: scores with definition, interval, baselines and subgroups; plots and the report.
+"""Evaluation of predictions: scores with definitions, intervals, baselines and subgroups; plots and the report.
 
-Decisions: names are imported when they are first used, so that a metric costs no matplotlib.
+Decisions: names are imported on first use, so that computing a metric does not import matplotlib.
 """
 
 from importlib import import_module
@@ -39,7 +39,7 @@ __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name from its module when it is asked for."""
+    """Import a name from its module on first use."""
     if name in _MODULE_OF:
         return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,12 @@
-"""Baselines without the sound, and the length audit.
+"""Baselines that do not use the sound, and the length audit.
 
-Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines: a
-small gradient boosting on one property other than the content of the sound (event length, device, patient and chest
-location, level, bandwidth, database), fitted on training rows; its abnormal classes are weighted by the factor with the
-best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly always. The length audit
-is the AUROC among cycles of similar length (quantile groups, each pair within a group counted once), and that of the
-same model on segments of one length around the middle of each cycle: an upper bound on what length explains.
+Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines. A
+shortcut baseline is a small gradient boosting on one property other than the content of the sound (event length,
+device, patient and chest location, level, bandwidth, database), fitted on training rows. Its probabilities of abnormal
+classes are multiplied by the factor with the best (Sp + Se) / 2 on training rows; it would otherwise predict normal
+nearly always. The length audit gives the AUROC among cycles of similar length (quantile groups, each pair within a
+group counted once) and on segments of one length around the middle of each cycle; the decrease on segments is an upper
+bound on what length explains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ _BOOSTING: dict[str, Any] = {
     "min_samples_leaf": 20,
     "early_stopping": False,
 }
-_FACTS_VERSION = 1  # of the cache; raise it when a fact is measured in another way
+_FACTS_VERSION = 1  # of the cache; increase it when level or bandwidth is measured differently
 _SEGMENT_QUANTILE = 0.05
 _SEGMENT_FIGURES = ("icbhi.Score", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro")
 
@@ -101,7 +102,7 @@ def shortcut_baselines(
 
 
 def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list[tuple[str, str, FloatArray | str]]:
-    """Class probabilities (cycles, classes) of every baseline, or the reason why there are none."""
+    """Name, description and class probabilities (cycles, classes), or the reason for none, of every baseline."""
     guesses: list[tuple[str, str, FloatArray | str]] = []
     has_normal = classes[0].lower() == "normal"
     if has_normal:
@@ -217,7 +218,7 @@ def _fit_shortcut(
 
 
 def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
-    """Level and bandwidth of each cycle, cached by their content: columns for a predictions or truth table."""
+    """Measure level and bandwidth of each cycle, with a cache: columns for a predictions or truth table."""
     waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
     place = cache_root() / "sound_facts" / f"{waveforms.key}-{_FACTS_VERSION}.f64"
     stored = read_entry(place)
@@ -237,7 +238,7 @@ def segment_length_s(table: Any) -> float:
 
 
 def middle_segments(table: Any, seconds: float) -> Any:
-    """Every cycle as the segment of one length around its middle, within its recording."""
+    """Replace every cycle by a segment of this length around its middle, within its recording."""
     rows = table.with_format("arrow")[:].to_pylist()
     ends: dict[str, float] = {}
     for row in rows:

@@ -1,10 +1,10 @@
 """Evaluation of a trained model on a held-out split.
 
 Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint. The
-run record counts every scoring, because a test split that is scored often is no longer one. The results are written
-whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing named in a
-model's configuration is. Several processes share decoding and embedding through the caches: the others only embed what
-the first one is about to read, and it alone scores and writes.
+run record counts every scoring, because a model that is chosen by repeated test scores overfits the test split. Results
+are written atomically. Own metrics named in a run's recipe are imported, because its author chose them; names in a
+model's configuration are never imported. Several processes share the caches of decoded audio and embeddings: the first
+one scores and writes, the others only compute the embeddings that it reads.
 """
 
 import contextlib
@@ -157,8 +157,8 @@ def score(
     Args:
         source: A run's folder, an exported model's folder or a Hub id.
         split: Name of the split: "test", or "test_intra" and the like where a corpus has several.
-        corpus: Settings that replace those of the run's corpus; with a name, of one of its corpora or of another one.
-        out: Folder of the results; None: `evaluation-<split>`, of several `evaluation-<corpus>-<split>`, in the run's.
+        corpus: Corpus settings that replace the run's; "name" selects one of its corpora, or another corpus.
+        out: Folder of the results; None: in the run's, `evaluation-<split>` (of several corpora `-<corpus>-<split>`).
         base: The base of a head-only model.
         command: The literal command, for the record.
         smoothing: Also score predictions smoothed over each recording: a strength from 0 to 1, "auto" to choose it on
@@ -249,7 +249,7 @@ def _check_spans(spans: str, window_s: float | None, hop_s: float | None) -> Non
     if spans not in SPANS:
         raise InputError(f"spans {spans!r}: it can be {' or '.join(SPANS)}")
     if spans == "events" and (window_s, hop_s) != (None, None):
-        raise InputError("window_s and hop_s are for spans windows (--spans windows); give it too")
+        raise InputError("window_s and hop_s are for spans windows; add --spans windows, or leave them out")
 
 
 def _embed(
@@ -260,7 +260,7 @@ def _embed(
     recipe: Recipe,
     windows: tuple[float, float] | None,
 ) -> None:
-    """Embed what scoring a split reads."""
+    """Compute the embeddings that scoring a split reads, so that they are in the cache."""
     predictions, embeddings, data = predict_split(model, extractor, splits[split], split, recipe)
     segments = middle_segments(data.table, segment_length_s(splits.get("train", data.table)))
     predict_split(model, extractor, segments, split, recipe)
@@ -311,7 +311,7 @@ def _record(
     smooth: Smoothing | None,
     selection_set: str | None,
 ) -> dict[str, Any]:
-    """The record of this scoring; a run also counts it among its evaluations."""
+    """Build the record of this evaluation, and append it to the evaluations of a run."""
     evaluated = {
         "split": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -325,11 +325,11 @@ def _record(
         known = selection_set or UNKNOWN_SELECTION
         trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
     else:
-        looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
-        looked["corpus"] = recipe.corpus.name
+        entry: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
+        entry["corpus"] = recipe.corpus.name
         if smooth is not None:
-            looked["smoothing"] = smooth.strength
-        run["evaluations"] = [*run.get("evaluations", []), looked]
+            entry["smoothing"] = smooth.strength
+        run["evaluations"] = [*run.get("evaluations", []), entry]
         trained = run
     return {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
 
@@ -371,7 +371,7 @@ def _printed(record: dict[str, Any], split: str, evaluation: dict[str, Any], con
 def predict_split(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
 ) -> tuple[Any, NDArray[np.float32], SplitData]:
-    """The predictions table of a split, smoothed if the model smooths, its embeddings (cycles, dim), and its data."""
+    """The predictions table of a split (smoothed if the model says so), its embeddings (cycles, dim), and its data."""
     names = model.config.label_names
     data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
@@ -392,7 +392,7 @@ def write_results(
     run_path: Path | None = None,
     run: dict[str, Any] | None = None,
 ) -> None:
-    """Write the folder of the results whole or not at all, and count the scoring in the record of a run."""
+    """Write the folder of the results atomically, and add the evaluation to the record of the run."""
     with contextlib.ExitStack() as counted, atomic_folder(folder) as temporary:
         for name, table in tables.items():
             if table is not None:
@@ -402,15 +402,15 @@ def write_results(
         write_record(temporary / "run.json", record)
         write_report(temporary, record, evaluation, tables["predictions"])
         if run_path is not None and run is not None:
-            looked = run["evaluations"][-1]
+            entry = run["evaluations"][-1]
             if folder.parent.resolve() == run_path.parent.resolve():  # the model card shows splits scored in the run
                 evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
-                looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
-            counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
+                entry |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
+            counted.enter_context(counted_evaluation(run_path, entry, folder.absolute()))
 
 
 def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:
-    """Distances between the four classes, or the corpus' own, over the cycles whose class is known."""
+    """Distances between the four classes, or the corpus's own classes, over the cycles whose class is known."""
     column = column if column and class_names(table, column) else "label"
     classes, labels = tuple(class_names(table, column)) or FOUR_CLASSES, column_of(table, column)
     known = [row for row, label in enumerate(labels) if label is not None]

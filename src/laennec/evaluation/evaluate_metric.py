@@ -1,7 +1,7 @@
 """The ICBHI Score as an `evaluate.Metric`.
 
-Decisions: this module is the only one that imports `evaluate` (4 s); the numbers are those of `metrics`. It needs no
-`evaluate.load`, which calls the Hub; data stay in memory, so nothing is written to a cache either.
+Decisions: only this module imports `evaluate`, because that takes 4 s; the formulas are those of `metrics`.
+`evaluate.load` is not used, because it calls the Hub. Data stay in memory, so no cache is written.
 """
 
 from typing import Any
@@ -31,8 +31,7 @@ class IcbhiScore(evaluate.Metric):  # type: ignore[misc]
     """The ICBHI Score for class ids or for (crackle, wheeze) flags.
 
     `IcbhiScore().compute(predictions=[0, 1, 3], references=[0, 1, 2])` takes class ids (normal 0, crackle 1, wheeze
-    2, both 3);
-    `predictions=[[0, 1], ...]` takes two flags a cycle, crackle first. `add_batch` collects either kind.
+    2, both 3); `predictions=[[0, 1], ...]` takes two flags per cycle, crackle first. `add_batch` takes both formats.
 
     `compute` returns {"Sp", "Se", "Score", "any_abnormal_Se", "any_abnormal_Score"} in percent, None where
     undefined.

@@ -1,7 +1,7 @@
 """Geometry of the embedding: distances between classes, and a map.
 
 Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation. Both
-follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of classes without two
+are computed from moments of each class, so 7,000 cycles do not need 49 million distances. A pair of classes without two
 different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a fixed seed, over a
 limited number of cycles, drawn by class; distances between its clusters have no meaning.
 """
@@ -137,7 +137,7 @@ def embedding_map(
 
 
 def _draw(classes: list[str], most: int, seed: int) -> IntArray:
-    """At most `most` positions in order, by class in proportion, with at least a few of each class."""
+    """Draw at most `most` positions, in order: classes in proportion, with at least a few positions of each."""
     if len(classes) <= most:
         return np.arange(len(classes))
     generator, given, counts = np.random.default_rng(seed), np.array(classes, dtype=object), Counter(classes)

@@ -2,12 +2,12 @@
 
 Decisions: patients are the unit, because cycles of one patient resemble each other and intervals over cycles are
 several times too narrow. A statistic is a function of row weights (weightings, cycles), so point estimate and jackknife
-run the same code. The spread of a metric's logit without each patient in turn gives the standard error, and Student's t
-the width, with the effective number of patients that have the finding less one as degrees of freedom. Metrics that are
-no shares, and differences, are not transformed, and their degrees of freedom are also limited by the effective number
-of patients that the spread comes from. Percentiles of a bootstrap are too narrow (`tests/soak/interval_coverage.py`).
-Fewer than five patients have no interval, nor has a metric with fewer than three effective patients behind it: less
-than two degrees of freedom say nothing.
+run the same code. The standard error is the spread of the metric's logit when each patient is left out in turn. The
+width follows from Student's t; its degrees of freedom are the effective number of patients with the finding, minus one.
+Differences, and metrics that are not shares, are not transformed; their degrees of freedom are also limited by the
+effective number of patients that cause the spread. Percentile bootstrap intervals are too narrow
+(`tests/soak/interval_coverage.py`). There is no interval for fewer than five patients, nor for fewer than three
+effective ones, because two degrees of freedom are needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,12 @@ Interval: TypeAlias = list[float] | None
 LEVEL = 0.95
 METHOD = "jackknife"
 MIN_PATIENTS = 5
-FEW_PATIENTS = 20  # below which intervals are called rough
-FEW_PAIRED = 40  # and those of differences
-FEW_EFFECTIVE = 5.0  # effective patients below which a finding gets a caution
-LEAST_EFFECTIVE = 3.0  # and below which it has neither interval nor p value
+FEW_PATIENTS = 20  # with fewer, a note calls intervals rough
+FEW_PAIRED = 40  # the same for intervals of differences
+FEW_EFFECTIVE = 5.0  # with fewer effective patients, a finding gets a caution
+LEAST_EFFECTIVE = 3.0  # with fewer effective patients, there is neither interval nor p value
 _CHUNK = 64
-_LEAST_SHARE = 1e-4  # shares are at least so far from 0 and 1 on the logit scale
+_LEAST_SHARE = 1e-4  # shares are clipped to this distance from 0 and 1 before the logit
 
 
 def patient_codes(predictions: Any) -> tuple[IntArray, int]:
@@ -40,7 +40,7 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
     if not hasattr(predictions, "columns"):
         keys = [f"p:{patient}" for patient in predictions]
     else:
-        import pandas as pd  # half a second, which predicting does without
+        import pandas as pd  # imported here: it takes half a second, and prediction does not need it
 
         recordings = predictions.get("recording_id", range(len(predictions)))
         patients = predictions.get("patient_id", [None] * len(predictions))
@@ -54,7 +54,7 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
 def left_out_values(predictions: Any, statistic: Statistic) -> dict[str, FloatArray]:
     """Values of a statistic over all patients, then without each in turn: {name: (1 + patients,)}, nan if undefined.
 
-    Fewer than five patients are not left out.
+    With fewer than five patients, only the value over all patients is computed.
 
     Args:
         predictions: DataFrame with `patient_id` (rows without one are clustered by `recording_id`), or patient ids
@@ -84,7 +84,7 @@ def interval_note(n_patients: int, differences: bool = False) -> str | None:
 
 
 def effective_patients(codes: IntArray, flags: Any) -> float:
-    """How many patients with equally many flagged rows would say as much: (sum of counts)² / sum of squared counts."""
+    """Kish's effective number of patients with flagged rows: (sum of counts)² / sum of squared counts."""
     counts = np.bincount(codes, np.asarray(flags, dtype=float)) if len(codes) else np.zeros(1)
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
@@ -119,8 +119,8 @@ def intervals_of(
         predictions: As for `left_out_values`.
         values: What that returned: {metric: (1 + patients,)}.
         effective: Effective number of patients behind a metric, by its name or by the label before its last dot; that
-            of all rows where there is none.
-        shares: Whether values from 0 to 1 are taken for shares; not for differences.
+            of all rows for other metrics.
+        shares: Whether values from 0 to 1 are treated as shares (logit scale); False for differences.
 
     Returns:
         {metric: [low, high]}; None for fewer than five patients or three effective ones, or where the metric is
@@ -161,7 +161,7 @@ def interval(
     if len(values) <= MIN_PATIENTS or effective < LEAST_EFFECTIVE or not np.isfinite(values).all():
         return None
     tail = (1 - LEVEL) / 2
-    if top and not np.ptp(values) and values[0] in (0, top):  # no spread at an end: as of so many right or wrong ones
+    if top and not np.ptp(values) and values[0] in (0, top):  # no spread: exact binomial bound
         least = tail ** (1 / max(effective, 1))
         return [float(top * least), top] if values[0] else [0.0, float(top * (1 - least))]
     if top:
@@ -195,7 +195,7 @@ def standard_error(
 
 def t_quantile(freedom: float, share: float) -> float:
     """The quantile of Student's t."""
-    from scipy.special import stdtrit  # a tenth of a second, which predicting does without
+    from scipy.special import stdtrit  # imported here: it takes 0.1 s, and prediction does not need it
 
     return float(stdtrit(freedom, share))
 

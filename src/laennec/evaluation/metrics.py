@@ -168,8 +168,8 @@ def sprsound_score(se: float, sp: float) -> dict[str, float]:
 
     Reference: Zhang et al., SPRSound, IEEE TBioCAS 16(5), 2022, and the IEEE BioCAS challenges built on it.
     """
-    arithmetic, geometric = (se + sp) / 2, float(harmonic(se, sp))
-    return {"AS": arithmetic, "HS": geometric, "Score": (arithmetic + geometric) / 2}
+    arithmetic, harmonic_mean = (se + sp) / 2, float(harmonic(se, sp))
+    return {"AS": arithmetic, "HS": harmonic_mean, "Score": (arithmetic + harmonic_mean) / 2}
 
 
 def f1_of(hits: ArrayLike, called: ArrayLike, actual: ArrayLike) -> FloatArray:
@@ -323,6 +323,6 @@ def is_percent(figure: str) -> bool:
 
 
 def none_if_nan(value: Any) -> float | None:
-    """A float for JSON, where what is undefined is null."""
+    """A float for JSON; None (null) for a value that is not finite."""
     number = float(value)
     return number if math.isfinite(number) else None

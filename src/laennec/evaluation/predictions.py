@@ -3,7 +3,7 @@
 Decisions: two labels (crackle, wheeze) map to one of four classes by their two bits; a single-label prediction is the
 argmax. The crackle and wheeze scores of a four-class model are the log-odds of the added probabilities, so both kinds
 of model have the same per-label metrics. Rows with unknown truth are left out and counted. Thresholds are in raw
-logits, before any temperature, which never changes a ranking; calibration is measured after it. Only the four ICBHI
+logits, before the temperature (which never changes a ranking); calibration is measured after it. Only the four ICBHI
 classes have an ICBHI Score.
 """
 
@@ -109,9 +109,9 @@ def read_predictions(
         label_names: Names of the outputs.
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
-        intercepts: Added to it afterwards, by name; 0 where absent.
-        second_thresholds: Calibrated probabilities, by name, that a label has to pass too where another label of the
-            row has a higher one; for multi_label only.
+        intercepts: Added to the divided logit, by name; 0 where absent.
+        second_thresholds: Calibrated probabilities, by name, that a label must also exceed if another label of the row
+            is more probable; for multi_label only.
         metrics: Own metrics, evaluated with the built-in ones; see `own_metrics.Metric`.
     """
     names = [str(name) for name in label_names]
@@ -125,7 +125,7 @@ def read_predictions(
     known = table[truth_columns].notna().all(axis=1).to_numpy()
     if not known.any():
         raise InputError(
-            f"predictions table: no row of {len(table)} has its {' and '.join(truth_columns)}; nothing to score"
+            f"predictions table: no row of {len(table)} has a value in {' and '.join(truth_columns)}; nothing to score"
         )
     rows = table.loc[known].reset_index(drop=True)
     logits = np.column_stack([_numbers(rows, f"logit_{name}") for name in names])
@@ -221,7 +221,7 @@ def _read_labels(
 
 
 def _read_classes(table: Any, unlabelled: int, names: list[str], logits: FloatArray) -> Predictions:
-    """One of several classes: normal first, then the order given."""
+    """Single-label predictions: the class normal first, the others in the order given."""
     normal = next((name for name in names if name.lower() == "normal"), None)
     classes = [*([normal] if normal else []), *(name for name in names if name != normal)]
     if set(names) == set(CLASSES):
@@ -319,9 +319,9 @@ def statistics_of(predictions: Predictions) -> Statistic:
 
 
 def effective_numbers(predictions: Predictions) -> dict[str, float]:
-    """Effective number of patients behind each label, macro average and family of scores: of the rarer side.
+    """Effective number of patients behind each label, macro average and family of scores.
 
-    Specificity has that of the normal rows, sensitivity that of the abnormal ones.
+    It is that of positives or negatives, the smaller one; of normal rows for specificity, abnormal for sensitivity.
     """
     codes, _ = patient_codes(predictions.table)
     found = {name: rarer_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)}

@@ -1,7 +1,7 @@
 """The data that a run or a model is scored on.
 
-Decisions: a run is scored on the corpus and split that it was trained with, recognised by the split fingerprint; where
-the paths of its recipe are relative and not found here, the absolute ones of its record are taken.
+Decisions: a run is scored on the corpus and split that it was trained with, recognised by the split fingerprint; if a
+path of its recipe does not exist here, the absolute path of its record is used.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ _TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acq
 
 
 def settings_of_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
-    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are."""
+    """Copy the recording filter of a model into a recipe and, without a run, its labels."""
     settings = extractor.recording_filter
     recipe.features.filter_kind = settings["kind"] if settings else None
     cutoff = settings["cutoff_hz"] if settings else None
@@ -81,13 +81,13 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
 
 
 def _find_again(corpus: Any, key: str, there: str | None) -> None:
-    """Replace a path of a corpus that does not exist here by the recorded one, or refuse it."""
+    """Replace a path of a corpus that does not exist here by the recorded path, or raise an error."""
     named = getattr(corpus, key)
     if named and ("://" in named or Path(find_data(named)).expanduser().exists()):
         return
     if there is not None and Path(there).exists():
         setattr(corpus, key, there)
-    elif named and corpus.name != "hub":  # a Hub id is no path; a synthetic corpus would be written to it
+    elif named and corpus.name != "hub":  # a Hub id is not a path; a synthetic corpus would be created there
         places = " or ".join(dict.fromkeys((named, there or named)))
         flag = f"--{key.replace('_', '-')}"
         raise InputError(f"{places}: the corpus of the run is not at this path; give its folder ({flag}, or {key})")

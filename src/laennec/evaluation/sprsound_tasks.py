@@ -1,11 +1,11 @@
 """The four tasks of the SPRSound challenges: official scores of a model, and submission files.
 
 Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment and the smoothing that
-were fitted on validation. A model of crackle and wheeze alone predicts events by its two bits (the most frequent event
-of each kind), and no recordings. Recordings whose truth is Poor Quality enter neither SE nor SP, and predicting it
-elsewhere is an error, as in the official scoring; two conventions are scored: never predicted (as in published
-comparisons), and predicted where it is most probable. Events are numbered from 0 in the order of the annotation file,
-as `<recording>_<i>.wav`.
+were fitted on validation. A model of crackle and wheeze alone predicts the tasks of the scored level: each combination
+of its labels stands for a class (of events the most frequent one). Recordings whose truth is Poor Quality enter neither
+SE nor SP, and predicting it elsewhere is an error, as in the official scoring; two conventions are scored: never
+predicted (as in published comparisons), and predicted where it is most probable. Events are numbered from 0 in the
+order of the annotation file, as `<recording>_<i>.wav`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -197,14 +197,14 @@ def _task_predictions(
 def tasks_by_flags(
     recipe: Recipe, predictions: pd.DataFrame, settings: Mapping[str, Any], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """As `official_tasks`, of events or of recordings, from crackle and wheeze alone.
+    """Like `official_tasks`, for a model of crackle and wheeze alone.
 
     `settings` are those of `read_predictions`.
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     two, every = _tasks_of_level(recipe)[1]
-    known = predictions.assign(crackle=0, wheeze=0)  # whatever their truth, all rows are decided
+    known = predictions.assign(crackle=0, wheeze=0)  # rows without truth are predicted too
     decided = pd.DataFrame(read_predictions(known, **settings).decided, columns=settings["label_names"])
     named = [_OF_BITS[every][pair] for pair in zip(decided["crackle"], decided["wheeze"], strict=True)]
     either = ["Normal" if name == "Normal" else ADVENTITIOUS for name in named]

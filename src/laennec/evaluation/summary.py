@@ -85,7 +85,7 @@ _DIGEST = (
     "counts", "definitions", "headline", "uncertainty", "effective_patients", "confusion", "warnings", "notes",
     "failures", "within_lengths", "duration_blind", "official",
 )  # fmt: skip
-WINDOWS = "windows."  # before the name of a metric of windows, in results of studies
+WINDOWS = "windows."  # prefix of metrics of windows, in results of studies
 _MOST_LABELS = 4  # a card shows the metrics of this many single labels
 
 
@@ -116,7 +116,7 @@ def evaluate_predictions(
             `own_metrics.Metric`. They get intervals and subgroups like the built-in metrics.
         train_table: Cycle table of the training split, to fit the shortcut baselines on; None leaves most of them out,
             with a warning.
-        seed: Of the baselines.
+        seed: Seed of the baselines.
 
     Returns:
         JSON-ready: all of `predictions_metrics`, and temperatures, intercepts, failures (see `named_errors`), intervals
@@ -141,7 +141,7 @@ def evaluate_predictions(
     evaluation |= _uncertainty(predictions)
     if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(
-            "some patients are unknown; their recordings are resampled instead, so the intervals may be too narrow"
+            "some patients are unknown; each of their recordings counts as one, so the intervals may be too narrow"
         )
     evaluation["subgroups"] = subgroup_tables(predictions)
     lengths = length_groups(predictions) if predictions.label_names else None
@@ -156,7 +156,7 @@ def evaluate_predictions(
 
 
 def _uncertainty(predictions: Predictions) -> dict[str, Any]:
-    """Intervals over patients and how they were made, effective numbers of patients, and own metrics without each."""
+    """Intervals over patients, their method, effective numbers of patients, and own metrics without each patient."""
     codes, n_patients = patient_codes(predictions.table)
     values = left_out_values(predictions.table, statistics_of(predictions))
     found: dict[str, Any] = {
@@ -186,7 +186,7 @@ def _output_names(table: Any) -> list[str]:
 
 
 def thresholds_in_use(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The calibrated probability above which each label is predicted; {} where the most probable class is."""
+    """The calibrated probability above which each label is predicted; {} for a single-label model."""
     thresholds = evaluation.get("thresholds") or {}
     temperatures, intercepts = evaluation.get("temperatures"), evaluation.get("intercepts")
     logits = calibrated_logits(list(thresholds.values()), list(thresholds), temperatures, intercepts)
@@ -262,7 +262,7 @@ def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
 
 
 def interval_method(evaluation: Mapping[str, Any]) -> str:
-    """How the intervals of an evaluation came about."""
+    """How the intervals of an evaluation were computed, as text."""
     how = evaluation["uncertainty"]["method"]
     return "one patient left out at a time (jackknife, t with effective patients)" if how == METHOD else str(how)
 
@@ -273,7 +273,7 @@ def row_noun(evaluation: Mapping[str, Any]) -> str:
 
 
 def figure_name(figure: str) -> str:
-    """A metric's name for readers: "crackle.roc_auc" is "crackle AUROC"."""
+    """The printed name of a metric: "crackle.roc_auc" is "crackle AUROC"."""
     if figure.startswith(WINDOWS):
         return f"{figure_name(figure.removeprefix(WINDOWS))} of windows"
     label, _, kind = figure.rpartition(".")
@@ -331,7 +331,7 @@ def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """Baselines that the model does not exceed; of several, the highest is named."""
+    """Warnings about baselines that the model does not exceed; only the highest one is named."""
     found = []
     values, name = evaluation["values"], evaluation["headline"]
     score = f"{figure_name(name)} {figure_text(name, values[name])}"
@@ -413,7 +413,7 @@ def _corpora(evaluation: dict[str, Any]) -> list[str]:
 
 
 def length_table(evaluation: Mapping[str, Any], undefined: str = "–") -> list[list[str]]:
-    """Each label's AUROC with the length of rows controlled for, as text below titles; empty where it was not."""
+    """AUROC of each label, controlled for length, as text below a row of titles; empty without a length audit."""
     noun, segments = row_noun(evaluation), evaluation.get("duration_blind")
     within = {f"{label}.roc_auc": area for label, area in (evaluation.get("within_lengths") or {}).items()}
     if not within and not segments:

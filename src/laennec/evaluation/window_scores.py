@@ -1,8 +1,8 @@
-"""Scores of windows, of seconds of sound and of recordings: the operating point at which a model is used.
+"""Scores per window, per second of sound and per recording, as a model is used in prediction.
 
 Decisions: all three are scored label by label on the same predictions of windows. A second has the highest logit of the
-windows that contain its middle, as a label is shown wherever a window that has it lies; a recording has the highest
-logit of all its windows, and its label is true where any annotated span has it. Windows and seconds that are not
+windows that contain its middle, because the label of a window is shown over its whole length; a recording has the
+highest logit of all its windows, and has a label if any annotated span has it. Windows and seconds that are not
 annotated are left out and counted; recordings without annotated spans do not occur. The ICBHI Score is defined for
 cycles, so it is not given here.
 """
@@ -110,7 +110,7 @@ def _by_label(table: Any, config: Any, spans: str) -> tuple[list[str], FloatArra
     """Labels, and of every row their log-odds, decisions and probabilities (rows, labels)."""
     settings = decision_settings(config, spans)
     names = settings["label_names"]
-    # the truth is not read here; it only has to be known
+    # placeholder: the truth is not used here, but rows without truth would be left out
     known = dict.fromkeys(names, 0) if config.is_multi_label else {"label": names[0]}
     read = read_predictions(table.assign(**known), **settings)
     return list(read.label_names), read.logits, read.decided, read.probabilities
@@ -198,7 +198,7 @@ def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decid
 
 
 def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """AUROCs, with intervals, of the baselines without the sound; windows and seconds have one length."""
+    """AUROCs with intervals of the baselines without the sound; length only of recordings, which differ in it."""
     known = table.loc[table[list(labels)].notna().all(axis=1).to_numpy()].reset_index(drop=True)
     found = {}
     for row in shortcut_baselines(train, known):

@@ -1,8 +1,8 @@
 """Logit adjustment of a task's classes, fitted on validation patients.
 
-Decisions: it lowers the logit of the normal class, because scores that weigh normal and abnormal recall alike
-(SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the two-class decision has its own.
-Poor Quality is predicted only on request, because the official score counts it only as an error.
+Decisions: the adjustment lowers the logit of the normal class, because scores that weigh normal and abnormal recall
+alike (SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the two-class decision has
+its own adjustment. Poor Quality is predicted only on request, because the official score counts it only as an error.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ _ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 def adjusted_classes(
     labels: Sequence[str], logits: FloatArray, adjustment: float, way: str, poor_quality: bool = False
 ) -> NDArray[np.str_]:
-    """Predicted class names (rows,) of logits (rows, labels), with that of the normal class, the first, lowered.
+    """Predicted class names (rows,) of logits (rows, labels), after lowering that of the first (normal) class.
 
-    Way "two" names the normal class or "Adventitious", "all" every class; Poor Quality only where that is asked for.
+    Way "two" predicts the normal class or "Adventitious", "all" any label; Poor Quality only with `poor_quality`.
     """
     shown = [name for name in labels if poor_quality or name != POOR_QUALITY]
     kept = np.asarray(logits, dtype=np.float64)[:, [list(labels).index(name) for name in shown]]
@@ -48,7 +48,7 @@ def adjusted_classes(
 
 
 def fit_adjustments(labels: Sequence[str], codes: NDArray[np.int64], logits: FloatArray) -> dict[str, float]:
-    """The logit adjustment with the best SPRSound Score for either way; the middle one of several equally good ones."""
+    """The logit adjustment with the best SPRSound Score for each way; the middle one of several equally good ones."""
     kept = np.array([labels[code] != POOR_QUALITY for code in codes], dtype=bool)
     truth, shown = codes[kept], logits[kept]
     best = {}

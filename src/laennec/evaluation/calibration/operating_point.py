@@ -4,14 +4,14 @@ Decisions: a table of a test split is refused. Thresholds are in raw logits, hal
 rounding changes no decision; of equally good ones the one nearest to 0 is taken. A label with fewer than 10 positives
 or negatives is left uncalibrated, one with one class only has no threshold either; a note says so.
 
-The score of a label for a recording is the highest logit of its windows; whether a recording has a label anywhere is
-another question than whether a window has it, so recordings have an operating point of their own. Windows and
-recordings are calibrated by slope and intercept wherever events are calibrated at all: windows have other shares of
-positive examples than training, and the highest of many logits is too high by a shift.
+The score of a label for a recording is the highest logit of its windows. Recordings have their own operating point,
+because a label is more frequent there than in windows. Windows and recordings are calibrated by slope and intercept
+wherever events are calibrated: their share of positives differs from training, and the highest of many logits is too
+high by a shift.
 
 The ICBHI Score counts an abnormal cycle as right only if both labels are. Its best thresholds are low, because normal
-cycles are many, and two low thresholds often give a second label that is wrong. Rule icbhi_likeliest therefore asks the
-less likely label of a cycle for the probability 0.5 too; not for recordings, which may well have both labels.
+cycles are many, and two low thresholds often give a second label that is wrong. Rule icbhi_likeliest therefore predicts
+the less likely label of a cycle only if its probability exceeds 0.5 too; recordings, which often have both, are exempt.
 
 A model that smooths mixes the logits of annotated cycles with the mean of their recording, and its operating point is
 fitted on smoothed validation predictions.
@@ -44,7 +44,7 @@ Calibration: TypeAlias = Literal["none", "temperature", "platt"]
 ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "icbhi_likeliest", "sensitivity"]
 ICBHI_RULES = ("icbhi", "icbhi_likeliest")  # for crackle and wheeze alone
 _GRID = 400
-SECOND = 0.5  # probability that rule icbhi_likeliest asks of the less likely label
+SECOND = 0.5  # probability that the less likely label must exceed under rule icbhi_likeliest
 MIN_EXAMPLES = 10  # positives, and negatives, that a calibration needs
 
 
@@ -127,7 +127,7 @@ def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitiv
 
 
 def _icbhi_thresholds(logits: FloatArray, truth: Any, may_be: Any, names: list[str]) -> dict[str, float]:
-    """Both thresholds at once, for labels where they may be present: every pair of candidates is scored."""
+    """Choose both thresholds together: score every pair, with labels predicted only where `may_be` is true."""
     scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
     flags = [truth[:, names.index(name)] for name in ("crackle", "wheeze")]
     both_classes = [0 < flag.sum() < len(flag) for flag in flags]
@@ -218,7 +218,7 @@ def fit_on_validation(
 def fit_classes_on_validation(
     table: Any, class_names: Sequence[str], *, calibration: Calibration = "temperature"
 ) -> dict[str, Any]:
-    """Fit the one temperature of a single-label model; the most probable class stays the prediction.
+    """Fit the temperature of a single-label model; the most probable class stays the prediction.
 
     Returns:
         As `fit_on_validation`; every class has the same temperature, there is no threshold, and the errors are of the
@@ -257,7 +257,7 @@ def _validation_rows(table: Any, columns: list[str]) -> tuple[Any, dict[str, Any
     splits = refuse_test_split(table, "fit thresholds and temperatures")
     table = table.loc[table[columns].notna().all(axis=1).to_numpy()]
     if not len(table):
-        raise InputError(f"validation predictions: no row has its {' and '.join(columns)}; nothing to fit on")
+        raise InputError(f"validation predictions: no row has a value in {' and '.join(columns)}; nothing to fit on")
     patients = int(table["patient_id"].nunique()) if "patient_id" in table.columns else None
     return table, {"split": splits, "cycles": len(table), "patients": patients}
 
@@ -366,7 +366,7 @@ def logit_thresholds(config: Any, spans: str = "events") -> dict[str, float] | N
 
 
 def highest_logits(table: Any, label_names: Sequence[str]) -> Any:
-    """One row a recording: its span, any annotated label, the highest logit, and the first window's other columns."""
+    """One row per recording: its span, any annotated label, the highest logit, the first window's other columns."""
     labels = [name for name in label_names if name in table.columns]
     highest = dict.fromkeys((*labels, *(f"logit_{name}" for name in label_names), "end_s"), "max")
     first = {name: "first" for name in table.columns if name not in highest and name != "recording_id"}
@@ -398,7 +398,7 @@ def window_points_of(points: Mapping[str, Mapping[str, Any]] | None) -> dict[str
 
 
 def window_note(config: Any, window_s: float, hop_s: float) -> str | None:
-    """What is to be known about the thresholds of a model on windows of these lengths; None for nothing."""
+    """A note if a model's thresholds were fitted on other spans than windows of these lengths; None otherwise."""
     point = config.operating_points.get("windows")
     if point is None:
         if not (config.thresholds or config.temperatures):

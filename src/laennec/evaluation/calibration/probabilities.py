@@ -1,11 +1,11 @@
 """Calibration of probabilities, and decision curves.
 
-Decisions: a probability is that of logit / temperature + intercept, which never changes the order of the logits. Both
-are fitted with a prior towards none, because a few dozen rows are fitted best by a temperature that makes every
-probability .5: on the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and
-intercept^2 / (2 * 2^2), which vanish for many positives. Calibration error is that of the probability of the label
-being present, in 15 equal-width bins. In a decision curve a cycle is acted on where its probability is at least the
-threshold t; a false positive costs t / (1 - t) true positives.
+Decisions: a calibrated logit is logit / temperature + intercept, which never changes the order of the logits. Both are
+fitted with a prior towards 1 and 0, because without it a few dozen rows may be fitted best by a temperature that makes
+every probability 0.5. Penalties of the summed cross entropy: (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and
+intercept^2 / (2 * 2^2); their effect vanishes for many positives. Calibration error is that of the probability of the
+label being present, in 15 equal-width bins. In a decision curve a cycle is acted on where its probability is at least
+the threshold t; a false positive costs t / (1 - t) true positives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,7 +145,7 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
 
 
 def calibration_name(name: str) -> str:
-    """The name for readers of an entry of the calibration."""
+    """The printed name of an entry of the calibration."""
     return "predicted class" if name == PREDICTED_CLASS else name
 
 

@@ -2,9 +2,9 @@
 
 Decisions: it is fitted on the validation predictions that training stored, never on a test split; the weights of the
 model do not change. The run record keeps the earlier operating point with the evaluations made until then, because a
-rule chosen after a look at test scores was chosen on them. Earlier evaluations keep their own thresholds. A model
-without its run has no validation predictions: it takes a given strength of smoothing and keeps its own thresholds.
-What is slow to import is imported after the arguments were checked.
+rule that is chosen after seeing test scores is fitted to the test split. Earlier evaluations keep their own thresholds.
+A model without its run has no validation predictions: its strength of smoothing must be given, and it keeps its
+thresholds. Slow modules are imported after the arguments are checked.
 """
 
 import datetime
@@ -86,9 +86,9 @@ def recalibrate(
         sensitivity: The sensitivity of rule "sensitivity", 0 to 1; None: as before.
         command: The literal command, for the record.
         spans: "windows" predicts the validation windows first where the run does not have them.
-        data_dir: Folder of the corpus, for that; None: as in the run.
-        smoothing: Weight of the mean of their recording in predictions of annotated events, "auto" for the one that
-            ranks validation best, or "none"; None: as before.
+        data_dir: Folder of the corpus, to predict windows; None: as in the run.
+        smoothing: Weight of the recording's mean in predictions of annotated events, "auto" for the weight that ranks
+            validation best, or "none"; None: as before.
 
     Returns:
         The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
@@ -294,7 +294,7 @@ def smooth_model(
 
 
 def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame") -> dict[str, Any]:
-    """`compare_smoothing` with the thresholds of either side, and where they come from."""
+    """`compare_smoothing` with the thresholds of both sides, and where they come from."""
     own, fitted = decision_settings(config), smoothing.fitted
     labels = {name: own.pop(name) for name in ("problem_type", "label_names")}
     of_smoothed = {name: fitted[name] for name in own} if fitted else own

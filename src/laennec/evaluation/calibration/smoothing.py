@@ -1,10 +1,10 @@
-"""Smoothing of a cycle's logits over its recording, the choice of its strength, and what it does to a split.
+"""Smoothing of a cycle's logits over its recording, the choice of its strength, and its effect on scores.
 
 Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`, as bioacoustics mixes a window's
 score with that of its file; for long recordings the mean can be over the nearest cycles (`neighbours` on either side).
-Strength 0 changes no bit, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings
-change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend on
-thresholds. Predicting smooths too, and does without what scoring imports.
+Strength 0 leaves every bit unchanged, and the mean uses an exactly rounded sum, so neither the order of rows nor other
+recordings change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend
+on thresholds. Prediction uses this module too, so modules for scoring are imported inside functions.
 """
 
 import math
@@ -109,7 +109,7 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
 def choose_smoothing(
     validation: Any, *, problem_type: "ProblemType", label_names: Sequence[str], neighbours: int = 0
 ) -> dict[str, Any]:
-    """The strength with the highest mean AUROC of the labels on validation; of equals the lowest, 0 without any.
+    """The strength with the highest mean AUROC of the labels on validation; of equals the lowest, 0 if none is defined.
 
     Returns:
         {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on"}.

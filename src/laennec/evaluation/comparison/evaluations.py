@@ -1,8 +1,8 @@
-"""The folders of evaluations, as `laennec evaluate` writes them: found and read.
+"""Find and read the folders of evaluations that `laennec evaluate` writes.
 
 Decisions: where several splits were scored, the split must be named. Metrics are computed again from the predictions,
-and a folder whose files belong to different evaluations is refused. Nothing slow is imported before a folder is read,
-so that a command refuses a wrong one at once.
+and a folder whose files belong to different evaluations is refused. Slow modules are imported when a folder is read, so
+that a command refuses a wrong folder at once.
 """
 
 import math
@@ -76,7 +76,7 @@ def _common_split(sources: Sequence[str | Path]) -> str | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as it was written."""
+    """A stored evaluation."""
 
     folder: Path  # its folder
     run: dict[str, Any]  # its record (run.json): the run's own, with what was scored under "evaluated"
@@ -121,7 +121,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def _check(folder: Path, metrics: dict[str, Any], predictions: "Predictions") -> None:
-    """Refuse metrics that are not those of the predictions; own metrics would need the user's code."""
+    """Refuse metrics that do not follow from the predictions; own metrics are not checked (user code)."""
     from laennec.evaluation.predictions import point_values
     from laennec.evaluation.summary import own_names
 

@@ -1,8 +1,8 @@
 """Comparison of runs on the split that all of them were scored on.
 
 Decisions: runs are compared only where corpus, split, cycles and truth are the same by fingerprint and id, because a
-difference of splits looks like one of models. Runs of one recipe become one method where several recipes are compared,
-and only if they differ in nothing but the seed.
+difference between splits would look like one between models. If several recipes are compared, the runs of one recipe
+form one method; they may differ only in their seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from laennec.training.record import write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
-_OWN_TO_A_SEED = ("seed", "output_dir")
+_NOT_COMPARED = ("seed", "output_dir")
 _FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
 
@@ -166,7 +166,7 @@ def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return None if one == other else name
     for key in sorted({*one, *other}):
-        if name or key not in _OWN_TO_A_SEED:
+        if name or key not in _NOT_COMPARED:
             found = recipe_difference(one.get(key), other.get(key), f"{name}.{key}" if name else key)
             if found:
                 return found
@@ -274,7 +274,7 @@ def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
 
 
 def comparison_power(cells: Sequence[Mapping[str, Any]], figure: str) -> str:
-    """What the comparisons of a metric can find, or why there are none, as text."""
+    """The smallest difference that a comparison can detect, or why nothing is compared, as text."""
     if cells[0]["effective"] < LEAST_EFFECTIVE:
         return f"no interval and no p value: fewer than {LEAST_EFFECTIVE:g} effective patients"
     return power_text(cells, lambda difference: figure_text(figure, difference))

@@ -1,12 +1,12 @@
 """Statistics of methods that are compared over seeds and patients.
 
 Decisions: a method is a set of runs with different seeds; the folds of one seed are one run. Intervals and p values
-cover other patients (by leaving one out) and other training seeds (by the spread of the runs); differences are paired
-by patients, not by seeds. A p value is that of a t test, but never below the smallest one of an exact sign test over
-the effective patients, and is corrected by Holm over all methods compared with the baseline in one metric. Where fewer
-than three effective patients have the finding, there is neither interval nor p value: a claim would rest on one or two
-of them. Beside p values stand the smallest one that is possible, and the difference found in four of five studies: "not
-significant" is no evidence that two methods are equal.
+include the variance over patients (by leaving one out) and over training seeds (by the spread of the runs); differences
+are paired by patients, not by seeds. A p value is that of a t test, but never below the smallest one of an exact sign
+test over the effective patients, and is corrected by Holm over all methods compared with the baseline in one metric.
+Where fewer than three effective patients have the finding, there is neither interval nor p value, because one or two
+patients would decide. The smallest possible p value and the difference detectable with 80 % power are printed too,
+because "not significant" does not mean that two methods are equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
 def run_figures(
     predictions: Predictions, figures: Sequence[str], own: Mapping[str, Sequence[float | None]] | None = None
 ) -> RunFigures:
-    """The metrics of one run; own metrics as `left_out_values` had them when the run was scored."""
+    """The metrics of one run; own metrics are the stored `left_out_values` of its evaluation."""
     values = left_out_values(predictions.table, statistics_of(predictions))
     values |= {name: np.array(stored, dtype=float) for name, stored in (own or {}).items()}
     behind, codes = effective_numbers(predictions), patient_codes(predictions.table)[0]
@@ -85,7 +85,7 @@ def compare_methods(
 
     Args:
         methods: The runs of each method, one per training seed.
-        baseline: The method that the others are compared with, or that of each method; None compares none.
+        baseline: The method that the others are compared with, or {method: its baseline}; None for no comparison.
 
     Returns:
         {method: {metric: {mean, sd (None for one run), interval, effective (number of patients behind it), difference,
@@ -120,7 +120,7 @@ def compare_methods(
                 cell, differences, both = found[method][figure], mine - theirs, [of_mine, of_theirs]
                 cell["difference"], effective = float(differences[0]), cell["effective"]
                 bounds = interval(differences, effective, None, both)
-                if bounds is not None:  # too few patients for it are too few for a p value
+                if bounds is not None:  # without an interval there is no p value either
                     error, freedom = standard_error(differences, effective, both)
                     errors.setdefault(figure, {})[method] = error, freedom
                     p = max(_two_sided(cell["difference"], error, freedom), _smallest_p(effective))
@@ -152,12 +152,12 @@ def _two_sided(difference: float, error: float, freedom: float) -> float:
 
 
 def _smallest_p(effective: float) -> float:
-    """What an exact sign test gives where all of so many patients are in favour of one method."""
+    """The p value of an exact sign test in which all of these patients favour one method."""
     return min(1.0, 2.0 ** (1 - effective))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P values corrected for their number.
+    """P values corrected for multiple comparisons.
 
     Reference: Holm, A simple sequentially rejective multiple test procedure (1979).
     """
@@ -169,7 +169,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def power_text(cells: Sequence[Mapping[str, Any]], shown: Callable[[float], str]) -> str:
-    """What the comparisons of a metric (cells of `compare_methods`) can find, as text; "" where that is unknown."""
+    """Detectable difference and smallest p value of a metric (cells of `compare_methods`), as text; "" if unknown."""
     found = [cell for cell in cells if cell.get("detectable") is not None]
     if not found:
         return ""
@@ -180,7 +180,7 @@ def power_text(cells: Sequence[Mapping[str, Any]], shown: Callable[[float], str]
 
 
 def p_text(p: float | None) -> str:
-    """A p value for readers."""
+    """A p value as text."""
     if p is None:
         return "–"
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"

@@ -1,9 +1,9 @@
 """The map and the worst errors of a report, with spectrograms and sounds.
 
-Decisions: a point of the map has the shape of its true class and is open where the prediction is wrong; its colour is
-that of the property that the reader chooses, so nothing depends on colour alone. For a page a cycle is resampled to 8
-kHz, raised to a common peak level (by a stated gain) and written as 16-bit WAV; its spectrogram has fixed settings, so
-that two pages can be compared. The page states which recordings it contains, because passing it on passes them on.
+Decisions: a point of the map has the shape of its true class and is open where the prediction is wrong; its colour
+shows a property that the reader chooses, so nothing depends on colour alone. For a page a cycle is resampled to 8 kHz,
+raised to a common peak level (by a stated gain) and written as 16-bit WAV; its spectrogram has fixed settings, so that
+two pages can be compared. The page states which recordings it contains, because sharing the page shares them.
 """
 
 import io

@@ -33,7 +33,7 @@ INK, QUIET, HAIR = "#1f2933", "#66727f", "#d9dfe5"
 OTHER_COLOURS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILION)
 DASHED: Any = (0, (4, 3))
 LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": True, "framealpha": 0.9, "edgecolor": HAIR}
-MOST_LABELS = 12  # of plots with a curve or a number for each
+MOST_LABELS = 12  # largest number of labels in a plot with a curve or a number for each
 _LABEL_COLOURS = {"crackle": BLUE, "wheeze": VERMILION}
 _DEPTH = LinearSegmentedColormap.from_list("depth", ["#f7fafc", "#9cc5e0", "#0072B2", "#003f63"])
 _DPI = 160
@@ -130,7 +130,7 @@ def evaluation_plots(
 ) -> dict[str, Figure]:
     """Every plot that the evaluation has the numbers for, by name; those of single labels end in _1, _2 ..."""
     figures: dict[str, Figure] = {}
-    many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would show nothing
+    many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would be unreadable
     if confusion := evaluation.get("confusion"):
         figures["confusion"] = confusion_plot(confusion["matrix"], confusion["classes"])
     if not many:
@@ -209,7 +209,7 @@ def _legend_text(evaluation: Mapping[str, Any], label: str, kind: str, title: st
 
 
 def roc_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
-    """ROC curves of every label, with AUROC and interval; a dot is the decision of the scores."""
+    """ROC curves of every label, with AUROC and interval; a dot marks the operating point in use."""
     from sklearn.metrics import roc_curve
 
     figure, (axes,) = styled_figure(4.7, 5.0, 1)
@@ -225,7 +225,7 @@ def roc_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
 
 
 def precision_recall_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
-    """Precision-recall curves of every label, with AP and interval; a dot is the decision of the scores."""
+    """Precision-recall curves of every label, with AP and interval; a dot marks the operating point in use."""
     from sklearn.metrics import precision_recall_curve
 
     figure, (axes,) = styled_figure(4.7, 5.0, 1)

@@ -4,8 +4,8 @@ Decisions: loss terms differ by orders of magnitude, so each also has a panel wi
 phases of a schedule that restart their epochs are drawn one after the other. In a comparison metrics of one unit share
 a scale with zero in its middle, and a dot is filled where the corrected p value is below 0.05, so that nothing depends
 on colour. In a study every run is a dot beside the mean, so that a reader sees the spread and the number of runs. Where
-methods differ along an axis (label fractions, input rates) that axis is the abscissa, with one line for each
-combination of the others.
+methods differ along an axis (label fractions, input rates) that axis is the x axis, with one line for each combination
+of the other axes.
 """
 
 import statistics
@@ -112,7 +112,7 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
 
 
 def figure_reach(content: Mapping[str, Any], figure: str) -> float:
-    """The end of the axis of differences, the same for all metrics in percent, and for all AUROCs."""
+    """The end of the axis of differences; metrics in percent share one, and so do AUROCs."""
 
     def unit(name: str) -> str:
         return "points" if is_percent(name) else "AUROC" if "roc_auc" in name else name

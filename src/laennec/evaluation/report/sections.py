@@ -1,9 +1,8 @@
 """The content of a report: facts, scores and tables as text.
 
-Decisions: numbers become text here, with the digits of their kind; the template only lays out. What was not recorded
-is shown as "not recorded". A split that leaks or has a caveat, and a selection on anything but validation patients are
-warnings before the score. A table is {"columns", "rows": [{"cells", "class"}]}; a cell is a
-text, or {"text", "note", "class", "bar"}.
+Decisions: numbers are formatted here; the template only lays out text. Missing values are shown as "not recorded". A
+leak, a caveat of the split, or a selection on anything but validation patients gives a warning above the score. A table
+is {"columns", "rows": [{"cells", "class"}]}; a cell is a text, or {"text", "note", "class", "bar"}.
 """
 
 import json
@@ -90,7 +89,7 @@ def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scored_leaks(run: Mapping[str, Any]) -> list[str]:
-    """What training, validation and the scored split share; leaks of other test splits say nothing about its scores."""
+    """What training, validation and the scored split share; leaks of other test splits do not affect its scores."""
     used = {"train", "validation", split := (run.get("evaluated") or {}).get("split")}
     found = [(line, _LEAK.match(line)) for line in _provenance(run).get("leaks") or []]
     return [line for line, pair in found if split is None or pair is None or used.issuperset(pair.groups())]
@@ -122,7 +121,7 @@ def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The facts that every score must name: data, split, selection, decision, intervals, seeds."""
+    """The facts to state with every score: data, split, selection, decision, intervals, seeds."""
     corpus, provenance = run.get("corpus") or {}, _provenance(run)
     patients, counts = evaluation["uncertainty"]["patients"], evaluation["counts"]
     protocol = shown_text(provenance.get("protocol"))
