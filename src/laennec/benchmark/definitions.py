@@ -2,7 +2,7 @@
 
 Decisions: the fingerprints are of the complete published corpora. A corpus whose training split or whose test split
 differs is refused, because baselines are fitted on the one and scores computed on the other. A test split that is
-published separately may be absent; a result then says so. What changes scores raises the version of a benchmark.
+published separately may be absent; a result then says so. Changes that affect scores raise the version.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ class FixedSplit:
 class Benchmark:
     """Fixed splits that entries are scored on."""
 
-    name: str  # the word for it on the command line
+    name: str  # its name on the command line
     version: int
     title: str  # what it measures
     corpus: str  # a name of `laennec.corpora.load.CORPORA`
@@ -47,7 +47,7 @@ _INTRA = FixedSplit(
     {"normal": 688, "crackle": 189, "wheeze": 124, "both": 3},
     160,
 )
-# of the events that a challenge entry predicts (github.com/HUJH511/BioCAS-2023-Grand_Challenge, models/12/out.json)
+# the events that a challenge entry predicts (github.com/HUJH511/BioCAS-2023-Grand_Challenge, models/12/out.json)
 _INTER = FixedSplit("208ab41b06d85e6f5e39adb09f6273e42371e1487cd5dcd22284f86896a41042", 1429)
 _ICBHI = FixedSplit("c7c9507d8b6c4cbe4b463bbc2d087897f1245dd3a05bca53e5d401fd8793c9b3", 3312)
 _ICBHI_TEST = FixedSplit(

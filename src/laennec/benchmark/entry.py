@@ -1,7 +1,7 @@
 """Scoring an entry of a benchmark: a model by `laennec.evaluation.evaluate.score`, a file by the same evaluation.
 
-Decisions: a model decides by its own thresholds, and a run counts the scoring. The level and bandwidth baselines of a
-file need the recordings and are left out without them. Nothing of this machine's folders is in a result.
+Decisions: a model uses its own thresholds, and the record of a run counts the evaluation. The level and bandwidth
+baselines of a file need the recordings and are left out without them. A result contains no paths of this machine.
 """
 
 import datetime
@@ -40,7 +40,7 @@ _VALUES = (
     SCORE, "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro", "crackle.roc_auc",
     "wheeze.roc_auc", "crackle.average_precision", "wheeze.average_precision",
 )  # fmt: skip
-_PACKAGE = {  # what a result says of the model in the package
+_PACKAGE = {  # entries of a result for the model in the package
     "entry": "laennec: model in the package",
     "trained_on": "SPRSound, train (four fifths of its patients); AudioSet",
     "selection": "validation patients (a fifth of train): epochs, learning rate, calibration, thresholds",
@@ -114,13 +114,13 @@ def enter(
     lines = [benchmark.title]
     for name in benchmark.tests:
         said = scored[name][1].splitlines() if name in scored else ["missing: the result is without this split"]
-        said = [line.replace(UNKNOWN_SELECTION, selection) for line in said]  # the evaluation sees the model alone
+        said = [line.replace(UNKNOWN_SELECTION, selection) for line in said]  # not known to the evaluation
         lines += ["", f"== {name}", *said]
     return lines
 
 
 def _training_data(run: dict[str, Any], benchmark: Benchmark, source: str | Path | None, declared: str | None) -> str:
-    """The training data of an entry, as its run recorded them or as declared, if they are right for the benchmark."""
+    """The training data of an entry, as recorded by its run or as declared; refused if the benchmark forbids them."""
     if not run and not declared:
         raise InputError("--trained-on is missing: name the training data, e.g. 'SPRSound, train'")
     name = run["corpus"]["name"] if run else str(declared)
@@ -140,7 +140,7 @@ def _training_data(run: dict[str, Any], benchmark: Benchmark, source: str | Path
 
 
 def _of_file(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> tuple[dict[str, Any], Scored]:
-    """The scores of a file of predictions, and what a result says of it."""
+    """The scores of a file of predictions, and its entries of a result."""
     predictions = read_submission(path, benchmark, splits)
     learned = _truth(splits, "train")
     own = any("decided_crackle" in rows for rows in predictions.values())
@@ -160,7 +160,7 @@ def _of_file(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> tup
 
 
 def _truth(splits: Mapping[str, Any], name: str) -> pd.DataFrame:
-    """Truth and metadata of a split, with level and bandwidth where there is sound."""
+    """Truth and metadata of a split, with level and bandwidth where recordings are available."""
     table = truth_table(splits[name], name, None, LABELS)
     if None in column_of(splits[name], "recording_path"):
         return table
@@ -170,10 +170,10 @@ def _truth(splits: Mapping[str, Any], name: str) -> pd.DataFrame:
 def _of_model(
     source: str | Path | None, benchmark: Benchmark, splits: Mapping[str, Any], data_dir: str, command: str
 ) -> tuple[dict[str, Any], Scored]:
-    """The scores of a model, and what a result says of it."""
+    """The scores of a model, and its entries of a result."""
     name = source or laennec.DEFAULT_MODEL
     model, extractor = load_model(name)
-    revision = hub_commit(name)  # at once: the repository can go on while the model is scored
+    revision = hub_commit(name)  # before scoring: the repository may change meanwhile
     labels, several = model.config.label_names, model.config.is_multi_label
     if set(labels) != set(LABELS if several else CLASSES):
         raise InputError(
@@ -194,7 +194,7 @@ def _of_model(
 
 
 def _cost(model: Any, extractor: Any, paths: list[str]) -> Cost:
-    """Parameters, and CPU seconds of predicting recordings after a first one."""
+    """Number of parameters, and CPU seconds per hour of sound after a warm-up recording."""
     machine, timed, predictor = hardware(), sorted(set(paths))[:_TIMED_RECORDINGS], Predictor(model, extractor)
     predictor(timed[0])
     start = time.process_time()
@@ -208,7 +208,7 @@ def _cost(model: Any, extractor: Any, paths: list[str]) -> Cost:
 
 
 def _split_scores(evaluation: dict[str, Any], split: str, table: pd.DataFrame, ranked: bool) -> SplitScores:
-    """What a result keeps of an evaluation; without what needs a ranking where there is none."""
+    """The parts of an evaluation that a result stores; no AUROC, AP and calibration unless `ranked`."""
     kept = [name for name in _VALUES if ranked or is_percent(name)]
     baselines = [
         Baseline(

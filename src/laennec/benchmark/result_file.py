@@ -1,4 +1,4 @@
-"""Result files of benchmarks: what they hold, and whether it fits together.
+"""Result files of benchmarks: their fields, and checks that these are consistent.
 
 Decisions: a file is checked without the corpus. Its confusion must have the published cycles of each class, and the
 scores must follow from it. AUROC and calibration are absent for probabilities that are all 0 or 1.
@@ -22,7 +22,7 @@ from laennec.untrusted import read_json
 
 
 def one_line(text: str) -> str:
-    """The text, if it is one line that says something."""
+    """Return the text if it is one line and not empty."""
     if not text.strip() or len(text.splitlines()) > 1:
         raise ValueError("one line of text")
     return text
@@ -57,7 +57,7 @@ Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
 _REMEDY = "write it again with laennec benchmark"
-_CLOSE = 1e-4  # of the largest value
+_CLOSE = 1e-4  # tolerance, as a share of the largest value
 
 
 class _Part(BaseModel):
@@ -85,12 +85,12 @@ class SplitScores(_Part):
     intervals: dict[str, Bounds]  # 95 %, over patients
     baselines: list[Baseline]
     within_lengths: OfLabels | None  # AUROC of each label among cycles of similar length
-    middle: WithScore | None  # scores on the middle of each cycle, all of one length; of models
+    middle: WithScore | None  # scores on segments of one length in the middle of cycles; None for files
     calibration_error: OfLabels | None
 
 
 class Source(_Part):
-    """What was entered."""
+    """The model or file that was entered."""
 
     kind: Literal["model", "predictions"]
     name: str  # Hub id, or name of the folder or file
@@ -100,7 +100,7 @@ class Source(_Part):
 
 
 class Cost(_Part):
-    """What a model takes."""
+    """Size and computing time of a model."""
 
     parameters: int = Field(ge=0)
     # CPU seconds of prediction for an hour of sound; None on a GPU
@@ -136,7 +136,7 @@ def read_result(path: str | Path) -> Result:
     """Read a result file.
 
     Raises:
-        InputError: It is none, is of another version or another split, or its numbers do not fit together.
+        InputError: The file is not a result, has another version or split, or its numbers are inconsistent.
     """
     try:
         values = read_json(path)
@@ -199,7 +199,7 @@ def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
         if abs(gap - row.difference) > _CLOSE * 100 or not low - _CLOSE * 100 <= gap <= high + _CLOSE * 100:
             return f"the difference from baseline {row.name!r} is not that of the scores, or outside its interval"
     if [row.values[SCORE] for row in scores.baselines if row.name == ALWAYS_NORMAL] != [50.0]:
-        return f"baseline {ALWAYS_NORMAL!r}, whose {SCORE} is 50, is missing or another"
+        return f"baseline {ALWAYS_NORMAL!r}, whose {SCORE} is 50, is missing or has another score"
     if not all(0 <= number <= scores.patients + _CLOSE for number in scores.effective_patients.values()):
         return f"the effective patients are not from 0 to {scores.patients}"
     return None

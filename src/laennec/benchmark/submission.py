@@ -1,8 +1,8 @@
 """A file of predictions that is entered in a benchmark.
 
-Decisions: a file has every cycle of each test split that it covers once and no other cycle; everything that is wrong
-with it is said in one line. A label is predicted above a probability of 0.5, or as the columns `crackle` and `wheeze`
-say. Columns that repeat the labels of the corpus are no predictions.
+Decisions: a file has every cycle of each test split that it covers once and no other cycle; all its problems are listed
+in one message. A label is predicted above a probability of 0.5, or as the columns `crackle` and `wheeze` say. Columns
+that repeat the labels of the corpus are refused.
 """
 
 import io
@@ -67,13 +67,13 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
 
 
 def _separates(p: pd.Series, label: list[int]) -> bool:
-    """Whether all cycles with a label are on one side of all others."""
+    """Whether probabilities separate the cycles with a label from all others without an error."""
     of_label, of_others = p[np.array(label) == 1], p[np.array(label) == 0]
     return bool(of_label.min() > of_others.max() or of_label.max() < of_others.min())
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The columns that count, as numbers by cycle id."""
+    """The columns that are used, as numbers by cycle id."""
     try:
         content = io.BytesIO(read_bytes(path))
         is_csv = path.suffix.lower() == ".csv"
@@ -95,12 +95,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no cycle_id in row {named(empty)}; give every row one")
     numbers = table[[name for name in (*_PROBABILITIES, *LABELS) if name in table.columns]]
     yes_or_no = [name for name in _PROBABILITIES if pd.api.types.is_bool_dtype(numbers[name])]
-    numbers = numbers.astype(dict.fromkeys(yes_or_no, str))  # no probabilities
+    numbers = numbers.astype(dict.fromkeys(yes_or_no, str))  # True and False are not probabilities
     return numbers.apply(pd.to_numeric, errors="coerce").set_index(table["cycle_id"].astype(str))
 
 
 def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[str, list[str]]) -> list[str]:
-    """What is missing, unknown or duplicated."""
+    """Problems with cycles: missing, unknown or repeated ones."""
     problems, here = [], set(given)
     covered = {name: own for name, own in tests.items() if not here.isdisjoint(own)} or tests
     for name, own in covered.items():
@@ -117,7 +117,7 @@ def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[
 
 
 def _wrong_values(table: pd.DataFrame) -> list[str]:
-    """Probabilities and decisions that are none."""
+    """Problems with values: probabilities outside 0 to 1, decisions other than 0 and 1."""
     problems = []
     for name in table.columns:
         right = table[name].between(0, 1) if name in _PROBABILITIES else table[name].isin((0, 1))

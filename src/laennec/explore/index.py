@@ -2,8 +2,8 @@
 
 Decisions: similarity is the cosine, and the search is exact: one matrix product of the query with all normalised
 embeddings. For 100,000 spans of 384 numbers that takes 25 ms on one core, so an approximate index would add a
-dependency and lose neighbours for nothing. A query is embedded by the model and the layer that made the index; any
-other model is refused, because embeddings of two models have nothing in common.
+dependency and miss neighbours without a benefit. A query is embedded by the model and the layer that made the index;
+any other model is refused, because embeddings of two models are not comparable.
 """
 
 import difflib
@@ -36,7 +36,7 @@ FILTERS = {"patient": "patient_id", "device": "device", "location": "chest_locat
 _SPAN = ["recording", "start_s", "end_s"]
 _KINDS = dict.fromkeys(("recording", *KNOWN), pa.string()) | dict.fromkeys(_SPAN[1:], pa.float64())
 _OF_RECORDINGS = ("patient_id", "device", "chest_location")
-_LONGEST = 2.0  # a query may be so many times as long as the longest span of the index
+_LONGEST = 2.0  # largest length of a query, as a multiple of the longest span of the index
 Vectors = NDArray[np.float32]
 
 
@@ -135,7 +135,7 @@ class EmbeddingIndex:
             `top` rows of the index or fewer, the most similar first, with the column similarity (cosine).
 
         Raises:
-            InputError: The query cannot be read or is too long, or a filter fits nothing.
+            InputError: The query cannot be read or is too long, or no span matches the filters.
         """
         if top < 1:
             raise InputError(f"top {top}: it must be 1 or more")
@@ -241,18 +241,18 @@ def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, 
         width = table.schema.field("embedding").type.list_size
         values = np.array(table["embedding"].combine_chunks().flatten(), np.float32).reshape(len(table), width)
         rows = table.drop_columns(["embedding"]).to_pandas()
-        told = checked and isinstance(provenance, dict) and isinstance(provenance.get("layer"), int | None)
+        known = checked and isinstance(provenance, dict) and isinstance(provenance.get("layer"), int | None)
         typed = all(table.schema.field(name).type == kind for name, kind in _KINDS.items())
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
         raise InputError(f"{file}: no table of embeddings of laennec embed, or damaged; embed again") from error
     whole = len(rows) and {*rows.columns} == {*_KINDS} and rows[_SPAN].notna().all(axis=None)
-    if not told or not typed or not whole or not np.isfinite(values).all():
+    if not known or not typed or not whole or not np.isfinite(values).all():
         raise InputError(f"{file}: no usable table of embeddings; embed the recordings again")
     return rows, values, provenance
 
 
 def findings(label: Any) -> frozenset[str] | None:
-    """The findings of a label: none of "normal", two of "both"; None where it is unknown."""
+    """The findings of a label: empty for "normal", two for "both"; None where it is unknown."""
     if pd.isna(label):
         return None
     named = {"normal": [], "both": ["crackle", "wheeze"]}

@@ -1,9 +1,9 @@
-"""A page that shows an index as a map: one HTML file that needs nothing else.
+"""A map of an index, as one self-contained HTML file.
 
-Decisions: positions are t-SNE of the normalised embeddings with a fixed seed, at most some thousand spans. Beside the
-map stand linear probes of the embedding, because a picture of clusters misleads. The page contacts no machine:
-the sound of as many spans as a stated size allows is in it as MP3, drawn evenly over the map; the others
-refer to their recordings on this machine. Sounds are raised to one level, so that quiet ones are audible.
+Decisions: positions are t-SNE of the normalised embeddings with a fixed seed, at most some thousand spans. The page
+also shows linear probes of the embedding, because a picture of clusters misleads. It loads nothing from a network: it
+embeds the sounds of randomly drawn spans as MP3, up to a stated size; other spans link to their recordings on this
+machine. Sounds are raised to one peak level, so that quiet ones are audible.
 """
 
 import io
@@ -41,7 +41,7 @@ def write_map(
     """Write the map of an index, with the table of its probes.
 
     Args:
-        index: The spans; `EmbeddingIndex.join` adds what they can be coloured by.
+        index: The spans; `EmbeddingIndex.join` adds the columns that can colour them.
         out: The HTML file.
         points: Largest number of spans on the map; the draw is stratified by label.
         sound_mb: Largest size of all sounds in the page, in MB (about 200 s of sound a MB).
@@ -92,7 +92,7 @@ def write_map(
 
 
 def sounds(rows: pd.DataFrame, folder: Path, most_mb: float, seed: int) -> list[str]:
-    """The sound of each span: a data URI while they fit, then the place in its recording, relative to a folder."""
+    """The sound of each span: a data URI up to a total size, then a link into its recording, relative to a folder."""
     found, used = [_link(row, folder) for row in rows.itertuples()], 0
     order = np.random.default_rng(seed).permutation(len(rows))
     ends_s = np.minimum(rows["end_s"], rows["start_s"] + _MOST_S).to_numpy()

@@ -3,8 +3,8 @@
 Decisions: a probe is a ridge regression on the standardised embedding, which has a closed form and nothing to tune on
 the scored rows. Labels, devices and locations are probed on patients that the probe was not fitted on; patients on
 recordings that it was not fitted on, so that it cannot use the noise of one recording. A class of fewer than five
-patients is left out. Scores are AUROC, the mean of each class against the others; chance is 0.5
-whatever the shares. Intervals leave out one patient at a time.
+patients is left out. Scores are AUROC, the mean of each class against the others; chance is 0.5 for any class
+frequencies. Intervals leave out one patient at a time.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
 
     Args:
         embeddings: (spans, dim).
-        rows: As `EmbeddingIndex.rows`; columns that are missing or empty are said to be unknown.
-        seed: Of the draw of patients.
+        rows: As `EmbeddingIndex.rows`; columns that are missing or empty are reported as unknown.
+        seed: Seed of the draw of patients.
     """
     patients = pd.Series([None if one is None else f"p:{one}" for one in _texts(rows, "patient_id")], rows.index)
     found = []
@@ -100,7 +100,7 @@ def verdict(found: Sequence[Probe]) -> str:
 
 
 def _of_patients(values: NDArray[np.float32], rows: pd.DataFrame, patients: pd.Series, seed: int) -> Probe:
-    """Which patient, of those with several recordings, in recordings that the probe was not fitted on."""
+    """A probe of the patient, scored on other recordings of patients with several recordings."""
     recordings = rows["recording"].astype(str)
     several = recordings.groupby(patients).nunique()
     names = sorted(several[several > 1].index)
