@@ -155,7 +155,7 @@ def test_cells_that_differ_in_labels_alone_share_a_pretraining(written, tmp_path
 def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
     assert main(["study", str(written(seeds=[0, 1])), "--dry-run"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == "2 cells: 0 finished, 2 to run; no finished cell says how long one takes"
+    assert last == "2 cells: 0 finished, 2 to run; the time is unknown until a cell is finished"
     assert len(lines) == 4 and all(line.startswith("laennec ") for line in lines)
     assert not (tmp_path / "out").exists()
 

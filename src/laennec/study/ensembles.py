@@ -163,12 +163,12 @@ def _out_of_fold(
     whole = {name: pd.concat([tables[name] for tables, _ in means], ignore_index=True) for name in shared}
     if whole["predictions"]["cycle_id"].duplicated().any():
         raise InputError(f"{folders[0].parent}: a cycle is in two validation folds; train the members on one corpus")
-    joined = {}
+    pooled = {}
     for name in means[0][1]:
         each = [predicted[name] for _, predicted in means]
         codes, logits = np.concatenate([one.codes for one in each]), np.concatenate([one.logits for one in each])
-        joined[name] = TaskPredictions(codes, logits, [recording for one in each for recording in one.recordings])
-    return OutOfFold(whole, joined, records[0].get("window_points"))
+        pooled[name] = TaskPredictions(codes, logits, [recording for one in each for recording in one.recordings])
+    return OutOfFold(whole, pooled, records[0].get("window_points"))
 
 
 def _mean(members: Sequence[tuple[dict[str, pd.DataFrame], dict[str, TaskPredictions]]]) -> Any:
@@ -192,7 +192,7 @@ def _calibrated(table: pd.DataFrame, config: Any) -> pd.DataFrame:
 
 
 def _fit_out_of_fold(model: Any, found: OutOfFold, recipe: Recipe) -> dict[str, Any]:
-    """Fit the operating points of an ensemble of folds; its config keeps them."""
+    """Fit the operating points of an ensemble of folds, and store them in its configuration."""
     points, windows = calibrate(model, found.tables["predictions"], recipe.head), None
     if found.window_points and "windows" in found.tables:
         lengths = [found.window_points["windows"][name] for name in ("window_s", "hop_s")]
@@ -216,7 +216,7 @@ def _facts_of_folds(first: dict[str, Any], splits: Any, found: OutOfFold) -> dic
 
 
 def _fold(record: dict[str, Any]) -> Any:
-    """The validation fold of a run; None for a draw."""
+    """The validation fold of a run; None if its validation patients were drawn."""
     corpus = record["config"]["corpus"]
     folds = {one.get("validation_fold") for one in corpus.get("corpora") or [corpus]}
     if len(folds) > 1:

@@ -1,9 +1,9 @@
 """What a study still needs, and about how long it takes: `laennec study --dry-run`.
 
-Decisions: nothing is downloaded to find out. The estimate is one forward pass on a cycle of average length, times three
-for a training step, times cycles and epochs. The CPU is timed on that pass, one cycle at a time; for a GPU its
-floating-point operations are counted, at an assumed share of the peak. A study file states the number and mean length
-of the cycles of each corpus (`data`), because the corpus may not be here yet; cycles of all splits count.
+Decisions: nothing is downloaded. The estimate is one forward pass on a cycle of average length, times three for a
+training step, times cycles and epochs. The CPU is timed on that pass, one cycle at a time; for a GPU its floating-point
+operations are counted, at an assumed share of the peak. A study file states the number and mean length of the cycles of
+each corpus (`data`), because the corpus may not be here yet; cycles of all splits count.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Study files: methods, axes and seeds, and the trainings that follow from them.
 
-Decisions: a cell is one training, and its name says what sets it apart from the others. A method is what is compared:
-the cells of one name, over seeds and folds. All seeds share the split of the recipe's `corpus.split_seed`, so methods
-can be paired; with `splits: own` each seed draws its own split, and nothing is paired. A label fraction is drawn
-with the seed, so that the spread over seeds includes that of the labels.
+Decisions: a cell is one training, and its name states how it differs from the others. A method is what is compared: the
+cells of one name, over seeds and folds. All seeds share the split of the recipe's `corpus.split_seed`, so methods can
+be paired; with `splits: own` each seed draws its own split, and nothing is paired. The labelled part (`label_fraction`)
+is drawn with the seed, so that the spread over seeds includes that of the draw.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_mapping(key: str) -> BeforeValidator:
-    """Lets a text stand for a mapping with one key."""
+    """Read a text as a mapping with this one key."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
@@ -113,8 +113,8 @@ class _StudyFile(Section):
     description: str = ""  # one sentence
     output_dir: Path | None = None
     results: Path | None = None
-    # the method that the others are compared with. Without the axes in its name it stands for the method with the same
-    # values of the axes as each other one
+    # the method that the others are compared with. A name without axis values means: each method is compared with the
+    # baseline at the same axis values
     baseline: str | None = None
     seeds: _Numbers = (0,)
     folds: _Numbers | None = None
@@ -229,7 +229,7 @@ def load_study(path: str | Path) -> Study:
     found = {
         "name": name,
         "output_dir": output,
-        # a study of the package leaves its results with its runs, wherever it is called
+        # results of a study of the package lie with its runs, in any working directory
         "results": (path == named and content.results) or output / "results.json",
         "ensembles": ensembles,
         "cells": tuple(cells),
@@ -312,7 +312,7 @@ def _cells(
         raise InputError(f"{path}: classical is {unknown[0]!r}; it can be {', '.join(CLASSICAL)}")
     evaluate = study.evaluate.model_dump(exclude_none=True) | method.evaluate.model_dump(exclude_none=True)
     varied = [axis for axis in axes if len(axes[axis]) > 1]
-    # one pre-training serves all cells that differ in nothing that it uses
+    # cells that differ only in settings that pre-training ignores share one pre-training
     matter = [axis for axis in varied if any(of_pretraining(given) for given in axes[axis].values())]
     cells = []
     for labels in itertools.product(*axes.values()):

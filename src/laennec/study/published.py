@@ -68,7 +68,7 @@ def _mean(figure: str, runs: list[Mapping[str, Any]]) -> str:
 
 
 def spread(values: Iterable[float | None], digits: int) -> str:
-    """The mean ± standard deviation of what is known; empty where nothing is."""
+    """The mean ± standard deviation of the known values; empty if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return ""

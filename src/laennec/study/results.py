@@ -58,7 +58,7 @@ def gather_results(
     rows.sort(key=lambda row: (row["name"], row["seed"], row["split"], row.get("fold", 0)))
     methods = {}
     for split, runs in sorted(by_split.items()):
-        # a seed without some of the folds was scored on fewer cycles than others
+        # a seed without some of the folds is left out: it was scored on fewer cycles
         whole = {
             name: found
             for name, seeds in runs.items()
@@ -90,7 +90,7 @@ def _compared(
 
 
 def _figures(folds: Sequence[Path]) -> list[RunFigures]:
-    """The main metrics of a run: of its pooled folds, or of each where all scored one split."""
+    """The main metrics of a run: of its pooled folds, or of each fold if all were scored on the same cycles."""
     metrics = [read_record(folder / "metrics.json") for folder in folds]
     predictions = [
         read_evaluated(stored_predictions(folder / "predictions.parquet", "evaluate the run again"), one)
@@ -177,7 +177,7 @@ def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = 
             {"name": row["name"], "values": {k: row["values"].get(k) for k in _VALUES if k in row["values"]}}
             for row in metrics["floors"]
         ],
-        # a model without its run record has only what scoring recorded
+        # without the run record of a model, those of its evaluation
         **{name: run.get(name) or evaluated[name] for name in ("timings", "hardware", "versions")},
         **{name: value for name, value in optional.items() if value},
     }

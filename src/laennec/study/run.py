@@ -1,11 +1,10 @@
-"""Running a study: what is missing of it, one process a step, and the results file.
+"""Running a study: each missing step in a process of its own, then the results file.
 
-Decisions: every step is a command that a person could type, in a process of its own, so that a reader can repeat it
-and its seconds and peak memory are its own. Finished steps are not run again; interrupted ones are continued by the
-same command, and their costs add up. A step ends with its study, however that ends. The same command may run several
-times at once, also on machines that share the folder: each takes cells that no other one works on. A cell whose folder
-holds a run of other settings is refused. A run that fails is listed, the others go on, and the results file names what
-it lacks.
+Decisions: every step is a command in a process of its own, so that it can be repeated by hand, and its time and peak
+memory can be measured. Finished steps are not run again; interrupted ones are continued by the same command, and their
+costs add up. If the study ends or is killed, its running step ends too. The same command may run several times at once,
+also on machines that share the folder: each takes cells that no other process works on. A cell whose folder holds a run
+of other settings is refused. A failed run is listed, the others continue, and the results file names the missing runs.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, settled_evaluations, write_record
 
 PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
-_CORPUS = {"name", "data_dir", "tables_dir", "allow_missing", "level", "options"}  # what says what a corpus is
+_CORPUS = {"name", "data_dir", "tables_dir", "allow_missing", "level", "options"}  # settings that identify a corpus
 Command = list[str]
 """The words after `laennec`; those of a classifier begin with `-m`."""
 
@@ -54,7 +53,7 @@ def run_study(
         study: What `load_study` read.
         say: Called with a line for each command and its end.
         most: Largest number of cells to train; None for all.
-        dry: Only say the commands.
+        dry: Only report the commands, the expected time, and missing data and weights.
     """
     state = StudyState()
     fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
@@ -63,7 +62,7 @@ def run_study(
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
         every += [command for members in study.members for command in ensemble_commands(study, members)]
-        for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training each name it
+        for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training list it each
             say(line)
         from laennec.study import outlook  # imports torch
 
@@ -71,7 +70,7 @@ def run_study(
         for what in outlook.missing(study):
             say(f"missing: {what}")
         return state
-    # cells and ensembles: the cells they need, their folders, and what gives the commands that they still need
+    # of each cell and ensemble: the cells it needs, its folders, and a function that yields its remaining commands
     steps: list[tuple[Sequence[Cell], list[Path], Callable[[], Iterator[Command]]]] = []
     steps += [([cell], _made(study, cell), functools.partial(commands, study, cell)) for cell in study.cells]
     steps += [
@@ -109,7 +108,7 @@ def _made(study: Study, cell: Cell) -> list[Path]:
 
 @contextlib.contextmanager
 def _claimed(study: Study, cells: Sequence[Cell]) -> Iterator[bool]:
-    """Lock cells and what they share with others; yields False where another process works on one of them."""
+    """Lock cells and their pre-training; yields False if another process works on one of them."""
     names = [name for cell in cells for name in (cell.name, *([cell.pretraining_name] if cell.pretrained_as else []))]
     with contextlib.ExitStack() as locks:
         yield all(locks.enter_context(try_lock(study.output_dir / f"{name}.cell")) for name in dict.fromkeys(names))
@@ -132,7 +131,7 @@ def _run_all(
             return
     for record in (folder / "run.json" for folder in made):
         if record.exists():
-            settled_evaluations(record)  # a kill after the results were shown left the count of them open
+            settled_evaluations(record)  # if the process was killed, the count of evaluations is not final
     state.runs += made
 
 
@@ -167,7 +166,7 @@ def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str 
 
 
 def fingerprint_of(corpus: str) -> str | None:
-    """The fingerprint of a corpus (a recipe's settings as JSON) as it is now; None where it is not at hand."""
+    """The fingerprint of a corpus (a recipe's settings as JSON) as it is now; None where it is not available."""
     from laennec.corpora.load import open_corpus  # imports datasets
 
     given = json.loads(corpus)
@@ -233,7 +232,7 @@ def ensemble_commands(study: Study, members: Sequence[Cell]) -> Iterator[Command
 
 
 def _scoring(cell: Cell, folder: Path) -> Iterator[Command]:
-    """The commands that score a run on the splits on which it was not scored."""
+    """The commands that score a run on the splits that are not scored yet."""
     for score in cell.scores:
         out = score.folder(folder)
         if not (out / "run.json").exists():
@@ -264,7 +263,7 @@ def _outlook(study: Study) -> str:
         from laennec.study.outlook import GPU, GPU_SHARE, hours
 
         if (needed := hours(study)) is None:
-            return f"{counts}; no finished cell says how long one takes"
+            return f"{counts}; the time is unknown until a cell is finished"
         return (
             f"{counts}; about {needed.cpu:.3g} hours for all on one thread of this processor (a forward pass on a "
             f"cycle of average length was timed), {needed.gpu:.2g} hours on an {GPU} at {100 * GPU_SHARE:.0f} % of its "

@@ -29,7 +29,7 @@ from laennec.training.record import read_record, write_record
 from laennec.training.run import train
 from laennec.training.tables import SELECTION_METRICS
 
-_FREE = ("loss.auxiliary.", "corpus.options.", "encoder.config.", "tasks.")  # keys that no list has
+_FREE = ("loss.auxiliary.", "corpus.options.", "encoder.config.", "tasks.")  # keys with free names
 _SHARED = ("corpus.", "output_dir", "train.selection_metric", "target.")  # all trials must have the same
 
 
