@@ -1,8 +1,8 @@
 """Angular distance distribution (ADD) loss.
 
 Decisions: pairs are ordered, as in the authors' masks. The standard deviation of fewer than two distinct pairs is 0
-with zero gradient, because it is undefined. The variant is named wherever the loss is printed, since unequal losses go
-by this name. Soft labels are "identical" below a label distance of 1e-3; a label row of zeros is a class of its own.
+with zero gradient, because it is undefined. The variant is always printed with the loss, because different losses have
+this name. Soft labels with a distance below 1e-3 count as identical; a label row of zeros is a class of its own.
 """
 
 import math
@@ -126,7 +126,7 @@ class AngularDistanceDistributionLoss(Loss):
                 terms = {
                     "add_mu_pos": l1 * mean(positive).square(),
                     "add_sigma_pos": l2 * std(positive),
-                    "add_mu_neg": l3 * ((1 - mean(negative)).square() if len(negative) else absent(z)),  # not (1 - 0)^2
+                    "add_mu_neg": l3 * ((1 - mean(negative)).square() if len(negative) else absent(z)),  # 0, not 1
                     "add_sigma_neg": l4 * std(negative),
                 }
             else:  # equations 7-8
@@ -141,7 +141,7 @@ class AngularDistanceDistributionLoss(Loss):
         if labels.ndim == 1:
             return (labels[:, None] != labels[None, :]).to(dtype)
         rows = label_rows(labels, dtype)
-        if self.variant != "released":  # cycles of no class form a class: give them a coordinate of their own
+        if self.variant != "released":  # cycles without a class form one: append a coordinate for it
             rows = torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(dtype)], dim=1)
         rows = normalise(rows)
         return 1 - rows @ rows.T

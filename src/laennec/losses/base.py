@@ -14,7 +14,7 @@ SHORTEST_NORM = 1e-12
 
 
 class Loss(nn.Module):
-    """Base of the losses of this package. A user's own loss may be any `nn.Module`; these facts are then the defaults.
+    """Base of the losses of this package. A user's own loss may be any `nn.Module`; these are then the defaults.
 
     Attributes:
         labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a metadata column such as
@@ -55,7 +55,7 @@ def widened(values: Tensor) -> Tensor:
 
 
 def full_precision(values: Tensor) -> torch.autocast:
-    """A region in which autocast does not narrow the arithmetic on the tensor's device."""
+    """A context in which autocast does not lower the precision on the tensor's device."""
     return torch.autocast(values.device.type, enabled=False)
 
 
@@ -115,7 +115,7 @@ def check_positive(**numbers: float) -> None:
     """Check settings that must be above 0.
 
     Raises:
-        ValueError: if one is not; names it.
+        ValueError: if one is not; the message names it.
     """
     for name, number in numbers.items():
         if not number > 0:
@@ -123,7 +123,7 @@ def check_positive(**numbers: float) -> None:
 
 
 def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, *, dims: int = 2) -> None:
-    """Refuse shapes that would broadcast into a wrong number.
+    """Refuse shapes that would broadcast silently to a wrong result.
 
     Raises:
         ValueError: if the embeddings have another number of dimensions, or the labels another number of rows.
@@ -179,7 +179,7 @@ def label_rows(labels: Tensor, dtype: torch.dtype) -> Tensor:
     A row of flags may be all 0 (neither crackle nor wheeze); a soft row may not.
 
     Raises:
-        ValueError: if a label is negative, not finite, or a soft row is empty: names the row.
+        ValueError: if a label is negative, not finite, or a soft row is empty; the message names the row.
     """
     rows = labels.to(dtype)
     if not rows.shape[1]:

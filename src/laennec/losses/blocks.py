@@ -2,7 +2,7 @@
 
 Decisions: up to 1024 rows the plain equations run on the full matrix. Above that the same sums are taken over blocks of
 rows, and each block is computed again in the backward pass (`torch.utils.checkpoint`), so that a batch of 4096 needs
-some megabytes instead of a gigabyte. Tests hold both ways equal, in value and gradient.
+some megabytes instead of a gigabyte. Tests check that both ways have equal values and gradients.
 """
 
 from collections.abc import Callable

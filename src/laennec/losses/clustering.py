@@ -31,7 +31,7 @@ class DeepClusteringLoss(Loss):
 
     Returns: `clustering`; `pairs` counts the groups.
 
-    Prefer: a loss with labels, and this one in addition: it separates clusters of any cause.
+    Prefer: a loss with labels, and this one in addition to it: alone it separates clusters of any cause.
 
     Args:
         clusters: Number of clusters; the default sizes are the published ones.

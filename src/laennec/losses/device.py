@@ -1,7 +1,7 @@
 """Adversarial removal of the recording device from an embedding: gradient reversal and its loss.
 
 Decisions: the strength of the reversal is a function of training progress alone, so that a resumed run needs no extra
-state. The head is a layer of the model while it trains, not of the loss. The stethoscope-guided contrast is
+state. During training the head is a layer of the model, not of the loss. The stethoscope-guided contrast is
 `SupConLoss(detach_other_views=True)` with the device as label.
 """
 
@@ -69,7 +69,7 @@ class GradientReversal(nn.Module):
 
 
 class DeviceAdversarialLoss(Loss):
-    """Cross entropy of a device head behind a `GradientReversal`: the head learns devices, the encoder unlearns them.
+    """Cross entropy of a device head behind a `GradientReversal`: the encoder learns to hide the device.
 
     Formula: mean cross entropy of `head(reversal(embedding))` against the device, over cycles of known device.
 

@@ -1,8 +1,8 @@
 """Patient-aware feature alignment (PAFA).
 
 Decisions: embeddings are not normalised, as the published weights assume. A batch of one patient has neither term. The
-sum over pairs of centroids is computed as patients * sum of squared deviations from their mean, which is equal and does
-not cancel.
+sum over pairs of centroids is computed as patients * sum of squared deviations from their mean, which is equal and
+avoids cancellation errors.
 """
 
 from typing import ClassVar

@@ -1,8 +1,8 @@
 """Contrastive loss over one positive and N negatives of Song et al. (2021).
 
-Decisions: negatives are drawn from the embeddings of the batch (2M forwards, not M(N+2)). An anchor with fewer than N
-negatives uses those there are, and an anchor without any contributes 0. Missing negatives are masked, never repeated,
-so that none counts twice.
+Decisions: negatives are drawn from the embeddings of the batch (2M forward passes, not M(N+2)). An anchor with fewer
+than N negatives uses all of them, and an anchor without any contributes 0. Missing negatives are masked, not filled by
+repetition, so that none counts twice.
 """
 
 from typing import ClassVar
