@@ -1,11 +1,10 @@
-"""Settings of a training beyond those of transformers, and the optimisation rules that they switch on.
+"""Training settings beyond those of transformers, and the optimisation rules that they switch on.
 
 Decisions: a plain `transformers.TrainingArguments` works too and means the defaults below. The Hub strategy is "end",
-because the other ones upload the output folder, which may hold caches and audio. The rules are those of published
-systems, for reproducing them; none is a default. The cosine moves once an epoch and starts below the full rate. The
-moving average replaces the weights that are trained, after every step, which halves each step with beta 0.5 (it is no
-average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout run
-twice.
+because the other ones upload the output folder, which may hold caches and audio. The rules reproduce published systems;
+none is a default. The cosine schedule changes the rate once an epoch and starts below the full rate. The moving average
+replaces the trained weights after every step, so beta 0.5 halves each step; it is not a copy for evaluation.
+Sharpness-aware minimisation runs the batch twice, so batch norm and dropout run twice.
 """
 
 import copy
@@ -33,11 +32,11 @@ class LaennecTrainingArguments(TrainingArguments):
         task_loss: "bce" | "ce" | "focal"; None for BCE (multi-label models) or cross entropy (single-label ones).
         task_weight: Factor of the task loss in the objective.
         task_views: "first" | "all": which augmented views (or clean and mixed copies) the task loss takes.
-        class_weights: None, "balanced" (inverse frequency in the training split) or one number a label.
+        class_weights: None, "balanced" (inverse frequency in the training split) or one number per label.
         focal_gamma: Exponent of the focal loss.
         log_gradients: Whether the norm of each auxiliary loss's gradient at the embedding, divided by that of the task
             loss, is logged as `grad_ratio_<loss>`.
-        balance: The ratio to hold, by rescaling the auxiliary losses while they train; None for constant weights.
+        balance: Value at which to hold that ratio, by rescaling the auxiliary losses; None for constant weights.
         epoch_cosine: Whether the learning rate falls once an epoch along a cosine, as in some published systems.
         moving_average: beta: after each step, weights <- beta * before + (1 - beta) * after; None for none.
         sam_rho: Radius of sharpness-aware minimisation, which runs every batch twice; None for ordinary steps.
@@ -68,7 +67,7 @@ class LaennecTrainingArguments(TrainingArguments):
 def resolved_arguments(given: TrainingArguments) -> Any:
     """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints.
 
-    Those of `LaennecTrainingArguments` that transformers' own arguments lack have their defaults.
+    Fields of `LaennecTrainingArguments` that `given` lacks are set to their defaults.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
@@ -116,9 +115,9 @@ def parameter_groups(
     """Groups of parameters for an optimiser: encoder and head with a learning rate each, with and without decay.
 
     Args:
-        model: Its parameters that require gradients are taken.
+        model: The model; only its parameters that require gradients are grouped.
         rates: Learning rate of the encoder, and of all other layers.
-        weight_decay: Of the parameters in `decayed`.
+        weight_decay: Weight decay of the parameters in `decayed`.
         decayed: Names of the parameters with weight decay (norms and biases have none).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(e, d): [] for e in (True, False) for d in (True, False)}
@@ -135,7 +134,7 @@ def parameter_groups(
 class MovingAverageCallback(TrainerCallback):
     """Blends the trained weights with those before the step: w <- beta w_before + (1 - beta) w_after.
 
-    The moments of the optimiser stay as they are. Nothing needs saving: the weights before a step are those of the
+    The moments of the optimiser do not change. The callback has no state to save: the weights before a step are in the
     checkpoint.
 
     Args:
@@ -165,7 +164,7 @@ class MovingAverageCallback(TrainerCallback):
 
 @contextmanager
 def sharpness_aware(parameters: Iterable[nn.Parameter], rho: float, adaptive: bool = False) -> Iterator[None]:
-    """Sharpness-aware minimisation: take the gradient where the loss is worst nearby, and step from where it was.
+    """Sharpness-aware minimisation: take the gradient where the loss is highest nearby, step from the old weights.
 
     The block runs the batch a second time::
 
@@ -174,11 +173,11 @@ def sharpness_aware(parameters: Iterable[nn.Parameter], rho: float, adaptive: bo
             loss(batch).backward()
         optimizer.step()
 
-    Before the block, weights move by rho g / (|g| + 1e-12) and gradients are cleared; after it, weights are put back.
+    Before the block, weights move by rho g / (|g| + 1e-12) and gradients are cleared; after it, weights are restored.
 
     Args:
         parameters: The weights.
-        rho: How far they move.
+        rho: Radius: how far the weights move.
         adaptive: Whether the move scales with the size of each weight (W^2 g over the norm of |W| g).
 
     Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021; Kwon et al., ASAM, ICML 2021.

@@ -1,12 +1,12 @@
-"""Auxiliary tasks: further classes of cycles or recordings, each with a head of its own.
+"""Auxiliary tasks: additional classifications of cycles or recordings, each with its own head.
 
 Decisions: an auxiliary task classifies the same cycles (SPRSound's seven events) or whole recordings (its five record
 classes). Its head is linear, on the shared embedding, trained with the encoder by cross entropy and stored with the
 model. A recording is cut into windows as long as a cycle, and its embedding is the mean of theirs. Windows of some
-recordings of TRAINING patients are appended to each batch, so that both share one set of batch statistics (longer
-windows, or a batch of their own, lowered the score of the cycles on SPRSound's validation patients). Windows are drawn
-as a function of seed and batch alone, so an interrupted run is resumed bit for bit. The logit adjustment of each task
-is fitted on validation patients, as thresholds are. The epoch is chosen by the labels alone.
+recordings of TRAINING patients are appended to each batch, so that cycles and windows share batch statistics (longer
+windows, or separate batches, lowered the score of the cycles on SPRSound's validation patients). The draw of windows
+depends on seed and batch alone, so a resumed run is equal bit for bit. The logit adjustment of each task is fitted on
+validation patients, as thresholds are. The main labels alone choose the epoch.
 """
 
 import copy
@@ -41,7 +41,7 @@ from laennec.training.objectives.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings, TaskSettings
 from laennec.training.tables import head_logits
 
-GROUP = "task "  # before its name among the groups of a batch
+GROUP = "task "  # prefix of a task's name among the groups of a batch
 
 
 class Task(TaskSettings):
@@ -98,8 +98,8 @@ def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
 def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> tuple[Any, Any]:
     """Recordings for training and validation, split by the validation patients of the cycles.
 
-    Another level of a corpus draws validation patients of its own; with two sets, one task would be selected on
-    patients that the other was trained on.
+    By itself, each level of a corpus draws its own validation patients; one task would then be validated on patients
+    that another task was trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
     splits = load_splits(asked)
@@ -153,10 +153,10 @@ class AuxiliaryTasks:
         return inputs | {"input_values": padded(features), "attention_mask": padded(masks)}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """The model's output for the batch alone, and the weighted cross entropy of each task."""
+        """The model's output without appended rows, and the weighted cross entropy of each task."""
         found = {}
-        behind = sum(len(ids) * task.windows for task, ids in self._appended)
-        rows = len(outputs.embeddings) - behind
+        appended = sum(len(ids) * task.windows for task, ids in self._appended)
+        rows = len(outputs.embeddings) - appended
         place = rows
         for task, ids in self._appended:
             count = len(ids) * task.windows
@@ -165,7 +165,7 @@ class AuxiliaryTasks:
             targets = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
             found[task.name] = self._loss(model, task, windows.mean(1), targets)
         self._appended = []
-        alone = first_rows(outputs, rows) if behind else outputs
+        alone = first_rows(outputs, rows) if appended else outputs
         for task in self.tasks:
             if task.level is None:
                 ids = batch["group_ids"][f"{GROUP}{task.name}"]
@@ -214,19 +214,19 @@ def first_rows(outputs: Any, rows: int) -> Any:
 
 
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
-    """Logits of one of a model's auxiliary tasks: float32 (rows, labels); embeddings are made where none are given."""
+    """Logits of one of a model's auxiliary tasks: float32 (rows, labels); embeddings are computed if not given."""
     if embeddings is None:
         embeddings = task_embeddings(model, extractor, name, table, recipe)
     return head_logits(model.tasks[name], embeddings)
 
 
 def task_embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:
-    """Embeddings (rows, dim) of the rows of a task: of recordings, the mean over their windows."""
+    """Embeddings (rows, dim) of the rows of a task; that of a recording is the mean over its windows."""
     window_s = model.config.tasks[name].get("window_s")
     owners, cut = np.arange(len(table)), table
     if window_s is not None:
         owners, cut = windows_of(table, float(window_s))
-    # a column that no row lacks, so that all rows are kept
+    # every row has a recording_id, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
     data: SplitData = make_split("recordings", cut, asked, extractor, None, False)
     cache = embedding_cache(recipe, model, extractor)
@@ -252,7 +252,7 @@ class TaskPredictions:
 
     codes: NDArray[np.int64]  # true classes (rows,), -1 where unknown
     logits: NDArray[np.float64]  # (rows, classes)
-    recordings: list[Any]  # of the rows
+    recordings: list[Any]  # recording_id of each row
 
 
 def predict_tasks(
@@ -275,8 +275,8 @@ def fit_logit_adjustment(
     """Fit the logit adjustment (and smoothing) of each task on validation, and store it in a model's config.
 
     Returns:
-        {name: {"logit_adjustment": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where
-        the task has it.
+        {name: {"logit_adjustment": {...}, "rows": number of rows, "answers": {rule: {class: predictions}}}} for the
+        run's record; also "smoothing" if the task smooths.
     """
     record = {}
     for task in tasks:

@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or treated as absent.
 
-Decisions: transformers writes a checkpoint in its place; then each file is hashed and synced, and a manifest is written
-last. A checkpoint without a manifest, or with a file that differs from it, is not whole: it is named in a warning and
-deleted when training starts again, which then continues from the checkpoint before it. Rotation keeps two, so a whole
-one exists while another is written. SIGTERM ends training after the running step, with a checkpoint and exit code 143.
+Decisions: transformers writes a checkpoint into its final folder; then each file is hashed and synced, and a manifest
+is written last. A checkpoint without a manifest, or with a file that differs from it, is not whole: the next start
+names it in a warning, deletes it, and continues from the checkpoint before it. Rotation keeps two, so a whole one
+exists while another is written. SIGTERM ends training after the current step, with a checkpoint and exit code 143.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ _log = logging.getLogger(__name__)
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write weights under the names that they have in the model.
 
-    `save_pretrained` writes some under the names of older releases of transformers, and `load_state_dict`, by which a
-    Trainer resumes, would skip them with a warning.
+    `save_pretrained` writes some under the names of older releases of transformers. A Trainer resumes with
+    `load_state_dict`, which would skip those with a warning.
     """
     with atomic_write(path, "wb") as file:
         file.write(save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"}))
 
 
 def seal(checkpoint: Path, processes: int) -> None:
-    """Sync and hash every file of a checkpoint of so many processes, and write its manifest last."""
+    """Sync and hash every file of a checkpoint, then write its manifest with the number of processes."""
     files = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:
@@ -90,7 +90,7 @@ def _check_processes(checkpoint: Path, world_size: int) -> None:
 
 
 def last_whole(folder: Path, world_size: int = 1) -> Path | None:
-    """The newest checkpoint that is whole, with the best one that it refers to; None if there is none.
+    """The newest checkpoint that is whole and whose best checkpoint is whole; None if there is none.
 
     A checkpoint that is not whole is named in a warning and deleted, so that rotation never counts it.
     """
@@ -125,7 +125,7 @@ def remove_unsealed(folder: Path) -> None:
 
 
 def _damage_of_best(checkpoint: Path) -> str | None:
-    """Why the best checkpoint so far, which this one refers to, could not be restored in the end."""
+    """Why the best checkpoint that this one refers to cannot be restored; None if it can."""
     best = read_record(checkpoint / "trainer_state.json").get("best_model_checkpoint")
     if not isinstance(best, str | None):
         return "trainer_state.json names no folder as the best checkpoint"
@@ -158,14 +158,14 @@ class SealCheckpoints(TrainerCallback):
 
 
 class SaveAndStop(TrainerCallback):
-    """Writes checkpoints within epochs, and a last one when the process is asked to end."""
+    """Writes checkpoints within epochs, and a last one after SIGTERM."""
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
         self.asked = self._stopping = False
 
     def stop(self, *_: Any) -> None:
-        """Ask for the end, as a handler of a signal."""
+        """Handle a signal: stop after the current step, or at once on a second signal."""
         if self.asked:
             raise Terminated("stopped")
         self.asked = True
@@ -183,7 +183,7 @@ class SaveAndStop(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End, now that the checkpoint is whole."""
+        """Stop after the last checkpoint is whole."""
         if self._stopping:
             raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
 

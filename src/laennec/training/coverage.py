@@ -1,7 +1,7 @@
 """Coverage of a sampler: the share of the cycles in an epoch, and the positive pairs of its batches.
 
-Decisions: the order of the first epoch is counted without reading sound. A loss that has no pair in any batch stops the
-training, because its term would stay 0 unnoticed; a loss that lacks pairs in some batches is reported.
+Decisions: pairs are counted from the order of the first epoch, without reading audio. A loss without a pair in any
+batch is an error, because its term would stay 0 unnoticed; a loss that lacks pairs in some batches is reported.
 """
 
 import math
@@ -23,11 +23,11 @@ _SAMPLER_FOR = {
 
 
 def pairs_of_batches(order: Codes, codes: Codes, rows_per_batch: int) -> tuple[list[int], int]:
-    """The positive pairs in each batch, and the number of batches that hold cycles of one group alone.
+    """The positive pairs in each batch, and the number of batches with cycles of only one group.
 
     Args:
         order: Rows of an epoch.
-        codes: Group of each cycle; below 0 where it is unknown, such a cycle has no pairs.
+        codes: Group of each cycle; negative where it is unknown, and then the cycle has no pairs.
         rows_per_batch: Batch size.
     """
     pairs, of_one_group = [], 0
@@ -35,7 +35,7 @@ def pairs_of_batches(order: Codes, codes: Codes, rows_per_batch: int) -> tuple[l
         rows = order[start : start + rows_per_batch]
         rows = rows[codes[rows] >= 0]
         in_group, in_cycle = np.unique_counts(codes[rows]).counts, np.unique_counts(rows).counts
-        # ordered pairs of places that hold cycles of one group, less those that hold the same cycle
+        # ordered pairs of rows of one group, without the pairs of a cycle with itself
         pairs.append(int(np.square(in_group).sum() - np.square(in_cycle).sum()))
         of_one_group += len(in_group) < 2
     return pairs, of_one_group
@@ -45,7 +45,7 @@ def coverage_lines(
     name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
     """The share of the training split in the first epoch, and the pairs in its batches for each loss over pairs."""
-    known_before = isinstance(sampler, CounterSampler)  # an own sampler's order need not be that of the training
+    known_before = isinstance(sampler, CounterSampler)  # a user's own sampler may yield another order in training
     rows = sampler.order(0) if known_before else [row[0] if isinstance(row, tuple) else int(row) for row in sampler]
     order = np.asarray(rows, dtype=np.int64)
     if not len(order):

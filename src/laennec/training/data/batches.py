@@ -1,11 +1,11 @@
 """From rows of a cycle table to padded batches.
 
-Decisions: a batch carries waveforms, not features, because the feature extractor runs on the device of the model,
-for the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
-not depend on the split; a second view of a cycle has a key of its own, and the first view has the key of a single view.
-Rows without a label (SPRSound's Poor Quality records) are left out of training and counted; they remain context of
-other cycles. Concatenation keeps the metadata of the first cycle and combines the labels: OR-ed flags, or the class of
-both. A context cycle has the draws that it has as a cycle of its own.
+Decisions: a batch carries waveforms, not features, because the feature extractor runs on the device of the model, for
+the whole batch at once. Every random draw is keyed by (seed, epoch, cycle), and a cycle by a hash of its id, so draws
+do not depend on the split. A second view of a cycle has its own key; the first view has the key of a single view. Rows
+without a label (SPRSound's Poor Quality records) are left out of training and counted; they remain context of other
+cycles. Concatenation keeps the metadata of the first cycle and combines the labels (`LabelUnion`). A context cycle has
+the same draws as when it is a training cycle itself.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.training.data.targets import Codes, Targets
 
-# entries of a batch that draws need on the host
+# batch entries that random draws read on the CPU
 HOST_KEYS = ("epochs", "cycle_numbers", "neighbour_epochs", "neighbour_numbers", "lengths")
 
 
@@ -40,10 +40,10 @@ class Neighbours:
 
     Args:
         table: The whole split, cycles without a label included.
-        waveforms: Of its rows.
+        waveforms: Waveforms of its rows.
         kept: Rows that carry a label, in the order of the dataset.
         context_cycles: Number of cycles on either side.
-        everywhere: For each row of the table those before and after it; None for the cycles next to it in time.
+        everywhere: Rows before and after each row of the table; None for the cycles next to it in time.
 
     Attributes:
         rows: For each labelled cycle the rows of the table before and after it, in time order.
@@ -251,7 +251,7 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """A whole batch at once, as the DataLoader asks for it: row by row takes longer than a training step."""
+        """A whole batch, as the DataLoader requests it: reading row by row takes longer than a training step."""
         pairs = np.array([key if isinstance(key, tuple) else (key, 0) for key in keys])
         rows = torch.from_numpy(pairs[:, 0])
         places = rows + len(self) * torch.from_numpy(pairs[:, 1] % len(self.embeddings))
@@ -289,8 +289,8 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if names := list(items[0]["groups"]):
         batch["group_ids"] = {name: torch.tensor([item["groups"][name] for item in items]) for name in names}
-    # arrays: a tensor would move to the device with the batch, and reading it there makes the host wait; copies: the
-    # memory of a worker's tensors is shared and is reused once they are sent
+    # arrays, because a tensor would move to the GPU with the batch and reading it back makes the CPU wait; copies,
+    # because a worker's tensors are in shared memory, which is reused once they are sent
     batch["on_host"] = {name: batch[name].numpy().copy() for name in HOST_KEYS if name in batch}
     return batch
 

@@ -1,12 +1,12 @@
-"""Cycles of a batch mixed with one another.
+"""Mix the cycles of a batch with one another.
 
 Decisions: the draw of a batch (share, second cycles, places) is a pure function of the seed, the epoch and the set of
-cycles in the batch, not of their order: a sampler's order depends on (seed, epoch) alone, so a resumed run mixes the
-same, with any number of workers. It is no function of (seed, epoch, cycle) alone, because the second cycle must be in
-the batch: another batch size, sampler or number of processes gives other mixtures. Each process mixes its own rows, as
-does each small batch of gradient accumulation. Mixup of waveforms comes before the feature extractor and before masks,
-mixing of features after them, mixing of tokens inside the encoder. Where a loss contrasts mixtures with clean cycles,
-both are encoded, clean rows first. Patch-Mix of features exchanges patches; Group-Mix exchanges groups of frames.
+cycles in the batch, not of their order. A sampler's order depends on (seed, epoch) alone, so a resumed run mixes the
+same cycles, with any number of workers. The second cycle must be in the batch, so another batch size, sampler or number
+of processes gives other mixtures. Each process mixes its own rows, and so does each small batch of gradient
+accumulation. Mixup of waveforms comes before the feature extractor and before masks, mixing of features after them,
+mixing of tokens inside the encoder. Where a loss contrasts mixtures with clean cycles, both are encoded, clean rows
+first. Patch-Mix of features exchanges patches; Group-Mix exchanges groups of frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from laennec.training.objectives.objective import step_key
 from laennec.training.recipe import MixSettings, Recipe
 from laennec.training.recipe.settings import MIX_DOMAINS
 
-# what losses and draws need of a batch, and the model does not
+# batch entries that losses and draws need, and the model does not take
 _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numbers", "neighbour_epochs")
 
 
@@ -37,8 +37,8 @@ _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numb
 class Mixture:
     """The mixture of one batch."""
 
-    # realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different lengths
-    # exchanged tokens
+    # realised share of each row's own cycle: one for the batch, or (batch,) where it is drawn for each cycle or
+    # where cycles of different lengths exchanged tokens
     lam: float | Tensor
     index: Tensor  # (batch,) int64, the row that each row is mixed with
     labels: Tensor  # float32 (batch, labels), soft (or hard, under the Lungmix rule)
@@ -76,7 +76,7 @@ class Mixer:
         self.union = label_union(self.names, self.multi_label, where) if hard else None
 
     def generator(self, context: Mapping[str, Tensor]) -> np.random.Generator:
-        """The random numbers of one batch, from its `epochs` and `cycle_numbers`, in whatever order they stand."""
+        """The random generator of one batch, keyed by its `epochs` and `cycle_numbers` in any order."""
         order = torch.from_numpy(_order(context))
         key = step_key(self.seed, context["epochs"].cpu()[order], context["cycle_numbers"].cpu()[order])
         return np.random.Generator(np.random.Philox(key=np.array([key % 2**64, STREAMS["mixing"]], np.uint64)))
@@ -95,7 +95,7 @@ class Mixer:
     def features(
         self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Mixture]:
-        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be."""
+        """Mix features (batch, frames, mels) with their mask (batch, frames); if `contrast`, clean rows come first."""
         generator = self.generator(context)
         if self.settings.method != "mixup":
             if not bool(mask.bool().all()):
@@ -121,10 +121,10 @@ class Mixer:
     def tokens(
         self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor], encoder: Any
     ) -> tuple[Tensor, Tensor, TokenMix, Mixture]:
-        """Draw what an encoder is to exchange between its tokens.
+        """Draw the tokens that an encoder exchanges between cycles.
 
-        A token is taken only where both cycles have real frames, so each row keeps its own mask; its share is what it
-        kept of its own real tokens.
+        A token is exchanged only where both cycles have real frames, so each row keeps its own mask; its share is the
+        fraction of its own real tokens that it keeps.
         """
         generator = self.generator(context)
         batch, frames, mels = features.shape
@@ -240,7 +240,7 @@ class BatchFeatures:
         draws = training and bool((host["epochs"] >= 0).all())
         mixer = self.mixer if draws else None
         domain = None if mixer is None else mixer.settings.domain
-        # what a mixture is a function of, as tensors that the host can read at once
+        # the key of the mixing draw, as tensors on the CPU
         keys = {name: torch.from_numpy(host[name]) for name in ("epochs", "cycle_numbers")}
         with torch.no_grad():
             if mixer is not None and domain == "waveform":

@@ -109,9 +109,9 @@ def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
 
 
 def load_splits(recipe: Recipe, jobs: int = 1) -> Any:
-    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged.
+    """The recipe's corpus as a DatasetDict of cycle tables.
 
-    Several processes (`jobs`) look for them.
+    A warning names recordings with equal sound; `jobs` processes look for them.
     """
     c = recipe.corpus
     each = [
@@ -231,9 +231,9 @@ def make_draws(
 
 
 def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor) -> SplitData:
-    """The training split, with the labels of a fraction of its cycles where the recipe has one.
+    """The training split, reduced to a fraction of its labelled cycles if the recipe sets one.
 
-    The chosen cycles are repeated until an epoch is about as long as that of all labels.
+    The chosen cycles are repeated, so that an epoch is about as long as with all labels.
     """
     full = make_split("train", table, recipe, extractor, None, True)
     c = recipe.corpus
@@ -244,7 +244,7 @@ def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtracto
     rows = labelled_rows(full.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
     repeats = max(1, round(len(full.table) / len(rows)))
     data = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
-    # each repeat has a number of its own, and so its own draws of augmentation
+    # each repeat has its own number, and so its own draws of augmentation
     names = enumerate(column_of(data.table, "cycle_id"))
     again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in names]
     data.dataset.numbers = cycle_numbers(again)
@@ -252,13 +252,13 @@ def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtracto
 
 
 def refuse_missing_labels(targets: Targets) -> None:
-    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it."""
+    """Refuse a training split in which all cycles, or none, have a yes/no label: it cannot be learned."""
     counts = targets.labels.sum(0) if targets.labels.ndim == 2 else ()
     for name, count in zip(targets.names, counts, strict=False):
         if count in (0, len(targets.labels)):
             side = "no cycle with" if count == 0 else "no cycle without"
             raise InputError(
-                f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
+                f"the {len(targets.labels)} training cycles have {side} {name}, so it cannot be learned; "
                 "choose other target.names or another corpus"
             )
 

@@ -21,9 +21,9 @@ from laennec.training.recipe import TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
-# the label of a cycle, and its flags: groups of training, which pre-training must not use
+# columns of labels: training may group cycles by them, pre-training must not
 LABEL_COLUMNS = ("class", *TWO_LABELS)
-# what a recipe calls a column -> where it is in the cycle table
+# name of a column in a recipe -> its name in the cycle table
 COLUMNS = {
     "patient": "patient_id",
     "recording": "recording_id",
@@ -48,7 +48,7 @@ class Targets:
     labels: NDArray[Any]  # float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label
     # int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them
     class_ids: NDArray[np.int64]
-    kept: NDArray[np.int64]  # int64 rows of the table these belong to (rows without a label are left out)
+    kept: NDArray[np.int64]  # int64 (cycles,), their rows in the table (rows without a label are left out)
     # columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -82,11 +82,11 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
 
 
 def target_of(table: Any, settings: TargetSettings, tables: Sequence[Any] = ()) -> TargetSettings:
-    """The target of a table, where the settings leave it open.
+    """The settings, completed from a table where they leave the target open.
 
-    Crackle and wheeze where the table has them. Else the labels of its own in the column `label`: a yes/no label each
-    where they are columns of 0 and 1 (`laennec.corpora.labels`), else one class of several. Else its only column of
-    classes. The classes of a column of text are those that occur in `tables`, all splits of the corpus, if given.
+    Own classes in the column `label` make one class of several, or yes/no labels if each is a column of 0 and 1
+    (`laennec.corpora.labels`). Otherwise the target is crackle and wheeze or, if they are unknown, the only column of
+    classes. A column of text has the classes that occur in `tables`, all splits of the corpus, if given.
     """
     column, names, problem = settings.column, list(settings.names), settings.problem_type
     own = class_names(table, "label")
@@ -162,7 +162,7 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
 def span_of(table: Any) -> Span:
     """What the rows of a table are: "cycle" (or other events), "recording", or the seconds of a window."""
     if "start_s" not in table.column_names and "audio" in table.column_names:
-        return "recording"  # the sound of a row is all there is
+        return "recording"  # a row is a whole recording
     if "cycle_id" not in table.column_names or not len(table):
         return "cycle"
     if all(name.endswith("#record") for name in column_of(table, "cycle_id")):
@@ -173,7 +173,7 @@ def span_of(table: Any) -> Span:
 
 
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:
-    """`cycle_id` and the columns that can be groups but labels, for some rows of a cycle table."""
+    """`cycle_id` and the columns for groups, without labels, of some rows of a cycle table."""
     names = [n for n in ("cycle_id", *COLUMNS.values()) if n in table.column_names and n not in LABEL_COLUMNS]
     return {name: _shared(column_of(table, name), rows) for name in names}
 
@@ -198,7 +198,7 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
     Args:
         columns: Each (cycles,), of any type; None is unknown.
-        missing: "drop": -1 where any column is unknown; "own_group": the unknown is a value like any other.
+        missing: "drop": -1 where any column is unknown; "own_group": unknown is one more value.
 
     Returns:
         int64 (cycles,), 0 .. groups - 1, or -1.

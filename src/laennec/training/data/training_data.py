@@ -1,7 +1,6 @@
-"""The data that a LaennecTrainer is given, as data sets and samplers that it can use.
+"""Turn the data given to a LaennecTrainer into data sets that it can use.
 
-Decisions: a cycle table, any table of audio and labels, and the data sets of this package go through the same door. A
-sampler that yields plain rows gets the epoch beside each row, because every draw is a function of (seed, epoch, cycle).
+Decisions: one function takes a cycle table, any table of audio and labels, and the data sets of this package.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collat
 from laennec.training.data.targets import targets_of
 from laennec.training.recipe import TargetSettings
 
-_ROWS = 32  # of a stream that are read at a time
+_ROWS = 32  # rows of a stream that are read at a time
 
 
 def as_training_data(
@@ -38,7 +37,7 @@ def as_training_data(
     seed: int = 0,
     training: bool = False,
 ) -> Any:
-    """A data set, or a dict of them, whose items the collators take; what is no table of `datasets` stays as it is."""
+    """Turn a table of `datasets`, or a dict of them, into data sets for the collators; return other data unchanged."""
     if isinstance(data, dict):
         return {name: as_training_data(d, config, extractor, augmentation, seed, training) for name, d in data.items()}
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
@@ -55,7 +54,7 @@ def as_training_data(
 
 
 class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """The rows of a streamed table, decoded as they arrive; some dozen of them are in memory at a time.
+    """The rows of a streamed table, decoded as they arrive, 32 at a time.
 
     Attributes:
         views: Number of independent draws of each cycle in a training item.
@@ -71,7 +70,7 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
         self.views, self.epoch = 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew, and shuffle anew where the stream is shuffled; transformers calls it."""
+        """Set the epoch of random draws and of a shuffled stream; transformers calls it."""
         self.epoch = epoch
         self._rows.set_epoch(epoch)
 
@@ -85,7 +84,7 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 def split_name(data: Any) -> str | None:
-    """The split of `load_corpus` whose cycles a table has, or else its number of rows; None where it is no table."""
+    """Name of the `load_corpus` split that a table holds, or else its size in words; None if it is no table."""
     if not isinstance(data, datasets.Dataset):
         return None
     known = (provenance(data).get("part_fingerprints") or {}).items() if "cycle_id" in data.column_names else ()
@@ -103,7 +102,7 @@ def collator_of(data: Any) -> Any:
 
 
 def labels_of(data: Any) -> Any:
-    """The labels of a training set, for class weights; None where it does not tell them."""
+    """The labels of a training set, for class weights; None if they are unknown."""
     if isinstance(data, EmbeddingDataset):
         return data.labels[0].numpy()
     return data.targets.labels if isinstance(data, CycleDataset) else None
@@ -122,11 +121,11 @@ def dataset_from_table(
     Args:
         table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
             `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
-        feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
+        feature_extractor: Source of the sampling rate, the recording filter and the shortest cycle.
         labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `label`.
         problem_type: "multi_label" or "single_label".
         augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
-        seed: Of all draws.
+        seed: Seed of all random draws.
     """
     settings = TargetSettings.model_validate({"problem_type": problem_type, "names": list(labels)})
     targets = targets_of(table, settings, list(labels))
@@ -148,7 +147,7 @@ def dataset_from_table(
 
 
 def _with_times(table: Any) -> Any:
-    """A table with the columns of a cycle table that say where a cycle is; whole recordings where they are missing."""
+    """Add the columns that locate a cycle, where they are missing; without times a row is a whole recording."""
     paths = column_of(table, "recording_path")
     missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
     if "start_s" not in table.column_names:

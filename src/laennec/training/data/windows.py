@@ -1,10 +1,10 @@
-"""Recordings cut into the windows that `laennec predict` cuts: tables of windows, and their predictions.
+"""Cut recordings into the windows of `laennec predict`: tables of windows, and their predictions.
 
 Decisions: an annotated span counts for a window where their overlap is at least half of the shorter of the two. A label
-is true for a window where it is true for any span that counts. A window without such a span is not annotated: its
-labels are unknown, so it is neither scored nor trained on, and its prediction still counts for its recording. Times,
-samples and context of a window are those of `laennec.audio.streaming.passing_windows`, so its logits are those that
-prediction gives. A second of sound is a window of 1 s in all of this.
+is true for a window if it is true for any span that counts. A window without such a span is not annotated: its labels
+are unknown, so it is neither scored nor trained on, and its prediction still counts for its recording. Times, samples
+and context of a window are those of `laennec.audio.streaming.passing_windows`, so its logits equal those of prediction.
+Scores per second of sound use windows of 1 s with the same rules.
 """
 
 import logging
@@ -77,7 +77,7 @@ def _normal(names: tuple[str, ...]) -> int:
 
 
 def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any], four: bool) -> dict[str, Any]:
-    """The labels of several spans as those of one: flags are OR-ed, as are the bits of the four classes (`four`)."""
+    """Combine the labels of several spans: flags are OR-ed, as are the bits of the four classes (`four`)."""
     known = {name: [span[name] for span in spans if span[name] is not None] for name in truth}
     row = {name: max(known[name], default=None) for name in flags}
     if "events" in truth:
@@ -124,7 +124,7 @@ def predict_windows(
     window_s: float,
     hop_s: float,
 ) -> Any:
-    """The predictions table of the windows of a split, those that are not annotated included."""
+    """The predictions table of the windows of a split, including those without annotation."""
     rate, names, filter_ = extractor.sampling_rate, model.config.label_names, make_filter(recipe.features)
     windows = window_table(table, recipe, rate, window_s, hop_s)
     everything, beside = _with_context(windows, extractor.context_cycles)
@@ -154,7 +154,7 @@ def window_truth(windows: Any, split: str, recipe: Recipe, names: list[str]) -> 
 
 
 def _with_context(windows: Any, context_cycles: int) -> tuple[Any, list[tuple[list[int], list[int]]]]:
-    """The windows and, behind them, the stretches beside each; and the rows of those before and after each window."""
+    """The windows followed by the sound beside each, as one table; and its rows before and after each window."""
     rows = windows.with_format("arrow")[:].to_pylist() if context_cycles else []
     ends: dict[str, float] = {}
     for row in rows:
@@ -184,11 +184,11 @@ def refuse_shared_recordings(splits: Any, split: str, protocol: str) -> None:
 def fit_window_points(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, recipe: Recipe, splits: Any, rule: Any
 ) -> tuple[Any, dict[str, Any] | None]:
-    """Predict the validation windows of the default length, and fit there how the model decides on windows.
+    """Predict the validation windows of the default length, and fit calibration and thresholds for windows on them.
 
     Returns:
-        The predictions table of the windows, and the points by name as in the run record; None and None where the rule
-        fits nothing, or recordings are not in one split alone.
+        The predictions table of the windows, and the points by name as in the run record; None and None if the rule
+        fits nothing, the model predicts whole recordings, or splits share recordings.
     """
     try:
         refuse_shared_recordings(splits, "validation", str(recipe.corpus.protocol))
