@@ -1,17 +1,16 @@
 """Devices and processes: where a training computes, how batches get there, and what processes exchange.
 
-Decisions: beside a GPU, worker processes read, augment and pad cycles ahead into pinned memory, the copy runs while the
-device computes, and features are computed, masked and mixed there. A frozen encoder runs there too. On a CPU cycles are
-read and predicted one by one, because the sums of a batch are rounded by its shape: the prediction for a cycle is a
-function of that cycle alone, to the last bit, whatever the batch and the number of threads.
+Decisions: with a GPU, worker processes read, augment and pad cycles ahead into pinned memory, and batches are copied
+while the GPU computes. Features, masks, mixing and a frozen encoder run on the GPU. On a CPU cycles are read and
+predicted one by one, because rounding depends on the shape of a batch: the prediction for a cycle then depends on that
+cycle alone, to the last bit, whatever the batch and the number of threads.
 
-Of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and only where they
-learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation stays what
-prediction is.
+Only the layers of a transformer are compiled, once for all lengths (`dynamic=True`): a whole model would be compiled
+anew for each cycle length, or not at all. Validation runs uncompiled, so that it equals prediction.
 
-A gather carries gradients (that of accelerate does not), because the pairs of a contrastive loss are its data: two
-processes of half the batch give the loss and the gradient of one process. When another process is lost, the first
-exchange that fails ends this one with one line.
+A gather keeps gradients (that of accelerate does not), because a contrastive loss needs the pairs of all processes: two
+processes of half the batch give the loss and the gradient of one process. When another process ends, the first exchange
+that fails ends this process with a one-line error.
 """
 
 import contextlib
@@ -44,10 +43,10 @@ _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 
 def configure_process(threads: int) -> None:
-    """Set torch's threads; silence libraries while a recipe trains, and warnings that the first process has too."""
+    """Set torch's threads, silence libraries, and log warnings in the first process only."""
     torch.set_num_threads(threads)
     disable_progress_bar()
-    # it warns that file times may not be exact and that step numbers are used instead, which are exact
+    # its warning is harmless: it sorts checkpoints by step number, not by file time
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     logging.getLogger("laennec").setLevel(logging.NOTSET if is_main_process() else logging.ERROR)
 
@@ -63,7 +62,7 @@ def training_device() -> torch.device:
 
 
 def encodes_one_by_one(device: torch.device) -> bool:
-    """Whether cycles are predicted one by one there: on a CPU, which loses little by it."""
+    """Whether cycles are predicted one by one there: on a CPU, where it is hardly slower."""
     return device.type == "cpu"
 
 
@@ -73,14 +72,14 @@ def is_main_process() -> bool:
 
 
 def process_count_of_launch() -> int:
-    """How many processes the launch starts, before they have joined."""
+    """How many processes the launch starts, known before they connect."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
-    """Transformers' settings of where to compute, and of how batches get there.
+    """Transformers' settings of the device and of data loading.
 
-    Without a number of `workers`, no process reads batches beside a CPU, and up to 8 beside a GPU.
+    Without `workers`, no extra process reads batches for a CPU, and up to 8 do for a GPU.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -96,7 +95,7 @@ def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
 
 
 def recompute_activations(model: Any) -> None:
-    """Have the encoder compute its activations again in the backward pass instead of keeping them."""
+    """Turn on gradient checkpointing: the encoder recomputes its activations in the backward pass."""
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
@@ -106,7 +105,7 @@ def recompute_activations(model: Any) -> None:
 
 
 def compile_layers(model: Any, backend: Any = "inductor") -> None:
-    """Compile the encoder's layers in their place; on a machine that cannot compile, they stay as they are."""
+    """Compile the encoder's layers in place; if the machine cannot compile, warn and leave them uncompiled."""
     layers = _layers(model.encoder)
     if not layers:
         _log.warning(_CANNOT, f"the encoder {model.encoder.config.model_type} has no transformer layers")
@@ -122,12 +121,12 @@ def compile_layers(model: Any, backend: Any = "inductor") -> None:
 
 
 def uncompiled(wanted: bool) -> Any:
-    """Run compiled layers as they are within the block."""
+    """Run compiled layers uncompiled within the block, if `wanted`."""
     return torch.compiler.set_stance("force_eager") if wanted else contextlib.nullcontext()
 
 
 def _layers(encoder: Any) -> list[nn.Module]:
-    """The layers of a transformer; none of other encoders, nor CLAP's, whose windows shift with the picture."""
+    """The layers of a transformer; none for other encoders, nor for CLAP, whose windows shift with the input size."""
     inner = encoder.encoder if isinstance(encoder, Wrapper) else encoder
     transformer = isinstance(inner, AstEncoder | BeatsEncoder | TransformersEncoder)
     transformer &= not isinstance(inner, ClapAudioEncoder | ResNetAudioEncoder)
@@ -136,10 +135,10 @@ def _layers(encoder: Any) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def unsharded(model: Any) -> Iterator[Any]:
-    """Give the model that has the trained weights after the block: the model itself.
+    """Yield the model that has the trained weights after the block: normally `model` itself.
 
-    Where the launch shards weights over processes (FSDP), which changes the model for good, it is a copy: it takes the
-    whole weights when the block ends.
+    Where the launch shards weights over processes (FSDP), which changes `model` permanently, it is a copy, which gets
+    the unsharded weights when the block ends.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         yield model
@@ -219,17 +218,17 @@ def explain_lost_process() -> Iterator[None]:
 class SharedLastBatch(Sampler[list[Any]]):
     """Batches of an order for several processes; the short last round is divided nearly equally.
 
-    Guarantee: each process has the same number of batches, and a round has the rows of the batch of a single process;
-    where fewer rows are left than there are processes, the round is completed by starting over.
+    Guarantee: each process has the same number of batches, and a round (one batch per process) has the rows of one
+    batch of a single process. If fewer rows are left than there are processes, rows from the start complete the round.
 
     Args:
-        sampler: Gives the order.
-        batch_size: Of one process.
-        processes: How many there are; batch i is for process i modulo their number.
+        sampler: Sampler that defines the order.
+        batch_size: Batch size of one process.
+        processes: Number of processes; batch i is for process i modulo this number.
     """
 
     def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:
-        # no `batch_size`: accelerate then takes batches of any size
+        # without an attribute `batch_size`, accelerate takes batches of any size
         self.sampler, self.rows, self.processes = sampler, batch_size, processes
 
     def __iter__(self) -> Iterator[list[Any]]:

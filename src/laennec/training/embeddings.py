@@ -1,15 +1,15 @@
 """Embeddings of a frozen encoder, computed once and cached.
 
 Decisions: the key of an embedding is its content (audio bytes, span, filter and rate, features, encoder weights,
-pooling, context cycles and, for augmented copies, the draw), so the cache never returns an embedding of something else
-and never needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run is
-continued. On a CPU an embedding does not depend on the content of the cache: cycles are embedded one by one (see
+pooling, context cycles and, for augmented copies, the draw), so the cache never returns a wrong embedding and never
+needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run continues. On a
+CPU an embedding does not depend on the content of the cache: cycles are embedded one by one (see
 `laennec.training.devices`) or, where the encoder declares that this changes no bit (`batched_frames`), with others that
-are padded to as many frames; a GPU gets batches of similar length. The cycles of a shard depend on the set of
-cycles alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles
-first, and read the shards of the others: every batch is one that a single process would make, so embeddings are equal
-to the bit, and nothing waits for a process that died. A batch that does not fit into memory is halved; a single cycle
-that does not fit is an error.
+are padded to as many frames; a GPU gets batches of similar length. The cycles of a shard depend on the set of cycles
+alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles first,
+and read the shards of the others: every batch is one that a single process would make, so embeddings are equal to the
+bit, and nothing waits for a process that died. A batch that does not fit into memory is halved; a single cycle that
+does not fit is an error.
 """
 
 import contextlib
@@ -47,15 +47,15 @@ from laennec.training.recipe import Recipe
 
 _VERSION = 4
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
-_SHARDS = 16  # at least, where there are enough cycles: work for several processes
-_PATIENCE_S = 600.0  # for another process's shard, before it is made once more
+_SHARDS = 16  # at least, if there are enough cycles, so that several processes share the work
+_PATIENCE_S = 600.0  # wait for another process's shard, before it is embedded here too
 _log = logging.getLogger(__name__)
 
 
 def length_batches(
     lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000, shapes: Sequence[Hashable] | None = None
 ) -> Iterator[list[int]]:
-    """Batches of rows of similar length, longest first; within a batch the longest is at most 15 % longer.
+    """Batches of rows of similar length, longest first; in a batch the shortest has at least 85 % of the longest.
 
     Args:
         lengths: Samples of each row.
@@ -84,7 +84,7 @@ def embed_waveforms(
     extractor: LaennecFeatureExtractor,
     waveforms: Sequence[NDArray[np.float32] | InContext],
 ) -> NDArray[np.float32]:
-    """Features, encoder and pooling for waveforms of any lengths.
+    """Compute embeddings (features, encoder, pooling) of waveforms of any lengths.
 
     Args:
         model: The model (its head is not used).
@@ -98,7 +98,7 @@ def embed_waveforms(
     if was_training:
         model.eval()
     result = np.empty((len(waveforms), model.embedding_dim), np.float32)
-    embed = _by_themselves if encodes_one_by_one(next(model.parameters()).device) else _in_batches
+    embed = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
     lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
     for rows, values in embed(model, extractor, waveforms, lengths):
         result[rows] = values
@@ -110,8 +110,8 @@ def embed_waveforms(
 _Made = Iterator[tuple[list[int], NDArray[np.float32]]]
 
 
-def _by_themselves(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Each cycle as if it were alone, on one thread, so that its bits depend on nothing else; threads share them."""
+def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
+    """Embed each cycle as if it were alone, on one thread, so that its bits depend on nothing else."""
 
     def embed(rows: list[int]) -> NDArray[np.float32] | str:
         return _embed_batch(model, extractor, [waveforms[row] for row in rows], step or 1)
@@ -147,7 +147,7 @@ def batched_frames(model: Any) -> int:
 
 
 def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Hashable:
-    """The frames that a cycle, alone and with the cycles around it, is padded to."""
+    """Padded length, in steps, of a cycle alone and of a cycle with its context."""
     pieces = waveform.pieces if isinstance(waveform, InContext) else [waveform]
     own = waveform.own if isinstance(waveform, InContext) else waveform
     frames = (extractor.frames(len(own)), sum(extractor.frames(len(piece)) for piece in pieces))
@@ -155,7 +155,7 @@ def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Has
 
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Batches of similar length, for a GPU; from one that does not fit into memory on they are halved."""
+    """Embed batches of similar length, for a GPU; if one does not fit into memory, the batch size is halved."""
     most = 256
     # a GPU needs larger batches than a CPU
     for batch in length_batches(lengths, *((most, 16_000_000) if next(model.parameters()).is_cuda else ())):
@@ -196,7 +196,7 @@ def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) ->
 
 
 def padded(parts: Sequence[Tensor], step: int = 1) -> Tensor:
-    """(rows, frames, ...) each, to one batch with zeros up to the next multiple of `step` frames."""
+    """Join parts (rows, frames, ...) to one batch, padded with zeros to the next multiple of `step` frames."""
     width = -(-max(part.shape[1] for part in parts) // step) * step
     return torch.cat([F.pad(part, (0, 0) * (part.ndim - 2) + (0, width - part.shape[1])) for part in parts])
 
@@ -247,7 +247,7 @@ class EmbeddingCache:
                 continue
             self._seen.add(shard.name)
             tensors = load(content)
-            # an embedding that is here already is equal
+            # an embedding that is already here is equal
             for key, value in zip(tensors["keys"], tensors["embeddings"], strict=True):
                 self._rows.setdefault(key.tobytes(), value)
 
@@ -314,7 +314,7 @@ def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
 def embed_cycles(
     dataset: CycleDataset, keys: Sequence[bytes], cache: EmbeddingCache, epoch: int | None = None
 ) -> NDArray[np.float32]:
-    """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
+    """Embeddings of a dataset's cycles; processes share the work for those that are not cached.
 
     Returns:
         float32 (cycles, dim).
@@ -341,7 +341,7 @@ def embed_cycles(
 def _make_shards(
     shards: list[list[int]], keys: Sequence[bytes], cache: EmbeddingCache, make: Callable[..., None]
 ) -> None:
-    """Make missing shards, those that no other process makes first."""
+    """Embed missing shards; those that another process is embedding come last."""
     waiting, slowest = [], 0.0
     for shard in track(shards, "embedding"):
         place = cache.place([keys[row] for row in shard])

@@ -1,15 +1,15 @@
 """Start a training from a trained model (its encoder, and its head where the labels agree), or learn from a teacher.
 
-Decisions: the front end must be that of the model, because an encoder on other features fails silently; nothing is
-changed to fit. A head that is kept keeps its scale too, so that training begins with the model's own predictions. A
-run keeps the patients and the sounds that it was trained on in a file of its own, which no export holds; a model with
-such a file is refused where validation or test has one of them that the recipe does not train on. Exports hold no
-patients, not as hashes either: ids are short, so trying them all undoes a hash. Corpus and split, which the card of a
-model names, tell the patients of a public corpus to who has it.
+Decisions: the recipe's front end must equal the model's, because an encoder on other features fails silently; no
+setting is changed to fit. A head that is kept keeps its input scale too, so that training begins with the model's own
+predictions. A run lists the patients and sounds that it was trained on in a separate file, which no export holds; a
+model with such a file is refused if validation or test has one of them that the recipe does not train on. Exports hold
+no patient ids, not even hashed: ids are short, so a hash is undone by trying all ids. A model card names corpus and
+split, from which whoever has a public corpus can list the patients.
 
-A teacher (distillation) predicts each training cycle once, without augmentation, and its calibrated probabilities are a
-part of the labels, so every task loss, every augmentation and a frozen encoder work as without it. Validation and test
-keep their labels, and so do the groups of auxiliary losses and samplers. A teacher that was trained on held-out
+A teacher (distillation) predicts each training cycle once, without augmentation, and its calibrated probabilities are
+mixed into the labels, so every task loss, every augmentation and a frozen encoder work as without it. Validation and
+test keep their labels, and so do the groups of auxiliary losses and samplers. A teacher that was trained on held-out
 patients is refused, because these choose the epoch and the thresholds.
 
 Reference: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
@@ -53,7 +53,7 @@ class InitialModel:
     source: str
     model: LaennecForAudioClassification
     extractor: LaennecFeatureExtractor
-    trained_on: list[dict[str, Any]]  # a note of each training set, the last one first; none where they are unknown
+    trained_on: list[dict[str, Any]]  # note of each training set, latest first; empty if unknown
 
     @classmethod
     def of(cls, recipe: Recipe) -> "InitialModel | None":
@@ -73,20 +73,20 @@ class InitialModel:
 
     @classmethod
     def load(cls, source: str) -> "InitialModel":
-        """A model, and what is known of the patients it was trained on."""
+        """Load a model, and the notes of its training sets."""
         from laennec.evaluation.evaluate import load_model
 
         return cls(source, *load_model(source), read_trained_on(source))
 
     @property
     def encoder(self) -> Any:
-        """The encoder, without groups or layers around it: the recipe adds its own."""
+        """The encoder without its wrapper (frame groups, layers); the recipe adds its own."""
         encoder: Any = self.model.encoder
         return encoder.encoder if isinstance(encoder, Wrapper) else encoder
 
     @property
     def base(self) -> str | None:
-        """Where the encoder came from, if it was never trained since."""
+        """Source of the encoder's weights; None if they were trained since."""
         return self.model.config.base_model_name_or_path if self.model.config.frozen_encoder else None
 
     def refuse_other_front_end(self, recipe: Recipe) -> None:
@@ -122,7 +122,7 @@ class InitialModel:
                     )
 
     def keep_head(self, model: LaennecForAudioClassification) -> bool:
-        """Give a new model this one's head, if it has the same form and all labels; whether it was given."""
+        """Copy this model's head into a new model if its form and labels fit; return whether they do."""
         known, names = self.model.config.label_names, model.config.label_names
         wanted = model.head.state_dict()
         state = {n: value for n, value in self.model.head.state_dict().items() if not n.startswith("member_")}
@@ -139,7 +139,7 @@ class InitialModel:
         return True
 
     def facts(self, kept: bool) -> dict[str, Any]:
-        """What the record of a run states of it."""
+        """The description of this model for the run record."""
         sets = [{k: v for k, v in note.items() if k != "sounds"} for note in self.trained_on]
         return {
             "model": self.source,
@@ -188,7 +188,7 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
 
 
 def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:
-    """The notes of a run's training sets, the last one first; none where they are unknown."""
+    """The notes of a run's training sets, latest first; empty if unknown."""
     path = Path(folder) / TRAINED_ON
     if not path.is_file():
         return []
@@ -197,13 +197,13 @@ def read_trained_on(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_trained_on(out: Path, splits: Mapping[str, Any], table: Any, *models: InitialModel | None) -> None:
-    """Keep the patients and sounds of a run, and of the models that it started from or was taught by."""
+    """Write the notes of a run's training set and of those of its initial model and teacher."""
     before = [note for model in models if model is not None for note in model.trained_on]
     write_record(out / TRAINED_ON, {"sets": [pretraining_note(splits, table), *before]})
 
 
 def unite_trained_on(folders: Sequence[Path], out: Path) -> None:
-    """Keep the patients and sounds of the members of an ensemble; nothing where those of one are unknown."""
+    """Write the notes of all members of an ensemble; nothing if those of one are unknown."""
     of_members = [read_trained_on(folder) for folder in folders]
     if all(of_members):
         notes = {json.dumps(note, sort_keys=True): note for notes in of_members for note in notes}

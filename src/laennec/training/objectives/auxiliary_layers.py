@@ -1,7 +1,7 @@
-"""Layers that only auxiliary losses need, inside the model while it trains.
+"""Layers that only auxiliary losses need; they are part of the model during training.
 
-Decisions: optimiser, checkpoints and processes must know these layers and the weights of losses that learn, so they are
-a module of the model during training and are removed when it ends: a saved model holds none of them.
+Decisions: the optimiser, checkpoints and DDP need these layers and the weights of trainable losses, so they are a
+module of the model during training. They are removed when training ends: a saved model holds none of them.
 
 Frame groups of a cycle form clusters for CycleGuardian's losses. A group is a token of the encoder (with
 encoder.group_frames, a group of frames encoded by itself). Each group belongs to its most likely cluster, as published;
@@ -30,15 +30,15 @@ _CLUSTER_WIDTH = 128  # as published
 
 
 class AuxiliaryHeads(nn.Module):
-    """Layers of single losses on the embedding, or on the encoder's tokens.
+    """Layers that belong to single losses, on the embedding or on the encoder's tokens.
 
-    Own projections, classifiers behind a gradient reversal, the clusters of frame groups, and losses that learn.
+    They are projections, classifiers behind a gradient reversal, clusters of frame groups, and losses with weights.
 
     Args:
         specs: All auxiliary losses.
         dim: Width of the embedding.
         groups: Number of groups of each adversarial loss's column, by the loss's name.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
     """
 
     def __init__(self, specs: Sequence[LossSpec], dim: int, groups: Mapping[str, int], seed: int) -> None:
@@ -74,12 +74,12 @@ class AuxiliaryHeads(nn.Module):
                 needed = set(self.cluster_inputs.values()) | ({"joint"} if self.on_clusters else set())
                 clusters, narrow = centers.centers.shape
                 self.clusters = GroupClusters(clusters, narrow, dim, width, needed)
-        self._centers = (centers,)  # in a tuple: its weights are registered once, with the losses
+        self._centers = (centers,)  # in a tuple, so that its weights are registered only once
 
     def keep_tokens(self, encoder: Any, _: Any, output: Any) -> None:
-        """Keep a cycle's own tokens, without special ones; a forward hook of the encoder.
+        """Forward hook of the encoder: keep the tokens of the cycles themselves, without special ones.
 
-        An encoder that also takes the neighbours of a cycle does so in a later call of the same step.
+        With context, a later call of the same step encodes the neighbours; their tokens are not kept.
         """
         if self.training and self.active and self._tokens is None:
             special = int(getattr(encoder, "num_special_tokens", 0))
@@ -99,7 +99,7 @@ class AuxiliaryHeads(nn.Module):
             if view.joint is not None:
                 seen |= dict.fromkeys(self.on_clusters, view.joint)
                 base |= dict.fromkeys(self.on_clusters, view.joint)
-            # losses run outside of this call: DDP has to see here that their weights are in use
+            # losses run outside of this call, so DDP must see their weights in its output
             seen["weights of losses"] = [weight.view_as(weight) for weight in self.losses.parameters()]
         for name, projection in self.projections.items():
             seen[name] = projection(base[name])
@@ -189,7 +189,7 @@ def attached(model: Any, heads: AuxiliaryHeads) -> Iterator[None]:
 
 
 def enter_stage(model: Any, stage: Any, progress: float) -> None:
-    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model."""
+    """Freeze or unfreeze the encoder for a stage, and update the auxiliary heads."""
     if model.encoder_frozen_in_stage == stage.encoder:
         model.encoder_frozen_in_stage = not stage.encoder
         model.train()  # the first batch of an epoch already runs in that epoch's mode

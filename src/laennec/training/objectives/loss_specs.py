@@ -2,7 +2,7 @@
 
 Decisions: the facts of a loss (`labels`, `views`, `on`, `sampler`) are attributes of its class and hold unless a recipe
 overrides them, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
-by class and by device). A term keeps its weight and its name, so the objective is the plain sum of what is logged. The
+by class and by device). Terms are logged with their weights, so the objective is the plain sum of what is logged. The
 losses over clusters take clean and mixed cycles as separate terms, as in the published total.
 """
 
@@ -94,7 +94,7 @@ class LossSpec:
 
     @property
     def inner(self) -> nn.Module:
-        """The loss itself, where it is taken over clean and mixed cycles."""
+        """The loss without its wrapper `CleanAndMixed`."""
         return self.loss.loss if isinstance(self.loss, CleanAndMixed) else self.loss
 
     def is_a(self, *kinds: type[nn.Module]) -> bool:
@@ -113,7 +113,7 @@ class LossSpec:
 
     @property
     def group_key(self) -> str | None:
-        """Name of its groups in a batch; None where class or cycle say what belongs together."""
+        """Name of its groups in a batch; None for the labels `class` and `cycle`."""
         return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
 
     @property
@@ -185,12 +185,12 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
             loss = kind(**values)
     except (TypeError, ValueError, RuntimeError) as error:
         said = str(error).split("__init__() ")[-1]
-        raise InputError(f"{where}: {said}{_meant(said, kind)}") from error
+        raise InputError(f"{where}: {said}{_nearest_setting(said, kind)}") from error
     return _spec(name, loss, schedule, where, **own)
 
 
-def _meant(said: str, kind: type[nn.Module]) -> str:
-    """The setting of a loss that is nearest to an unknown one."""
+def _nearest_setting(said: str, kind: type[nn.Module]) -> str:
+    """A hint with the setting of a loss that is nearest to an unknown one."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
     known = [*_OWN, "weight", "start", "warm_up", *inspect.signature(kind).parameters]
     return did_you_mean(unknown[1], known, cutoff=0) if unknown else ""
@@ -207,7 +207,7 @@ def _weight(value: Any) -> float:
 
 
 def _spec(name: str, loss: nn.Module, schedule: WeightSchedule, where: str, **own: Any) -> LossSpec:
-    """A loss with the facts of its class, but for its own ones; a loss over clusters takes frame groups alone."""
+    """The spec of a loss: the facts of its class, replaced by `own`; losses over clusters ignore `own`."""
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise InputError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
     facts: dict[str, Any] = {key: getattr(loss, key, getattr(Loss, key)) for key in ("labels", "views", "on")}
@@ -219,7 +219,7 @@ def _spec(name: str, loss: nn.Module, schedule: WeightSchedule, where: str, **ow
 
 
 def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
-    """Refuse facts that the loss cannot follow."""
+    """Refuse facts that the loss does not support."""
     where, name, dim = spec.where, type(spec.loss).__name__, spec.projection_dim
     if spec.on not in inputs:
         raise InputError(f"{where}.on is {spec.on!r}; it can be embedding or projection, or clusters")
@@ -260,7 +260,7 @@ def check_projection(specs: Sequence[LossSpec], projection_dim: int) -> None:
 
 
 def _checked_together(specs: list[LossSpec]) -> list[LossSpec]:
-    """Refuse losses over clusters without the loss that makes them, or two that make them."""
+    """Refuse losses over clusters without the loss that makes the clusters, or two of one kind."""
     clustering = [s for s in specs if s.is_a(DeepClusteringLoss)]
     for spec in specs:
         if not clustering and (spec.takes_frame_groups or spec.on == "clusters"):
@@ -272,7 +272,7 @@ def _checked_together(specs: list[LossSpec]) -> list[LossSpec]:
 
 
 def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequence[float] = ()) -> dict[str, Codes]:
-    """Have a training set's items carry the views and groups that the losses take; returns the groups by name.
+    """Set the views and groups of a training set's items for its losses; return the groups by name.
 
     A warning names the cycles without a group.
     """

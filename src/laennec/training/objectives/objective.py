@@ -35,7 +35,7 @@ from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec
 
 @dataclass(frozen=True)
 class Stage:
-    """What an epoch trains: which part of the model, and by which terms."""
+    """What an epoch trains: which part of the model, with which terms."""
 
     encoder: bool = True
     head: bool = True
@@ -47,14 +47,14 @@ def task_weights(
 ) -> Tensor | None:
     """Weights of the labels in the task loss, (labels,) float32.
 
-    "balanced" is, for classes, inverse frequency normalised to sum 1 (as in the literature's weighted cross entropy);
-    for labels that are decided one by one, negatives / positives.
+    "balanced" is inverse frequency normalised to sum 1 (as in the literature's weighted cross entropy) for classes, and
+    negatives / positives for yes/no labels.
 
     Args:
         labels: Of the training split: class numbers (cycles,), or 0/1 (cycles, labels); None if it has none.
         n_labels: How many labels there are.
         multi_label: Whether each label is decided by itself.
-        setting: None, "balanced" or one number a label.
+        setting: None, "balanced" or one number per label.
     """
     if setting is None:
         return None
@@ -100,7 +100,7 @@ class TaskLoss(nn.Module):
         multi_label: Whether the head decides each label by itself.
         labels: Labels of the training split, (cycles,) or (cycles, labels), for "balanced" weights; None without it.
         n_labels: Number of logits.
-        class_weights: None, "balanced" or one number a label.
+        class_weights: None, "balanced" or one number per label.
         focal_gamma: Exponent of the focal loss.
         weight: Factor of the loss in the objective.
         views: "first" or "all": which views (or clean and mixed copies) it takes.
@@ -207,7 +207,7 @@ class Objective(nn.Module):
         return terms
 
     def _inputs(self, spec: LossSpec, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What one auxiliary loss is called with."""
+        """The arguments of one auxiliary loss."""
         rows = len(batch["labels"])
         # the output of the layer that only this loss has, the shared projection, or the embeddings
         vectors: Any = (getattr(outputs, "auxiliary", None) or {}).get(spec.name)
@@ -254,7 +254,7 @@ class Objective(nn.Module):
             )
 
         def halves(rows: Tensor) -> Tensor:
-            """Of all processes: all anchors, then all positives."""
+            """Rows of all processes: all anchors, then all positives."""
             return torch.cat([gather_with_gradient(half) for half in rows.chunk(2)])
 
         vectors = vectors if process_count() == 1 else halves(vectors)
@@ -292,7 +292,7 @@ class TermSums:
     def means(self) -> dict[str, float]:
         """The mean loss, `term_<name>` and `count_<name>` of a step, and what was measured in some of them."""
         logs = {f"term_{name}": float(value) / self.steps for name, value in self.terms.items()}
-        # transformers forgets the steps before an interruption; terms are those of all processes on each of them
+        # replaces transformers' loss, which lacks the steps before a resume; each process has the terms of all
         logs["loss"] = sum(float(value) for value in self.terms.values()) / self.steps
         logs |= {f"count_{name}": count / self.steps for name, count in self.pairs.items()}
         return logs | {name: total / steps for name, (total, steps) in self.measured.items()}

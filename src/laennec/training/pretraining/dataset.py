@@ -1,11 +1,11 @@
-"""The pre-training set: which cycles pre-training uses, and the note that an encoder keeps of them.
+"""The pre-training set: which cycles pre-training uses, and the note of them saved with the encoder.
 
-Decisions: a patient of any test split is left out, although a protocol may put the patient into train as well, and
-so is a recording whose sound is in a test split under another name; no setting changes that. Patients of validation are
+Decisions: a patient of any test split is left out, although a protocol may put the patient into train as well, and so
+is a recording whose sound is in a test split under another name; no setting changes that. Patients of validation are
 left out unless the recipe asks for that split, because they choose the epoch of the training. Labels are never read:
 unlabelled cycles are used, and recordings without annotation are cut into windows. The encoder keeps the list of its
 patients, so that a training on another split is refused if its test split has one of them. A cycle of unknown patient
-is kept apart from test by its recording and its sound, and a note says so.
+is left out if its recording or its sound is held out; a warning says so.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def patients_of(table: Any) -> set[str]:
 def pretraining_set(
     splits: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
 ) -> tuple[Any, dict[str, int], int]:
-    """Choose the rows of a split corpus that pre-training may use.
+    """Choose the rows of a split corpus that pre-training may use; `one_name` maps equal sounds to one hash.
 
     Returns:
         Their cycle table, what was left out (reason -> number), and how many rows are windows of recordings without
@@ -123,7 +123,7 @@ def pretraining_note(splits: Any, table: Any) -> dict[str, Any]:
 
 
 class _Note(BaseModel):
-    """What a note has to hold, so that a held-out patient is found in it."""
+    """The fields of a note that are needed to find held-out patients in it."""
 
     corpus: str | None
     corpus_fingerprint: str | None
@@ -132,14 +132,14 @@ class _Note(BaseModel):
 
 
 def check_note(note: Any, path: str | Path) -> dict[str, Any]:
-    """A note as it is; an InputError that names its file if it has lost its form."""
+    """Return a note unchanged, or raise an InputError with its file if its fields are wrong."""
     with in_known_form(path, "restore it, or train the run again"):
         _Note.model_validate(note)
     return dict(note)
 
 
 def seen_patients(note: Mapping[str, Any], splits: Mapping[str, Any]) -> set[str]:
-    """The patients of a note by the ids of these splits; none where they are of another corpus."""
+    """The patients of a note, under the ids of these splits; none if they are of another corpus."""
     source: dict[str, Any] = provenance(splits)  # type: ignore[arg-type]
     # of several corpora, the one of the note; ids of patients begin with its name
     before = f"{note.get('corpus')}:" if "corpora" in source else ""
@@ -194,7 +194,7 @@ def mask_views(settings: PretrainSettings) -> SpecAugment | None:
 
 
 def crop(waveform: Waveform, samples: int, where: float) -> Waveform:
-    """A stretch of a cycle, all of a shorter one; `where` in [0, 1) is from its start to as late as it fits."""
+    """A crop of a cycle, all of a shorter one; `where` in [0, 1): from the start to the last place that fits."""
     start = int(where * (max(len(waveform) - samples, 0) + 1))
     return waveform[start : start + samples]
 

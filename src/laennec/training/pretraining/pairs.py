@@ -130,7 +130,7 @@ def make_pretrain_sampler(
     """Shuffled batches, or batches of one group with as many patients as possible."""
     if sampling.match_groups is None:
         return EpochSampler(len(sampling.kept), seed)
-    codes = group_codes([sampling.match_groups.tolist()])  # in the order of the numbers as text, which draws rest on
+    codes = group_codes([sampling.match_groups.tolist()])  # sorted as text, on which draws depend
     return MetadataMatchedSampler(codes, settings.batch_size, patients, seed)
 
 

@@ -1,11 +1,11 @@
 """Self-supervised pre-training with metadata (Soni et al.), without labels.
 
 Decisions: one recipe serves both steps. `laennec pretrain` trains the recipe's encoder to tell pairs of views from
-other cycles and leaves it as an encoder folder; `laennec train` with `--encoder.weights RUN/encoder` does the rest. The
+other cycles and saves it as an encoder folder; `laennec train` with `--encoder.weights RUN/encoder` does the rest. The
 objective, the Trainer and the samplers are those of training (the loss takes the rows of all processes); the head is
-not trained and the projection is dropped. There is nothing to select on: the last epoch's weights are kept. Sound
-is decoded recording by recording into the waveform cache and read back cycle by cycle, so memory does not grow with
-the corpus.
+not trained and the projection is dropped. There is nothing to select on: the last epoch's weights are kept. Sound is
+decoded recording by recording into the waveform cache and read back cycle by cycle, so memory does not grow with the
+corpus.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     """Pre-train a recipe's encoder on pairs of views.
 
     Args:
-        recipe: All settings; its section `pretrain` rules, and corpus, features and encoder are those of training.
+        recipe: All settings: its section `pretrain`, with corpus, features and encoder as in training.
         command: The literal command, for the record.
         overwrite: Whether a finished or other run in the output folder may be deleted.
 
@@ -104,7 +104,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
     """From corpus to record; `begin` is called before anything is written below `out`."""
     timings = Timings()
     with timings.measure("total"):
-        # pairs are made of cycles alone; context is concatenated when the recipe trains on labels
+        # pre-training takes cycles without context; training on labels adds the context
         extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         with timings.measure("corpus"):
             pairs = make_pairs(recipe, settings, extractor)
@@ -141,7 +141,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         model.encoder.save_pretrained(folder)
         extractor.save_pretrained(folder)
         write_record(folder / PRETRAINING, pairs.note)
-    write_record(out / "pretrain.json", record)  # last, because with it the run is whole
+    write_record(out / "pretrain.json", record)  # last, because it marks the run as finished
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
@@ -157,7 +157,7 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
 
 
 def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
-    """Read the corpus, choose the pre-training set, and decode their recordings into the cache."""
+    """Read the corpus, choose the pre-training set, and decode its recordings into the cache."""
     splits = load_splits(recipe)
     table, left_out, windows = pretraining_set(splits, settings, canonical_hashes(splits))
     rows = np.arange(len(table))
@@ -171,7 +171,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
         )
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
     refuse_short_cycles(table, waveforms, extractor)
-    least = 2 * extractor.front.window_samples  # a crop that is stretched still fills a frame
+    least = 2 * extractor.front.window_samples  # so that a time-stretched crop still fills a frame
     dataset = PairDataset(
         waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, sampling.positives
     )
@@ -193,7 +193,7 @@ def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> Laenne
         seed=recipe.seed,
     )
     refuse_other_features(recipe, model.encoder)
-    model.head.requires_grad_(False)  # processes wait for the gradients of all that learns
+    model.head.requires_grad_(False)  # DDP waits for a gradient of each trainable weight
     return model
 
 
@@ -245,7 +245,7 @@ def _fit(
 
 
 def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: PairDataset) -> dict[str, float]:
-    """Whether embeddings have collapsed: how alike those of different cycles are, over a fixed draw of them.
+    """Whether embeddings have collapsed: how similar those of different cycles are, over a fixed sample.
 
     Returns:
         mean_cosine: mean cosine of two different cycles, 1 where all embeddings point the same way;
