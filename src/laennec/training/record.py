@@ -1,8 +1,7 @@
-"""The run record, from which report and card are rendered and nothing else.
+"""The run record, the only source of report and card.
 
-Decisions: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It states
-on what data, split and settings, with which seeds and versions, on which machine and in what time a result came
-about.
+Decisions: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It states the
+data, split, settings, seeds, versions, machine and time of a result.
 """
 
 import importlib.metadata
@@ -26,8 +25,8 @@ _PACKAGES = (
     "scikit-learn", "soundfile", "soxr",
 )  # fmt: skip
 _RUNS = ("run.json", "pretrain.json")
-_COMING = "coming"  # marks a scoring that is counted and not yet shown
-# what the records of runs hold under these names, where they do
+_COMING = "coming"  # key that marks an evaluation that is counted but not shown yet
+# types of the entries of a run's record, where it has them
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("config", "corpus", "operating_points", "evaluated", "versions", "hardware", "timings"), dict),
     **dict.fromkeys(("evaluations", "history", "calibrations", "labels"), list),
@@ -83,7 +82,7 @@ class Timings:
 
 
 def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry an epoch of each phase out of transformers' log: loss, named loss terms, and what validation gave."""
+    """One entry per phase and epoch of transformers' log: loss, named loss terms, and validation results."""
     epochs: dict[tuple[str, float], dict[str, Any]] = {}
     for entry in log_history:
         epoch = entry.get("epoch")
@@ -103,7 +102,7 @@ def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
         validation = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
         if validation:
             row["validation"] = {k: v for k, v in validation.items() if not k.endswith(("runtime", "per_second"))}
-    # phases in the order they ran, epochs within them in theirs
+    # in the order of phases and of their epochs
     return list(epochs.values())
 
 
@@ -111,36 +110,38 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write a run record as JSON; numbers that are not finite become null."""
     plain = to_jsonable_python(record, inf_nan_mode="null", fallback=_plain)
     text = json_text(plain, indent=2, ensure_ascii=False)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character, of a file name that is no text
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a file name that is not valid UTF-8
         text = json_text(plain, indent=2)
     with atomic_write(path) as file:
         file.write(text)
 
 
 @contextmanager
-def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str | Path | None = None) -> Iterator[None]:
-    """Count a scoring in a run's record before its results are shown, which they are when the block ends.
+def counted_evaluation(
+    path: str | Path, evaluation: dict[str, Any], shown_in: str | Path | None = None
+) -> Iterator[None]:
+    """Count an evaluation in a run's record before the block shows its results.
 
-    The count comes first, so that nothing is seen without being counted; `settled_evaluations` takes back a count whose
-    results a kill kept from being shown. Where the scoring brings a "result", it takes the place of the one that an
-    earlier scoring left in the same "folder".
+    The count is written first, so that no result is seen uncounted; if the process is killed before it shows the
+    results, `settled_evaluations` removes the count. A "result" replaces that of an earlier evaluation in the same
+    "folder".
     """
     with wait_for_lock(path):
         record = read_record(path)
         before = [*(record.get("evaluations") or [])]
         if shown_in is not None:
-            coming = looked | {_COMING: str(shown_in)}
-            write_record(path, record | {"evaluations": [*before, coming]})
+            pending = evaluation | {_COMING: str(shown_in)}
+            write_record(path, record | {"evaluations": [*before, pending]})
         yield
-        write_record(path, record | {"evaluations": _latest_results([*before, looked])})
+        write_record(path, record | {"evaluations": _latest_results([*before, evaluation])})
 
 
 def settled_evaluations(path: str | Path) -> dict[str, Any]:
-    """A run's record, its count of scorings settled after a kill: what was counted and never shown does not count."""
+    """A run's record, without evaluations that were counted but never shown because of a kill."""
     record = read_record(path)
-    if not any(_COMING in looked for looked in record.get("evaluations") or []):
+    if not any(_COMING in evaluation for evaluation in record.get("evaluations") or []):
         return record
-    with wait_for_lock(path):  # whoever was at it has ended
+    with wait_for_lock(path):  # another evaluation of this run has ended by then
         record = read_record(path)
         record["evaluations"] = shown_evaluations(record)
         write_record(path, record)
@@ -148,39 +149,39 @@ def settled_evaluations(path: str | Path) -> dict[str, Any]:
 
 
 def shown_evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The scorings that a run's record counts, without those whose results a kill kept from being shown."""
+    """The evaluations that a run's record counts, without those that were never shown because of a kill."""
     shown = []
-    for looked in record.get("evaluations") or []:
-        place = looked.get(_COMING)
+    for evaluation in record.get("evaluations") or []:
+        place = evaluation.get(_COMING)
         if place is None:
-            shown.append(looked)
-        elif _shows(Path(place), looked):
-            shown.append({name: value for name, value in looked.items() if name != _COMING})
+            shown.append(evaluation)
+        elif _shows(Path(place), evaluation):
+            shown.append({name: value for name, value in evaluation.items() if name != _COMING})
     return _latest_results(shown)
 
 
 def without_results(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scorings as they are counted, without their results."""
+    """The evaluations, without their results."""
     results = ("result", "folder")
-    return [{name: value for name, value in looked.items() if name not in results} for looked in evaluations]
+    return [{name: value for name, value in evaluation.items() if name not in results} for evaluation in evaluations]
 
 
 def _latest_results(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same scorings; of those whose results lay in one folder only the last keeps its own."""
-    last = {looked.get("folder"): row for row, looked in enumerate(evaluations) if "result" in looked}
+    """The evaluations; of several with results in one folder only the last keeps its result."""
+    last = {evaluation.get("folder"): row for row, evaluation in enumerate(evaluations) if "result" in evaluation}
     return [
-        looked if last.get(looked.get("folder")) in (row, None) else without_results([looked])[0]
-        for row, looked in enumerate(evaluations)
+        evaluation if last.get(evaluation.get("folder")) in (row, None) else without_results([evaluation])[0]
+        for row, evaluation in enumerate(evaluations)
     ]
 
 
-def _shows(folder: Path, looked: dict[str, Any]) -> bool:
-    """Whether a folder holds the results of this very scoring."""
+def _shows(folder: Path, evaluation: dict[str, Any]) -> bool:
+    """Whether a folder holds the results of this evaluation."""
     try:
         evaluated = read_record(folder / "run.json").get("evaluated") or {}
     except InputError:
         return False
-    return all(evaluated.get(name) == looked.get(name) for name in ("split", "created", "command"))
+    return all(evaluated.get(name) == evaluation.get(name) for name in ("split", "created", "command"))
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -199,29 +200,29 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if not isinstance(record.get(name), kind | None):
             raise InputError(f"{path}: {name} of the run record is no {kind.__name__}; train the run again")
     evaluations = record.get("evaluations") or []
-    if not isinstance(evaluations, list) or not all(isinstance(looked, dict) for looked in evaluations):
+    if not isinstance(evaluations, list) or not all(isinstance(evaluation, dict) for evaluation in evaluations):
         raise InputError(f"{path}: evaluations of the run record are no list of dicts; train the run again")
     return record
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read the record of a run that can be gone on with: its settings are in it, and what it was trained on."""
+    """Read the record of a run, which must hold its settings, corpus and split."""
     record = read_record(path)
     corpus = record.get("corpus") or {}
     if not record.get("config") or not isinstance(corpus.get("name"), str):
-        raise InputError(f"{path}: the run record does not say its settings or its corpus; train the run again")
+        raise InputError(f"{path}: the run record has no settings or no corpus; train the run again")
     if not isinstance(corpus.get("provenance"), dict):
-        raise InputError(f"{path}: the run record does not say what split it was trained on; train the run again")
+        raise InputError(f"{path}: the run record has no split; train the run again")
     return record
 
 
 def refuse_absent_split(run: dict[str, Any], split: str) -> None:
-    """Refuse a split that the corpus of a run does not have; its record says so before anything slow begins."""
+    """Refuse a split that the corpus of a run does not have, before anything slow begins."""
     if "held_out" not in run:  # early records
         return
     corpus, known = run["corpus"], ["train", "validation", *run["held_out"]]
     published = ("test_intra", "test_inter") if corpus["provenance"].get("protocol") == "sprsound-official" else ()
-    if split in known or split in published:  # which may have come since training
+    if split in known or split in published:  # may have been added since training
         return
     lacking = [name for name in published if name not in known]
     also = f"; {' and '.join(lacking)} had no recordings in training" if lacking else ""

@@ -1,9 +1,9 @@
-"""One recipe, from corpus to the best epoch's model, and the folder of the run.
+"""Train one recipe, from corpus to the best epoch's model, and write the folder of the run.
 
 Decisions: nothing in this file reads a test split. Validation patients choose the epoch; the best epoch is restored;
 `laennec evaluate` scores the test split afterwards. A frozen encoder runs once over all cycles, then the same Trainer
 trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same; a finished
-or other one is never overwritten unasked, and nothing of it is deleted before data and weights were checked.
+or other one is overwritten only with `overwrite`, and not before data and weights were checked.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ from laennec.training.tables import calibrate, check_rule, predictions_table, tr
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
-# what a kill can leave of a run that had written nothing
-_PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
+# temporary files that a killed run can leave before it writes its settings
+_TEMPORARY = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 
 
 def make_model(recipe: Recipe, names: list[str], start: InitialModel | None = None) -> LaennecForAudioClassification:
@@ -186,7 +186,8 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
 def selection_of(recipe: Recipe) -> str:
     """What chooses the epoch on validation, in words."""
     metric = recipe.train.selection_metric
-    corpora = [one.name for one in recipe.corpus.corpora if one.protocol not in ("corpus-out", "none")]  # tests alone
+    # without the corpora that are only tested on
+    corpora = [one.name for one in recipe.corpus.corpora if one.protocol not in ("corpus-out", "none")]
     how = "over all cycles" if metric == "loss" else f"mean over {' and '.join(corpora)}"
     return f"{metric} ({how})" if len(corpora) > 1 else metric
 
@@ -216,7 +217,7 @@ def fit(
 ) -> tuple[Result, tuple[Any, dict[str, Any] | None, dict[str, Any]]]:
     """Train a model and choose its epoch on validation; with the result comes what `predict_validation` returns.
 
-    `begin` is called when recipe and corpus were found to go together, before anything is written below `out`.
+    `begin` is called when recipe and corpus were found to fit, before anything is written below `out`.
     """
     cache = None
     names = training.targets.names
@@ -249,7 +250,7 @@ def predict_validation(
     validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """Predict the validation split, and fit there how the model decides; its config keeps that.
+    """Predict the validation split, fit calibration and thresholds on it, and store them in the model's config.
 
     Returns:
         The predictions table; the operating points; what was fitted for auxiliary tasks.
@@ -291,7 +292,7 @@ def _embedded(
 
 
 def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: SplitData) -> None:
-    """Scale the head's input by the embeddings of some training cycles before the encoder moves."""
+    """Scale the head's input by the embeddings of some training cycles, before training."""
     rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
     sample = torch.from_numpy(embed_waveforms(model, extractor, [training.dataset.sound(int(r)) for r in rows]))
     for head in (model.head, *model.tasks.values()):
@@ -299,7 +300,7 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
 
 
 def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write model, tables of validation predictions and record; the record last, because with it the run is whole."""
+    """Write model, tables of validation predictions and record; the record last, because it marks the run finished."""
     with atomic_folder(out / "model") as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
@@ -324,7 +325,7 @@ def _is_of(out: Path, recipe: Recipe) -> bool:
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
     """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe."""
     earlier = (out / _SETTINGS).exists()
-    others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
+    others = out.exists() and (not out.is_dir() or any(path.name not in _TEMPORARY for path in out.iterdir()))
     if overwrite:
         if others and not earlier:
             raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another output folder")
@@ -341,7 +342,7 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
 
 
 def removed_leftovers(out: Path, recipe: Recipe) -> bool:
-    """Remove what is left of the checkpoints where a finished run was killed meanwhile; False for any other run."""
+    """Remove the checkpoints that a finished run left because it was killed; False for any other run."""
     checkpoints = out / "checkpoints"
     # several processes would have to agree first
     if process_count_of_launch() > 1 or not checkpoints.is_dir() or not (out / _SETTINGS).exists():
@@ -366,10 +367,10 @@ def _begin_on_data(path: Path, source: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[..., None]]:
-    """Lock an output folder while the block runs, from the moment that the block calls the function it is given.
+    """Lock an output folder within the block, once the block calls the function that it gets.
 
-    Earlier results are kept until then: the block calls it, with the provenance of the data, after data, weights and
-    objective were checked. Of several processes only the first writes, so only the first locks.
+    The block calls it, with the provenance of the data, after data, weights and objective were checked; earlier results
+    are kept until then. Of several processes only the first writes, so only the first locks.
     """
     with contextlib.ExitStack() as ours:
 
@@ -377,8 +378,8 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[...
             if not is_main_process():
                 return
             ours.enter_context(lock_or_refuse(out / RECORDS[0]))
-            refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
-            # the record first, for a run without it is not taken for finished; the settings mark the folder as ours
+            refuse_taken(out, recipe, overwrite)  # again: another run may have used the folder while data were read
+            # the record first: a run without it counts as unfinished; not the settings, which mark the folder as a run
             kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)
             for path in sorted(out.iterdir(), key=lambda p: p.name not in RECORDS) if overwrite else []:
                 if path not in kept:

@@ -1,13 +1,13 @@
 """Samplers: which cycles are in a batch together.
 
-Decisions: samplers yield (row, epoch), so that the data set can draw by counter. The order is a pure function of
-(seed, epoch) and the same on every rank (accelerate gives rank r every world-size-th batch of it), so a run resumes by
-skipping batches. Samplers that build batches give whole batches only, the last one completed by starting over, because
-a short last batch would be completed with other rows and lose its pairs. Where the number of batches is no multiple of
-the processes, accelerate completes the last round with the first batches; where every cycle comes once, the processes
-share the short last round (`SharedLastBatch`).
+Decisions: samplers yield (row, epoch), because draws of the data set are keyed by the epoch. The order is a pure
+function of (seed, epoch) and the same on every rank (accelerate gives rank r every world-size-th batch of it), so a run
+resumes by skipping batches. Samplers that build batches yield whole batches only and complete the last one themselves,
+because accelerate would complete it with other rows, without pairs. Where the number of batches is no multiple of the
+processes, accelerate completes the last round with the first batches; where every cycle comes once, the processes share
+the short last round (`SharedLastBatch`).
 
-An own sampler is a torch `Sampler` of rows or (row, epoch) pairs with `__len__`. In a recipe it is made as
+A user's own sampler is a torch `Sampler` of rows or (row, epoch) pairs with `__len__`. In a recipe it is made as
 `MySampler(table, batch_size, seed, **arguments)`: `table` is the cycle table of the labelled training cycles, in the
 order of the rows. Optional: `set_epoch(epoch)`, called before each epoch, and `rows_per_batch`, the batch size that the
 order is made for (then it replaces train.batch_size).
@@ -38,7 +38,7 @@ class CounterSampler(Sampler[tuple[int, int]]):
     """A sampler whose order depends on (seed, epoch) alone.
 
     Attributes:
-        epoch: Of the next iteration.
+        epoch: Epoch of the next iteration.
         rows_per_batch: Batch size (per device) that the order is made for; None for any.
         shares_last_batch: Whether several processes may divide the last round of batches.
     """
@@ -97,15 +97,15 @@ class LengthBucketSampler(CounterSampler):
 
     Guarantee: a permutation of all cycles. A random order is cut into pools of some batches; each pool is sorted by
     length and cut into batches, and all batches come in random order, so batches differ from epoch to epoch. A short
-    last batch stays last. Several processes share each batch of one process with as many more rows, distributed by
-    length, so that all of them have about as much padding.
+    last batch stays last. Several processes divide one larger batch by length, with `rows_per_batch` rows for each, so
+    that all of them have about as much padding.
 
     Args:
-        lengths: Of each cycle, (cycles,), in any unit.
+        lengths: Length of each cycle, (cycles,), in any unit.
         rows_per_batch: Batch size (per device).
-        seed: Of the run.
+        seed: Seed of the run.
         batches_per_pool: More of them give less padding and less random batches.
-        processes: How many there are.
+        processes: Number of processes.
     """
 
     rows_per_batch: int
@@ -154,13 +154,13 @@ class AnchorPositiveSampler(CounterSampler):
 
     Guarantee: a batch has 2M rows, anchors first, row i + M being another cycle of row i's class. Every cycle is an
     anchor once an epoch; the anchors of the last batch are completed with the first ones of the epoch. A cycle that is
-    alone in its class is its own positive. Several processes share the batches of one with as many more anchors.
+    alone in its class is its own positive. Several processes divide one larger batch, with M anchors for each.
 
     Args:
         labels: Class of each cycle, (cycles,).
         anchors: M, anchors in a batch; set the batch size to 2M.
-        seed: Of the run.
-        processes: How many there are.
+        seed: Seed of the run.
+        processes: Number of processes.
 
     Reference: Song, Han and Song, ICASSP 2021, section 2.3.
     """
@@ -209,7 +209,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
         codes: Number of the class, patient or device of each cycle, (cycles,); a cycle below 0 is left out.
         classes_per_batch: P, no more than there are; 0 for all of them.
         samples_per_class: K, at least 2 for a positive pair.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     rows_per_batch: int
@@ -245,15 +245,15 @@ class MetadataMatchedSampler(CounterSampler):
 
     Guarantee: each batch comes from one group, and no cycle of another group is in it. A group has batches in
     proportion to its cycles (their number divided by the batch size, rounded up), and batches of all groups are
-    shuffled together. Within a group, patients take turns: no patient is twice in a batch unless its group has fewer
-    patients than the batch has rows, and no cycle is unless the group has fewer cycles, or the patient is drawn again
-    before its cycles run out. Age or sex cannot tell the cycles of such a batch apart.
+    shuffled together. Within a group, patients take turns: a patient is twice in a batch only if its group has fewer
+    patients than the batch has rows, and a cycle only if its patient has more turns in the batch than cycles. Age or
+    sex cannot tell the cycles of such a batch apart.
 
     Args:
         codes: Number of the group of each cycle, (cycles,); a cycle below 0 is left out.
         rows_per_batch: Batch size.
         patient_ids: Patient of each cycle; None: cycles take turns.
-        seed: Of the run.
+        seed: Seed of the run.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
     """
@@ -311,7 +311,7 @@ class BalancedSampler(CounterSampler):
 
     Args:
         columns: Numbers of the groups of each cycle, each (cycles,), the outermost first; a cycle below 0 is left out.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     shares_last_batch = True
@@ -356,7 +356,7 @@ class Dealer:
 
 
 class RowsWithEpoch(Sampler[tuple[int, int]]):
-    """Puts the epoch beside each row of a sampler; where it yields (row, epoch) pairs they stay as they are."""
+    """Adds the epoch, which keys the draws, to each row of a sampler; (row, epoch) pairs stay as they are."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler, self.epoch = sampler, 0

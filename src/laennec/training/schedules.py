@@ -2,9 +2,9 @@
 
 Decisions: each phase is a LaennecTrainer with its own rates, sampler and checkpoints; a finished phase is never run
 again after an interruption. Song's alternation is by epoch: an even epoch trains the encoder by the auxiliary loss
-alone, an odd one the head by the task loss on the frozen encoder, so that no gradient crosses. The last phase chooses
-its epoch on validation, among those that end with a trained head: an epoch of the encoder alone is not evaluated. The
-console shows one line an epoch, and a bar with the time left on a terminal only.
+alone, an odd one the head by the task loss on the frozen encoder, so that neither loss changes the other part. The last
+phase chooses its epoch on validation, among those that end with a trained head: an epoch of the encoder alone is not
+evaluated. The console shows one line per epoch; a terminal also shows a progress bar with the time left.
 """
 
 import logging
@@ -103,9 +103,9 @@ def phases_of(recipe: Recipe) -> list[Phase]:
         return [Phase("train", t.epochs, t.learning_rate, sampler=sampler)]
     first = (s.pretrain_epochs, s.pretrain_learning_rate)
     if s.name == "two_stage":
-        apart, alone = Stage(head=False), Stage(encoder=False)
-        represent = Phase("represent", *first, None, lambda _: apart, sampler, False)
-        return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
+        encoder_only, head_only = Stage(head=False), Stage(encoder=False)
+        represent = Phase("represent", *first, None, lambda _: encoder_only, sampler, False)
+        return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: head_only)]
     task_only = Stage(auxiliary=False)
     # a round is an epoch of the encoder and an epoch of the head
     turns = (Stage(head=False), Stage(encoder=False))
@@ -120,7 +120,7 @@ def make_arguments(
     """The arguments of one phase."""
     t, loss = recipe.train, recipe.loss
     metric = SELECTION_METRICS[t.selection_metric]
-    # on a CPU one cycle at a time; embeddings are there already, and the Trainer takes them in batches
+    # a CPU evaluates cycles one by one; embeddings, which exist already, are evaluated in batches
     alone = encodes_one_by_one(training_device()) and not recipe.encoder.frozen
     values: dict[str, Any] = {
         **common_arguments(recipe, t, folder),
@@ -178,7 +178,7 @@ def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, A
 
 @dataclass
 class Plan:
-    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer."""
+    """The phases of a recipe, checked against its corpus, and the arguments of every Trainer."""
 
     phases: list[tuple[Phase, Any, int]]  # each phase with its sampler and the rows of a batch
     specs: list[LossSpec]  # the auxiliary losses
@@ -350,24 +350,24 @@ def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:
 
 
 class EvaluateTrainedHeads(TrainerCallback):
-    """Leaves out the evaluation of epochs that do not train the head, which is stale after them."""
+    """Skips the evaluation of epochs that train the encoder alone, which the head does not fit yet."""
 
     def __init__(self, stages: Callable[[int], Stage]) -> None:
         self.stages = stages
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide on the evaluation that transformers has planned."""
+        """Cancel the evaluation that transformers has planned."""
         if not self.stages(_epoch_of(state)).head:
             control.should_evaluate = False
 
 
 def _epoch_of(state: Any) -> int:
-    """The number of the epoch, from 0, that has been trained last, be it in part."""
+    """Number, from 0, of the epoch that was trained last, in full or in part."""
     return max(0, math.ceil(float(state.epoch or 0) - 1e-6) - 1)
 
 
 def batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
-    """The setting that makes the batches of a sampler as large as they are, so many rows."""
+    """The setting that determines the batch size of a sampler, which is `rows`."""
     evaluation = "train.evaluation_batch_size"
     if sampler in ("classes_times_samples", "patient_balanced", "device_balanced"):
         return BatchSetting("sampler.samples", recipe.sampler.samples, rows, evaluation_key=evaluation)

@@ -1,9 +1,9 @@
-"""One line about a step that cannot go on: numbers that are not finite, or a batch that does not fit into memory.
+"""One-line errors of a step that cannot continue: values that are not finite, or a batch too large for the memory.
 
 Decisions: training stops within the step and names the step, the term or the weight, and the cycles of the batch,
-because every later weight would be lost; the checkpoint before it is kept. The line about memory names the setting that
-makes the batch as large as it is, at half its value, and what else would help. Nothing is tried:
-`auto_find_batch_size` of transformers' TrainingArguments searches for a batch that fits.
+because all later weights would be useless; the checkpoint before it is kept. The memory error names the setting that
+determines the batch size, with half its value, and what else would help. No smaller batch is tried;
+`auto_find_batch_size` of transformers' TrainingArguments does that.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -68,7 +68,7 @@ def _batch(cycles: CycleNames) -> str:
 
 @dataclass
 class BatchSetting:
-    """The setting that makes a batch as large as it is."""
+    """The setting that determines the batch size."""
 
     key: str  # its name
     value: int  # its value
@@ -77,7 +77,7 @@ class BatchSetting:
     evaluation_key: str = "per_device_eval_batch_size"  # name of the setting of evaluation batches
 
     def halved(self, rows: int) -> str:
-        """The setting at which a batch of so many rows has half of them; "" where it cannot have fewer."""
+        """The setting that halves a batch of `rows` rows, as text; "" if the batch cannot be smaller."""
         value = self.value * (rows // 2) // max(self.rows, 1)
         if value < 1:
             return ""
@@ -86,7 +86,7 @@ class BatchSetting:
 
 
 def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, failed: str, where: str) -> str:
-    """The line about a batch that does not fit, once nothing holds its tensors any more."""
+    """The error for a batch that does not fit into memory; call it when no frame holds its tensors any more."""
     memory.release()
     rows, extractor = len(inputs["labels"]), trainer.batch_features.extractor
     longest, remedies = "", [setting.halved(rows)]
@@ -111,7 +111,7 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch: after a resume in mid-epoch accelerate does not, under several processes."""
+        """Set the epoch; with several processes accelerate does not after a resume in mid-epoch."""
         if hasattr(self.trainer.sampler, "set_epoch"):
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 

@@ -90,7 +90,7 @@ def head_logits(head: nn.Module, embeddings: NDArray[np.float32]) -> NDArray[np.
 class ValidationMetrics:
     """transformers' `compute_metrics`: every metric of evaluation on the validation split.
 
-    With several corpora a metric is the mean of those of each corpus, which weighs them alike whatever their sizes.
+    With several corpora a metric is the mean of those of each corpus, so corpora of all sizes count equally.
     """
 
     table: pd.DataFrame  # truth table of the validation split, in the order of evaluation
@@ -180,7 +180,7 @@ def calibrate(
 
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:
-    """Refuse a threshold rule that these labels cannot have."""
+    """Refuse a threshold rule that does not apply to these labels."""
     if multi_label and settings.threshold_rule in ICBHI_RULES and set(names) != {"crackle", "wheeze"}:
         raise InputError(
             f"head.threshold_rule is {settings.threshold_rule}, which is for crackle and wheeze, but the labels are "

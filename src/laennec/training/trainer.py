@@ -3,8 +3,8 @@
 Decisions: `compute_loss` sums the named terms of the objective and never uses the model's own loss. In evaluation only
 the task loss counts, because auxiliary losses depend on which cycles share a batch. `model_accepts_loss_kwargs` is
 False: otherwise gradient accumulation multiplies a mean loss by the number of batches. Training stops at a loss,
-gradient or weight that is not a finite number and names the step and the cycles, because every later weight would be
-lost.
+gradient or weight that is not a finite number and names the step and the cycles, because all later weights would be
+useless.
 """
 
 import contextlib
@@ -155,8 +155,8 @@ class LaennecTrainer(Trainer):
             self.add_callback(MovingAverageCallback(beta))
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
-        self._eval_loaders: dict[Any, tuple[Any, Any]] = {}  # with their data, whose ids stay theirs
-        self._core = lru_cache(1)(self.accelerator.unwrap_model)  # which looks for packages each time
+        self._eval_loaders: dict[Any, tuple[Any, Any]] = {}  # with their data, so that its id is not reused
+        self._core = lru_cache(1)(self.accelerator.unwrap_model)  # it looks for packages on each call
 
     def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
         """A data set, or a dict of them, whose items the collator takes; tables are read for the model's labels."""
@@ -225,7 +225,7 @@ class LaennecTrainer(Trainer):
         Args:
             resume_from_checkpoint: A checkpoint's folder; True for the newest whole one in the output folder, or a new
                 training if there is none. A resumed training equals an uninterrupted one bit for bit.
-            trial: Of a hyperparameter search.
+            trial: Trial of a hyperparameter search.
             ignore_keys_for_eval: As in transformers.
 
         Raises:
@@ -252,7 +252,7 @@ class LaennecTrainer(Trainer):
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers, whose objective is the loss of evaluation where no metrics are given."""
+        """As in transformers; the objective is the evaluation loss if no metrics are given."""
         by_loss = (lambda metrics: metrics["eval_loss"]) if self.has_default_metrics else None
         return super().hyperparameter_search(hp_space, compute_objective or by_loss, *args, **kwargs)
 
@@ -281,10 +281,10 @@ class LaennecTrainer(Trainer):
         try:
             return self._step(model, inputs, num_items_in_batch)
         except Exception as error:
-            if not ran_out(error) or self.args.auto_find_batch_size:  # which tries a smaller batch
+            if not ran_out(error) or self.args.auto_find_batch_size:  # transformers tries a smaller batch
                 raise
             failed = str(error)
-        # outside of the block above, no frame holds the tensors of the step any more
+        # only after the `except` block does no frame hold the tensors of the step
         self._context = {}
         model.zero_grad(set_to_none=True)
         raise InputError(
@@ -324,7 +324,7 @@ class LaennecTrainer(Trainer):
         stage = Stage() if self.stages is None else self.stages(epoch)
         progress = self.state.global_step / max(self.state.max_steps, 1)
         enter_stage(inner, stage, progress)
-        # a named tuple, which transformers would take apart on its way to the device
+        # not in `inputs`: transformers would unpack this named tuple when it moves inputs to the device
         mix = {"token_mix": self._context["token_mix"]} if "token_mix" in self._context else {}
         balance = self.args.balance
         measures = stage == Stage() and (balance is not None or self.args.log_gradients)
@@ -342,7 +342,7 @@ class LaennecTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
+        """As in transformers, with the loss over all cycles: a mean over batches depends on the batch size."""
         step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
         with uncompiled(self.args.compile_layers):
             output = super().evaluation_loop(*args, **kwargs)
@@ -355,10 +355,10 @@ class LaennecTrainer(Trainer):
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a batch that does not fit into memory is one line."""
+        """As in transformers; a batch that does not fit into memory gives a one-line error."""
         try:
             made, _ = self.batch_features(inputs, False)
-            if encodes_one_by_one(self.args.device):  # as embeddings are computed: a mask without a gap is left out
+            if encodes_one_by_one(self.args.device):  # as in `embed_waveforms`: a mask of ones is left out
                 made = {k: None if k.endswith("mask") and v is not None and v.all() else v for k, v in made.items()}
             return super().prediction_step(model, made, *args, **kwargs)
         except Exception as error:

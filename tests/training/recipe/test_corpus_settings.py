@@ -57,7 +57,7 @@ def test_a_flag_sets_one_corpus_or_those_that_it_is_for(path):
         ("corpus.physionet2016.fold", 1, "the recipe has no corpus 'physionet2016'"),
         ("corpus.icbhi.fold", 1, "the recipe has no corpus 'icbhi'; did you mean 'icbhi2017'"),
         ("corpus.icbhi2017.folds", 1, r"unknown key 'corpus.folds'; did you mean 'corpus.fold'"),
-        ("corpus.icbhi2017.label_fraction", 0.5, "a corpus of a list has no label_fraction"),
+        ("corpus.icbhi2017.label_fraction", 0.5, "a corpus of a list cannot have label_fraction"),
         ("corpus.icbhi2017.split_seed", 1, "split_seed is 0 and 1; give all corpora the same"),
     ],
 )
@@ -75,8 +75,8 @@ def test_a_flag_that_no_corpus_of_the_list_can_have_is_one_line(path, flag, valu
         ([BOTH[0], {"name": "icbhi2017", "folds": 1}], "unknown key 'corpus.folds'; did you mean 'corpus.fold'"),
         ([BOTH[0], {"name": "icbhi2017", "fold": "one"}], "corpus.fold is 'one'; it must be a valid integer"),
         ([BOTH[0], "icbhi2017"], "is a group of settings, not 'icbhi2017'"),
-        ({"corpora": BOTH, "fold": 1}, "corpus.fold is of one corpus, and there are several; set corpus.sprsound.fold"),
-        ([{"corpora": BOTH}], "a corpus of a list has no label_fraction and no list of its own"),
+        ({"corpora": BOTH, "fold": 1}, "corpus.fold is for one corpus, and there are several; set corpus.sprsound"),
+        ([{"corpora": BOTH}], "a corpus of a list cannot have label_fraction or corpora"),
     ],
 )
 def test_a_list_that_makes_no_sense_is_one_line(corpus, words):

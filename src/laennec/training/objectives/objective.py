@@ -292,7 +292,7 @@ class TermSums:
     def means(self) -> dict[str, float]:
         """The mean loss, `term_<name>` and `count_<name>` of a step, and what was measured in some of them."""
         logs = {f"term_{name}": float(value) / self.steps for name, value in self.terms.items()}
-        # replaces transformers' loss, which lacks the steps before a resume; each process has the terms of all
+        # transformers' own loss lacks the steps before a resume; the terms here are those of all processes
         logs["loss"] = sum(float(value) for value in self.terms.values()) / self.steps
         logs |= {f"count_{name}": count / self.steps for name, count in self.pairs.items()}
         return logs | {name: total / steps for name, (total, steps) in self.measured.items()}

@@ -1,6 +1,6 @@
 """The section `corpus` of a recipe: one corpus, or a list of several that are trained on together.
 
-Decisions: several corpora are kept as one section whose `corpora` are the sections of each, so that whatever names the
+Decisions: several corpora are kept as one section whose `corpora` are the sections of each, so that code that names the
 corpus of a run ("sprsound+icbhi2017") reads one section. A setting beside the list is refused, because each corpus has
 its own; only the seed of the split is common.
 """
@@ -17,13 +17,13 @@ class CorpusSettings(Settings):
 
     name: str = Field(
         default="synthetic",
-        description="icbhi2017, sprsound, physionet2016, folder, hub, synthetic, or package.module:Name of an own "
-        "corpus",
+        description="icbhi2017, sprsound, physionet2016, folder, hub, synthetic, or package.module:Name of your "
+        "own corpus",
     )
     data_dir: str | None = Field(
         default=None, description="folder, zip, or an exported corpus: its folder or hf://datasets/OWNER/NAME"
     )
-    protocol: str | None = Field(default=None, description="how patients are split; the corpus' own where left out")
+    protocol: str | None = Field(default=None, description="how patients are split; left out: the corpus' own")
     fold: StrictInt = Field(default=0, description="test fold, where the protocol has folds")
     validation_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="share of the training patients for validation"
@@ -42,7 +42,7 @@ class CorpusSettings(Settings):
     allow_missing: StrictBool = Field(default=False, description="accept a published corpus that lacks recordings")
     level: str | None = Field(
         default=None,
-        description="row of the table: event or recording (icbhi2017, folder), event or record (sprsound), recording "
+        description="what a row is: event or recording (icbhi2017, folder), event or record (sprsound), recording "
         "or window (physionet2016)",
     )
     label_fraction: float = Field(
@@ -58,7 +58,7 @@ class CorpusSettings(Settings):
 
     @property
     def each(self) -> list["CorpusSettings"]:
-        """The corpora by themselves."""
+        """The settings of each corpus."""
         return self.corpora or [self]
 
     @model_validator(mode="after")
@@ -72,9 +72,9 @@ class CorpusSettings(Settings):
             raise ValueError(f"{twice} is listed twice; list each corpus once")
         for key in type(self).model_fields.keys() - own:
             if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"corpus.{key} is of one corpus, and there are several; set corpus.{names[0]}.{key}")
+                raise ValueError(f"corpus.{key} is for one corpus, and there are several; set corpus.{names[0]}.{key}")
         if any(one.corpora or one.label_fraction < 1 for one in self.corpora):
-            raise ValueError("a corpus of a list has no label_fraction and no list of its own; leave it out")
+            raise ValueError("a corpus of a list cannot have label_fraction or corpora; leave them out")
         if len(seeds := {one.split_seed for one in self.corpora}) > 1:
             raise ValueError(f"split_seed is {' and '.join(map(str, sorted(seeds)))}; give all corpora the same")
         self.name, self.split_seed = "+".join(names), seeds.pop()

@@ -87,7 +87,7 @@ def _refuse_mel_bins(recipe: Recipe, encoder: Any) -> None:
 
 
 def _refuse_other_shape(recipe: Recipe, encoder: Any) -> None:
-    """Refuse features of another shape than those of the front end that an own encoder names."""
+    """Refuse features of another shape than those of the front end that a user's own encoder names."""
     front, own = PRESETS[recipe.features.preset], PRESETS.get(str(getattr(encoder, "preset", None)))
     if own is None or (front.is_waveform, front.feature_size) == (own.is_waveform, own.feature_size):
         return

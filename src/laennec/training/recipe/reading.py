@@ -1,4 +1,4 @@
-"""From a YAML file, flags or an old record to the plain values of a recipe, and from a wrong value to one line.
+"""Read the plain values of a recipe from YAML, flags or an old record; explain a wrong value in one line.
 
 Decisions: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the
 nearest valid one; a key of the first edition is an error that names today's. Records of the first edition keep loading:
@@ -46,7 +46,7 @@ class Setting:
     values: str  # what it can be, in words
     default: Any  # its default, as JSON would hold it
     description: str  # what it does
-    free: bool  # whether it is a mapping with keys of the user's
+    free: bool  # whether it is a mapping whose keys the user chooses
 
 
 @functools.cache
@@ -113,7 +113,7 @@ def corpora_of(values: Mapping[str, Any]) -> list[Any]:
 
 
 def _override_listed(model: type[BaseModel], values: dict[str, Any], key: str, value: Any) -> bool:
-    """Put a value into the corpus of a list that is named, or into all; False where there is no list."""
+    """Set a value in the named corpus of a list, or in all of them; False if there is no list."""
     corpora = corpora_of(values)
     if not key.startswith("corpus.") or corpora == [values.get("corpus")]:
         return False
@@ -140,7 +140,7 @@ def _override_listed(model: type[BaseModel], values: dict[str, Any], key: str, v
 
 
 def override(model: type[BaseModel], values: dict[str, Any], key: str, value: Any) -> None:
-    """Put one value in its place among a recipe's plain values."""
+    """Set one value, by its dotted key, in a recipe's plain values."""
     if _override_listed(model, values, key, value):
         return
     if isinstance(value, str):
@@ -180,15 +180,15 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         elif value:
             inner["trainable"] = "frozen"
     mix = (found.get("augment") or {}).get("mix") or {}
-    if mix.get("method") == "patch_mix" and mix.get("domain") == "waveform":  # it always mixed features
+    if mix.get("method") == "patch_mix" and mix.get("domain") == "waveform":  # patch_mix always mixed features
         mix["domain"] = "features"
     return found
 
 
 def unknown_key(model: type[BaseModel], key: str) -> str:
-    """The message for an unknown key: the same last part elsewhere, the most alike beside it, or of all last parts."""
-    if old := next((new for old, new in OLD_KEYS.items() if key in (old, old.partition(".")[2])), None):
-        return f"{key} is an old key; write {old}"
+    """The message for an unknown key, with the key of the same last part or the most similar key."""
+    if today := next((new for old, new in OLD_KEYS.items() if key in (old, old.partition(".")[2])), None):
+        return f"{key} is an old key; write {today}"
     keys = list(settings_of(model))
     every = keys + sorted(groups_of(model))
     beside = [k for k in every if k.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -207,7 +207,7 @@ def unknown_key(model: type[BaseModel], key: str) -> str:
 def explained(model: type[BaseModel], error: ValidationError) -> str:
     """What is wrong with a recipe, in one line: key, value, and what is allowed."""
     problems = error.errors(include_url=False)
-    for problem in problems:  # a corpus of a list has the keys of a corpus alone
+    for problem in problems:  # name a key of a listed corpus as a key of `corpus`
         if problem["loc"][:2] == ("corpus", "corpora") and len(problem["loc"]) > 3:
             problem["loc"] = ("corpus", *problem["loc"][3:])
     first = problems[0]
@@ -235,7 +235,7 @@ def _key_of(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     whole = ".".join(map(str, place))
     for length in range(len(place), 0, -1):
         if (key := ".".join(map(str, place[:length]))) in settings or key in groups:
-            return whole if key in settings and settings[key].free else key  # what a free mapping holds is no member
+            return whole if key in settings and settings[key].free else key  # a free mapping has keys of the user
     return whole
 
 

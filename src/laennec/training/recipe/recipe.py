@@ -1,8 +1,8 @@
-"""One experiment in one typed tree.
+"""The recipe of one experiment, as a typed model.
 
-Decisions: types and rules are checked when a recipe is read, not when a value is first used hours later; what
-depends on the corpus waits for it. A setting without an effect is refused like a wrong one. A recipe names no machine:
-folders are given by flag, or relative to where the command runs.
+Decisions: types and rules are checked when a recipe is read, not when a value is first used hours later; what depends
+on the corpus is checked once the corpus is read. A setting without an effect is refused like a wrong one. A recipe
+holds no paths of one machine: folders are given by flag, or relative to the working directory.
 """
 
 import copy
@@ -115,14 +115,14 @@ class Recipe(Settings):
         given = {full_key(cls, name.replace("__", ".")): value for name, value in overrides.items()}
         for key, value in given.items():
             override(cls, values, key, value)
-        values = copy.deepcopy(values)  # what was given stays as it was
+        values = copy.deepcopy(values)  # the caller's values do not change
         for group in (*corpora_of(values), values.get("encoder")):
             for key in ("data_dir", "tables_dir", "weights") if isinstance(group, dict) else ():
                 if isinstance(group.get(key), str):
                     group[key] = find_data(group[key])
         recipe = cls._of(values, f"{found} with {', '.join(given)} given" if given else str(found))
         recipe._folders = [found.absolute().parent]
-        # not of records: their rule changes with laennec calibrate
+        # not checked for records: laennec calibrate changes their rule
         if recipe.head.sensitivity != HeadSettings().sensitivity and recipe.head.threshold_rule != "sensitivity":
             raise InputError(
                 f"{found}: head.sensitivity needs head.threshold_rule: sensitivity; set both, or leave it out"
@@ -181,7 +181,7 @@ class Recipe(Settings):
 
     @property
     def folders(self) -> list[Path]:
-        """Folders, beside the working directory, that dotted names are imported from."""
+        """Folders, besides the working directory, that dotted names are imported from."""
         return list(self._folders)
 
     @property
@@ -215,7 +215,7 @@ class Recipe(Settings):
         return values
 
     def identity(self) -> dict[str, Any]:
-        """All settings, to compare with those of any run: the first edition recorded what is left out today."""
+        """All settings, to compare with those of any run; types left out are filled in as the first edition did."""
         values = self.to_dict()
         values["target"]["problem_type"] = values["target"]["problem_type"] or "multi_label"
         values["loss"]["task"] = values["loss"]["task"] or "bce"
@@ -225,7 +225,7 @@ class Recipe(Settings):
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
 
     def loss_names(self) -> dict[str, str]:
-        """Built-in loss of each entry of loss.auxiliary: its key `loss`, or else its name; "" for an own class."""
+        """Built-in loss of each entry of loss.auxiliary: its key `loss`, or else its name; "" with a `class`."""
         named = {}
         for name, entry in self.loss.auxiliary.items():
             given = entry if isinstance(entry, dict) else {}
@@ -241,7 +241,7 @@ class Recipe(Settings):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What is wrong between features, encoder, head, sampler and augmentation."""
+        """Conflicts between features, encoder, head, sampler and augmentation."""
         single, mix, augment = self.target.problem_type == "single_label", self.augment.mix, self.augment
         if single and self.head.calibration == "platt":
             yield (
@@ -275,7 +275,7 @@ class Recipe(Settings):
             )
 
     def _loss_problems(self) -> Iterator[str]:
-        """What is wrong between losses, labels, batches and mixing."""
+        """Conflicts between losses, labels, batches and mixing."""
         kinds, mix, task, problem = self.loss_names(), self.augment.mix, self.loss.task, self.target.problem_type
         if (task, problem) == ("ce", "multi_label"):
             yield "loss.task is 'ce', but a multi_label head needs bce or focal"
@@ -299,11 +299,11 @@ class Recipe(Settings):
         if mix is not None and hard and not contrast:
             yield (
                 f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
-                "of the auxiliary losses add accepts them"
+                "the auxiliary loss add accepts them"
             )
 
     def _balance_problems(self) -> Iterator[str]:
-        """Why there are no two gradients to compare: an auxiliary loss and the task loss in one step."""
+        """Why no step has the gradients of both an auxiliary loss and the task loss."""
         if not self.loss.auxiliary:
             lacks = "loss.auxiliary is empty"
         elif not self.loss.task_weight:

@@ -1,7 +1,7 @@
 """The sections of a recipe: what can be set, with which values, and what each setting does.
 
-Decisions: the defaults are the plain method (joint training, every cycle once an epoch, one view, no mixing); what
-a published system did differently has to be named. The description of a field is its documentation: the reference page,
+Decisions: the defaults are the plain method (joint training, every cycle once an epoch, one view, no mixing); what a
+published system did differently has to be set. The description of a field is its documentation: the reference page,
 `laennec train --help` and the JSON schema take it from here. A dotted name (package.module:Name) is checked for its
 form only and imported when training begins, so that the recipe of a finished run can be read without its code.
 """
@@ -54,7 +54,7 @@ class Settings(BaseModel):
 
 
 class OwnObject(Settings):
-    """An object of the recipe's author: a dotted name and the arguments that it is made with."""
+    """A user's own object: a dotted name and its arguments."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -154,7 +154,7 @@ class EncoderSettings(Settings):
     """The network that turns features into an embedding."""
 
     class_: DottedName | None = Field(
-        default=None, alias="class", description="package.module:Name of an own encoder, in place of type"
+        default=None, alias="class", description="package.module:Name of your own encoder, in place of type"
     )
     type: Literal[
         "mobilenet", "cnn", "ast", "beats", "statistics", "whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio",
@@ -176,13 +176,13 @@ class EncoderSettings(Settings):
         default="torch", description="what runs a frozen encoder; onnx: onnxruntime on the CPU, exported once"
     )
     group_frames: StrictInt = Field(
-        default=0, ge=0, description="encode overlapping groups of so many frames; 0: the cycle"
+        default=0, ge=0, description="encode overlapping groups of this many frames; 0: whole cycles"
     )
-    group_step: StrictInt = Field(default=15, ge=1, description="frames from the start of a group to that of the next")
+    group_step: StrictInt = Field(default=15, ge=1, description="frames between the starts of two groups")
     layers: list[StrictInt | Literal["embedding"]] = Field(
         default_factory=list,
-        description="layers whose means over time make up the embedding, from 1 or from -1 backwards; embedding: the "
-        "encoder's own; none: that alone",
+        description="layers whose means over time make up the embedding, counted from 1, or from -1 for the last; "
+        "embedding: the encoder's own embedding; left out: only that",
     )
     combine_layers: Literal["concatenate", "weighted_mean"] = Field(
         default="concatenate",
@@ -234,7 +234,7 @@ class HeadSettings(Settings):
     relu: StrictBool = Field(default=False, description="apply a ReLU to the embedding, before the dropout")
     standardise: StrictBool | None = Field(
         default=None,
-        description="scale the embedding by mean and spread of the training cycles; where left out: if the encoder is "
+        description="scale the embedding by mean and spread of the training cycles; left out: only if the encoder is "
         "frozen",
     )
     calibration: Literal["none", "temperature", "platt"] = Field(
@@ -251,8 +251,8 @@ class HeadSettings(Settings):
     )
     smoothing: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
-        description="weight of the mean of their recording in the logits of annotated cycles; auto: the one that ranks "
-        "validation patients best",
+        description="weight of the recording's mean logits in the logits of annotated cycles; auto: the weight that "
+        "ranks validation patients best",
     )
 
 
@@ -323,7 +323,7 @@ class SamplerSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     class_: DottedName | None = Field(
-        default=None, alias="class", description="package.module:Name of an own sampler; further keys are its arguments"
+        default=None, alias="class", description="package.module:Name of your own sampler; other keys are its arguments"
     )
     name: Literal[
         "shuffle", "length_bucketed", "anchor_positive", "classes_times_samples", "patient_balanced",
@@ -343,7 +343,7 @@ class SamplerSettings(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of an own sampler."""
+        """Arguments of a user's own sampler."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
@@ -360,7 +360,7 @@ class ScheduleSettings(Settings):
     """What is trained when."""
 
     name: Literal["joint", "alternating", "two_stage"] = Field(
-        default="joint", description="encoder and head together, or not"
+        default="joint", description="encoder and head together, in turns, or one after the other"
     )
     pretrain_epochs: StrictInt = Field(
         default=0, ge=0, description="epochs of the task loss alone, before the schedule"
@@ -426,7 +426,7 @@ class MixSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Random changes of training cycles; one that is left out never happens."""
+    """Random changes of training cycles; a change that is left out is not made."""
 
     noise: WhiteNoise | None = None
     shift: TimeShift | None = None

@@ -24,7 +24,7 @@ class StepSettings(Settings):
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: never")
     save_steps: StrictInt = Field(
-        default=0, ge=0, description="steps between checkpoints, beside one an epoch; 0: no others"
+        default=0, ge=0, description="steps between checkpoints, besides one per epoch; 0: no others"
     )
 
 
@@ -37,7 +37,7 @@ class TaskSettings(Settings):
         default=None, description="what it classifies: left out, the cycles; else a level of the corpus, such as record"
     )
     weight: float = Field(default=1.0, gt=0, description="weight of its cross entropy in the objective")
-    batch_size: StrictInt = Field(default=5, ge=1, description="with level: recordings beside each batch")
+    batch_size: StrictInt = Field(default=5, ge=1, description="with level: recordings added to each batch")
     windows: StrictInt = Field(default=3, ge=1, description="with level: windows of each of these recordings")
     window_s: float | None = Field(
         default=None, gt=0, description="with level: length of a window; left out: features.duration_s"
@@ -71,7 +71,7 @@ class TrainSettings(StepSettings):
     )
     batch_size: StrictInt = Field(default=32, ge=1, description="cycles in a batch of one process")
     evaluation_batch_size: StrictInt = Field(
-        default=64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone"
+        default=64, ge=1, description="cycles in a batch of evaluation on a GPU; a CPU takes one by one"
     )
     gradient_accumulation_steps: StrictInt = Field(default=1, ge=1, description="batches whose gradients make one step")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -132,7 +132,7 @@ class TrainSettings(StepSettings):
 
 
 class EvaluationSettings(Settings):
-    """What `laennec evaluate` computes beside its own figures."""
+    """What `laennec evaluate` computes besides its own figures."""
 
     metrics: list[DottedName] = Field(
         default_factory=list, description="own metrics: package.module:function of the predictions table"
