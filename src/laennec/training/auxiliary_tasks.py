@@ -2,11 +2,11 @@
 
 Decisions: an auxiliary task classifies the same cycles (SPRSound's seven events) or whole recordings (its five record
 classes). Its head is linear, on the shared embedding, trained with the encoder by cross entropy and stored with the
-model. A recording is cut into windows as long as a cycle, and its embedding is the mean of theirs. Windows of some
-recordings of TRAINING patients are appended to each batch, so that cycles and windows share batch statistics (longer
-windows, or separate batches, lowered the score of the cycles on SPRSound's validation patients). The draw of windows
-depends on seed and batch alone, so a resumed run is equal bit for bit. The logit adjustment of each task is fitted on
-validation patients, as thresholds are. The main labels alone choose the epoch.
+model. A recording is cut into windows as long as a cycle, and its embedding is the mean of the windows' embeddings.
+Windows of some recordings of TRAINING patients are appended to each batch, so that cycles and windows share batch
+statistics (longer windows, or separate batches, lowered the score of the cycles on SPRSound's validation patients). The
+draw of windows depends on seed and batch alone, so a resumed run is equal bit for bit. The logit adjustment of each
+task is fitted on validation patients, as thresholds are. The main labels alone choose the epoch.
 """
 
 import copy
@@ -165,17 +165,17 @@ class AuxiliaryTasks:
             targets = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
             found[task.name] = self._loss(model, task, windows.mean(1), targets)
         self._appended = []
-        alone = first_rows(outputs, rows) if appended else outputs
+        own = first_rows(outputs, rows) if appended else outputs
         for task in self.tasks:
             if task.level is None:
                 ids = batch["group_ids"][f"{GROUP}{task.name}"]
-                vectors = alone.embeddings[: len(ids)]
+                vectors = own.embeddings[: len(ids)]
                 targets = nn.functional.one_hot(ids.clamp_min(0), len(task.labels)).to(vectors)
                 targets = targets * (ids >= 0).to(targets)[:, None]
                 if (mixture := batch.get("mixture")) is not None:
                     targets = mix(targets, mixture.lam, mixture.index)
                 found[task.name] = self._loss(model, task, gather_with_gradient(vectors), gather_with_gradient(targets))
-        return alone, found
+        return own, found
 
     @staticmethod
     def _loss(model: Any, task: Task, vectors: Tensor, targets: Tensor) -> Tensor:

@@ -121,11 +121,11 @@ def make_arguments(
     t, loss = recipe.train, recipe.loss
     metric = SELECTION_METRICS[t.selection_metric]
     # a CPU evaluates cycles one by one; embeddings, which exist already, are evaluated in batches
-    alone = encodes_one_by_one(training_device()) and not recipe.encoder.frozen
+    one_by_one = encodes_one_by_one(training_device()) and not recipe.encoder.frozen
     values: dict[str, Any] = {
         **common_arguments(recipe, t, folder),
         "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": 1 if alone else 4096 if recipe.encoder.frozen else t.evaluation_batch_size,
+        "per_device_eval_batch_size": 1 if one_by_one else 4096 if recipe.encoder.frozen else t.evaluation_batch_size,
         "gradient_accumulation_steps": t.gradient_accumulation_steps,
         "num_train_epochs": phase.epochs,
         "learning_rate": phase.learning_rate,
@@ -372,8 +372,8 @@ def batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
     if sampler in ("classes_times_samples", "patient_balanced", "device_balanced"):
         return BatchSetting("sampler.samples", recipe.sampler.samples, rows, evaluation_key=evaluation)
     t = recipe.train
-    alone = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed", "balanced")
-    accumulation = t.gradient_accumulation_steps if alone else 0
+    allowed = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed", "balanced")
+    accumulation = t.gradient_accumulation_steps if allowed else 0
     return BatchSetting("train.batch_size", t.batch_size, rows, accumulation, evaluation)
 
 

@@ -163,7 +163,7 @@ class LaennecTrainer(Trainer):
         return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed, training)
 
     def _make_objective(self) -> Objective:
-        """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
+        """Task loss and auxiliary losses, from the current arguments (a search changes them)."""
         config, args = self.model.config, self.args
         labels, kind = labels_of(self.train_dataset), self.task_loss or args.task_loss
         settings = (args.class_weights, args.focal_gamma, args.task_weight, args.task_views)

@@ -259,7 +259,7 @@ class BatchFeatures:
             return inputs | with_context(features, mask, context_rows), context
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor, host: Mapping[str, Any]) -> Tensor:
-        """SpecAugment of each view by itself: cycles of all views, then neighbours of all views."""
+        """Apply SpecAugment to each view separately: cycles of all views, then neighbours of all views."""
         kinds = [("epochs", "cycle_numbers")]
         if len(host.get("neighbour_epochs", ())):
             kinds.append(("neighbour_epochs", "neighbour_numbers"))

@@ -199,7 +199,7 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
 
 
 def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: their features would be padding alone.
+    """Refuse cycles that do not fill one frame: their features would be only padding.
 
     Their lengths are read from the cache, so recordings that are not in it are decoded.
     """

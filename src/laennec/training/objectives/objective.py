@@ -53,7 +53,7 @@ def task_weights(
     Args:
         labels: Of the training split: class numbers (cycles,), or 0/1 (cycles, labels); None if it has none.
         n_labels: How many labels there are.
-        multi_label: Whether each label is decided by itself.
+        multi_label: Whether each label is a yes/no decision of its own.
         setting: None, "balanced" or one number per label.
     """
     if setting is None:
@@ -97,7 +97,7 @@ class TaskLoss(nn.Module):
     Args:
         kind: "bce" (each label, or class, by itself), "ce" (single-label) or "focal" (either); or a module
             `forward(logits, labels)` -> scalar.
-        multi_label: Whether the head decides each label by itself.
+        multi_label: Whether each label is a yes/no decision of its own.
         labels: Labels of the training split, (cycles,) or (cycles, labels), for "balanced" weights; None without it.
         n_labels: Number of logits.
         class_weights: None, "balanced" or one number per label.

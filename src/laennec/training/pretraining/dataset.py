@@ -96,7 +96,7 @@ def pretraining_set(
 
 
 def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[Any, int]:
-    """Rows of whole recordings as rows of their windows, the other rows as they are; and the number of windows."""
+    """Cut rows of whole recordings into rows of windows, and keep other rows; also the number of windows."""
     if not any(name.endswith(_WHOLE) for name in column_of(table, "cycle_id")):
         return table, 0
     rows: list[dict[str, Any]] = []

@@ -165,15 +165,15 @@ def _pair(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling
         return PositivePairs(_codes(groups, shared, sampling.kept), differ)
 
     sampling.positives = positives()
-    alone = sampling.positives.counts == 0
-    if not alone.any():
+    unpaired = sampling.positives.counts == 0
+    if not unpaired.any():
         return
-    share = f"{int(alone.sum())} of {len(alone)} cycles have no positive pair"
-    if alone.all():
+    share = f"{int(unpaired.sum())} of {len(unpaired)} cycles have no positive pair"
+    if unpaired.all():
         raise InputError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
     note = f"pretrain.pairs: {share} under {settings.pairs} and are"
     if settings.unpaired == "drop":
-        sampling.leave_out(alone, "cycles without a positive pair", f"{note} left out")
+        sampling.leave_out(unpaired, "cycles without a positive pair", f"{note} left out")
         sampling.positives = positives()
     else:
         sampling.notes.append(f"{note} paired with themselves")

@@ -1,8 +1,8 @@
 """Read the plain values of a recipe from YAML, flags or an old record; explain a wrong value in one line.
 
-Decisions: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the
-nearest valid one; a key of the first edition is an error that names today's. Records of the first edition keep loading:
-`renewed` translates their keys, for records alone.
+Decisions: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the nearest
+valid one; a key of the first edition is an error that names today's. Records of the first edition keep loading:
+`renewed` translates their keys, for records only.
 """
 
 import copy

@@ -105,7 +105,7 @@ class Recipe(Settings):
             path: A YAML file, or the name of a recipe that comes with the package ("sprsound/bce_mobilenet"). Relative
                 paths in it are looked for in the working directory, then in the folder that LAENNEC_DATA names.
             **overrides: Values that replace those of the file: `train__epochs=3`, or `**{"train.epochs": 3}`. The last
-                part alone will do where it names one setting. Text is read as YAML.
+                part is enough where it names one setting. Text is read as YAML.
 
         Raises:
             InputError: The file cannot be read, or as for the class; the message begins with the file.

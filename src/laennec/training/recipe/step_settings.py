@@ -29,7 +29,7 @@ class StepSettings(Settings):
 
 
 class TaskSettings(Settings):
-    """An auxiliary task: further classes of the cycles, or of whole recordings, with a head of its own."""
+    """An auxiliary task: additional classes of the cycles, or of whole recordings, with its own head."""
 
     labels: list[str] = Field(default_factory=list, description="its classes, two or more, the normal one first")
     column: str = Field(default="events", description="column of the cycle table with the class")
