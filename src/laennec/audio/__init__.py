@@ -1,1 +1,1 @@
-"""Stage 1 and 3, audio: from sound to features."""
+"""Audio: decoding, annotated cycles, augmentation and features."""

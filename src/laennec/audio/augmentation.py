@@ -1,10 +1,10 @@
 """Augmentation of cycles (waveforms) and of their features (SpecAugment).
 
-Decisions: every draw is a pure function of (seed, epoch, cycle index), and each part has a stream of its own: switching
-one part on leaves the draws of the others unchanged, and a resumed run equals an uninterrupted one at any number of
-workers. Waveforms are augmented on the CPU, also beside a GPU. Stretching moves pieces of the cycle (WSOLA): a phase
-vocoder smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which
-cycles were stretched.
+Decisions: each draw depends only on (seed, epoch, cycle index), and each augmentation has its own random stream. So
+switching one on does not change the draws of the others, and a resumed run equals an uninterrupted one for any number
+of workers. Waveforms are augmented on the CPU, even with a GPU. Time stretching overlaps pieces of the cycle (WSOLA). A
+phase vocoder smears crackles over its window and lowers breath noise by about 3 dB; a classifier could detect stretched
+cycles by either.
 """
 
 import math
@@ -42,8 +42,8 @@ STREAMS = {
     "crop": 24,
 }
 WAVEFORM_PARTS = ("stretch", "pitch", "shift", "response", "noise", "gain", "crop")  # in the order of application
-_SAMPLES = {"response": 1, "crop": 2}  # number of the generator of "noise samples", 0 for noise
-_LOWEST_HZ, _OCTAVES = 31.25, 10  # of a response: up to 16 kHz
+_SAMPLES = {"response": 1, "crop": 2}  # generator number in the stream "noise samples"; 0 for noise
+_LOWEST_HZ, _OCTAVES = 31.25, 10  # of a frequency response, which ends at 16 kHz
 _HALF_PIECE_S = 0.02  # of WSOLA: a piece spans four periods of the lowest wheezes (100 Hz)
 
 
@@ -55,9 +55,9 @@ def counter_generator(seed: int, epoch: int, index: int, stream: str, number: in
         epoch: Counted from 0.
         index: Of the cycle (or batch) that the draw is for.
         stream: What is drawn, one of `STREAMS`.
-        number: Tells several generators of one stream apart.
+        number: Distinguishes several generators of one stream.
     """
-    # as arrays: from a list that holds 2^63 or more numpy makes float64, and different seeds would draw alike
+    # uint64 arrays: numpy turns a list with 2^63 or more into float64, where different seeds can be equal
     key = np.array([seed % 2**64, STREAMS[stream]], np.uint64)
     # the lowest counter word stays 0: drawing advances it
     counter = np.array([0, epoch, index, number], np.uint64)
@@ -66,7 +66,7 @@ def counter_generator(seed: int, epoch: int, index: int, stream: str, number: in
 
 @dataclass(frozen=True)
 class _Part:
-    """A change of some cycles by a value drawn uniformly between two bounds."""
+    """An augmentation of a random share of cycles, by a value drawn uniformly between two bounds."""
 
     probability: float = 0.5
     _limits: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
@@ -82,12 +82,12 @@ class _Part:
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        """The fields of a part: a minimum and a maximum, or one size for either way."""
+        """The bounds of the drawn value: (minimum, maximum), or (-maximum, maximum) for a single field."""
         _, *own = (getattr(self, field.name) for field in fields(self))
         return (own[0], own[1]) if len(own) == 2 else (-own[0], own[0])
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
-        """Change a waveform (samples,) by the drawn value; `samples` draws what one value does not say."""
+        """Apply the drawn value to a waveform (samples,); `samples` generates any further random numbers."""
         raise NotImplementedError
 
 
@@ -152,8 +152,8 @@ class Gain(_Part):
 class FrequencyResponse(_Part):
     """Filter a cycle by a random smooth frequency response, as if another stethoscope had recorded it.
 
-    The gain at each octave from 31.25 Hz to 16 kHz is drawn uniformly within a largest change, which is drawn up to
-    `max_change_db` decibels; between octaves it is linear in decibels over log frequency. Phases stay.
+    First a largest change is drawn, up to `max_change_db` decibels, then the gain of each octave from 31.25 Hz to 16
+    kHz within it. Between octaves the gain is linear in decibels over log frequency. Phases do not change.
     """
 
     max_change_db: float = 12.0
@@ -190,7 +190,7 @@ class RandomCrop(_Part):
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        return 0.0, 1.0  # of what is beyond the least duration
+        return 0.0, 1.0  # share of the duration above min_duration_s that is kept
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         least = min(round(self.min_duration_s * sampling_rate), len(waveform))
@@ -207,12 +207,12 @@ class WaveformAugmentation:
     in the order stretch, pitch, shift, response, noise, gain, crop, transforms.
 
     Args:
-        noise: None for never, as for the six below.
+        noise: White noise; None for never, like the six below.
         shift: Circular shift.
         stretch: Time stretch.
         pitch: Pitch shift.
         gain: Gain.
-        response: Random frequency response, such as stethoscopes differ in.
+        response: Random frequency response, like the differences between stethoscopes.
         crop: Random crop.
         transforms: Callables `(waveform, sampling_rate, generator) -> waveform` on float32 (samples,). All of their
             randomness must come from the generator, which depends on (seed, epoch, cycle) and their position alone.
@@ -228,10 +228,10 @@ class WaveformAugmentation:
     transforms: tuple[Transform, ...] = ()
 
     def __call__(self, waveform: Waveform, sampling_rate: int, *, seed: int, epoch: int, cycle_index: int) -> Waveform:
-        """Draw for this cycle and epoch, and apply: float32 (samples,) -> (samples',), the input unchanged.
+        """Augment a cycle in an epoch: float32 (samples,) -> a new array (samples',).
 
-        The built-in parts keep it finite and at most twice as long. Neither it nor what a transform returns may have
-        more than one dimension.
+        The built-in augmentations keep values finite and at most double the length. The waveform, and what a transform
+        returns, must have one dimension.
         """
         changed = np.array(waveform, dtype=np.float32)
         if changed.ndim != 1:
@@ -249,7 +249,7 @@ class WaveformAugmentation:
         return changed
 
     def draw(self, *, seed: int, epoch: int, cycle_index: int) -> dict[str, float]:
-        """The value of each part that applies to one cycle in one epoch, by the part's name, in order."""
+        """The augmentations drawn for one cycle in one epoch: name -> value, in the order of application."""
         drawn = {}
         for name in WAVEFORM_PARTS:
             part: _Part | None = getattr(self, name)
@@ -269,14 +269,14 @@ def stretch_time(waveform: Waveform, sampling_rate: int, rate: float) -> Wavefor
     """Change a cycle's speed (a rate above 1 is faster) and keep its pitch, by overlapping pieces of it (WSOLA).
 
     Each 40 ms piece is taken near its place in the cycle, shifted by up to 10 ms to where it best continues the piece
-    before it. float32 (samples,) -> (round(samples / rate),), at least one sample of a cycle that has any.
+    before it. float32 (samples,) -> (round(samples / rate),), at least one sample unless the cycle is empty.
     """
     samples = max(round(len(waveform) / rate), min(1, len(waveform)))
     if rate == 1 or not waveform.any():
         return np.resize(waveform, samples).astype(np.float32)
     hop = max(4, round(_HALF_PIECE_S * sampling_rate))
     reach = hop // 2
-    fade = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two of them, a hop apart, add up to 1
+    fade = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two windows one hop apart add up to 1
     pieces = samples // hop + 2
     margin = 3 * hop + reach
     padded = np.pad(waveform, (margin, margin + hop))
@@ -295,8 +295,8 @@ def stretch_time(waveform: Waveform, sampling_rate: int, rate: float) -> Wavefor
     power = _power(stretched)
     if power == 0:
         return stretched
-    # cross-fading two unlike pieces of noise loses up to 3 dB, and loudness must not tell what was stretched; more is
-    # not made up for, or the background would rise to the level of a click that was skipped
+    # cross-fading two different pieces of noise loses up to 3 dB, and loudness must not reveal a stretched cycle. The
+    # gain is limited to 3 dB, or skipping a loud click would amplify the background
     return stretched * np.float32(np.clip(np.sqrt(energy[-1] / len(waveform) / power), 0.5**0.5, 2**0.5))
 
 

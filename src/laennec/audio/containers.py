@@ -1,8 +1,8 @@
 """What the header of an audio file declares, compared with the size of the file.
 
 Decisions: libsndfile decodes a WAV, AIFF, AU, CAF or Ogg file that was cut short without an error, so its declared
-length is checked here before it is decoded. Content decides what a file is, never its extension. A length of 0 or of
-all ones in a WAV header is that of a recorder that could not seek back (a pipe), not a declaration. An MP3 without a
+length is checked here before it is decoded. A file's type is read from its content, never from its extension. In a WAV
+header, a length of 0 or of all ones means unknown: the recorder wrote to a pipe and could not go back. An MP3 without a
 Xing, Info or VBRI table declares no length, so a cut one cannot be detected. A cut FLAC file is detected by libsndfile
 or by counting the decoded frames.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-_MAX_CHUNKS = 4096  # of a file made of empty chunks
+_MAX_CHUNKS = 4096  # of which no more are read, in a file of empty chunks
 _OGG_PAGE_MAX = 65307
 _RIFF_MAGIC = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<", b"FORM": ">"}
 _W64_MAGIC = b"riff\x2e\x91\xcf\x11"
@@ -23,16 +23,16 @@ _W64_MAGIC = b"riff\x2e\x91\xcf\x11"
 class Declared:
     """What a header declares about the sound data."""
 
-    missing: str = ""  # which part of the file is cut; "" where none is
+    missing: str = ""  # the part of the file that is cut short; "" for none
     # offset of a 4-byte length that a streaming writer left at 0 although sound follows, else None
     open_length_at: int | None = None
 
 
 class SoundBytes:
-    """A file for libsndfile that survives damaged headers.
+    """A file object for libsndfile that tolerates damaged headers.
 
-    Seeks to impossible places do nothing, and a length that was left at 0 reads as all ones, because libsndfile takes 0
-    for an empty recording.
+    Seeks to invalid positions do nothing, and a length left at 0 reads as all ones, because libsndfile takes 0 for an
+    empty recording.
     """
 
     def __init__(self, file: BinaryIO, open_length_at: int | None = None) -> None:
@@ -41,13 +41,13 @@ class SoundBytes:
         self.tell = file.tell
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go there where that is possible; the position afterwards."""
+        """Seek if the position is valid; return the position afterwards."""
         with suppress(OSError, ValueError):
             self._file.seek(offset, whence)
         return self.tell()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; the number of bytes."""
+        """Fill a buffer; return the number of bytes read."""
         start = self.tell()
         count: int = self._file.readinto(buffer)
         if self._at is not None:
@@ -58,7 +58,7 @@ class SoundBytes:
 
 
 def read_declared(file: BinaryIO, size: int) -> Declared:
-    """Compare the header of an audio file with its size; a few small reads whatever the file's length."""
+    """Compare the length that a header declares with the size of the file, by a few small reads."""
     start = _after_id3(file, size)
     magic = _bytes_at(file, start, 12)
     if magic[:4] in _RIFF_MAGIC:
@@ -80,7 +80,7 @@ def _bytes_at(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _after_id3(file: BinaryIO, size: int) -> int:
-    """Where the sound file proper begins: after an ID3v2 tag, which tools put before MP3, WAV and FLAC alike."""
+    """Offset at which the audio file begins: after an ID3v2 tag, which some tools put before MP3, WAV or FLAC."""
     head = _bytes_at(file, 0, 10)
     if len(head) < 10 or head[:3] != b"ID3":
         return 0
@@ -129,7 +129,7 @@ def _long_chunks(file: BinaryIO, size: int, position: int, head_size: int) -> De
         if len(head) < head_size:
             break
         (length,) = struct.unpack("<q" if wave64 else ">q", head[-8:])
-        body = max(0, length - head_size if wave64 else length)  # nothing or less: left open
+        body = max(0, length - head_size if wave64 else length)  # 0 or less means unknown
         if head[:4] == b"data":
             return _cut(body, size - position - head_size, "data chunk")
         position += head_size + ((body + 7) // 8 * 8 if wave64 else body)

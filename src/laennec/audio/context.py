@@ -1,12 +1,12 @@
 """Concatenated context: a cycle with the cycles before and after it in the same recording.
 
-Decisions: at the edges of a recording there are fewer context cycles, and nothing replaces them. Each cycle goes
+Decisions: at the edges of a recording there are fewer context cycles; missing ones are not replaced. Each cycle goes
 through the front end by itself and the FRAMES are concatenated in time order: no frame spans two cycles, which need not
 be adjacent (SPRSound annotates with gaps). The encoder takes the cycle and the concatenated context as two inputs, and
-the head both embeddings side by side. With the concatenated input alone, pooling does not tell the labelled cycle from
-the others and the score fell; pooling over the cycle's own tokens gained nothing (SPRSound validation patients, frozen
-mobilenet). The context of a sliding window is the stretches of its own length beside it; one that the edge of the
-recording cuts counts from half a window on.
+the head both embeddings side by side. With the concatenated input alone, pooling does not separate the labelled cycle
+from the others and scores are lower; pooling over the cycle's own tokens did not help (SPRSound validation patients,
+frozen mobilenet). The context of a sliding window is the windows of the same length directly before and after it; one
+cut by the edge of the recording is used if half of it remains.
 """
 
 from collections.abc import Sequence
@@ -83,9 +83,9 @@ def cycles_in_context(
 
 
 def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[list[Span], list[Span]]:
-    """The stretches of a window's own length right before and right after it, in time order.
+    """The spans of the same length directly before and directly after a window, in time order.
 
-    `duration_s` is infinity where the end of the recording is not known yet and lies beyond.
+    `duration_s` is infinity while the end of the recording is unknown and lies beyond these spans.
     """
     start_s, end_s = span
     length_s = end_s - start_s
@@ -93,6 +93,6 @@ def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[l
     for steps in (range(-context_cycles, 0), range(1, context_cycles + 1)):
         beside = [(start_s + step * length_s, end_s + step * length_s) for step in steps]
         inside = [(max(first, 0.0), min(last, duration_s)) for first, last in beside]
-        # a thousandth for the rounding of times
+        # half a window, with a tolerance for rounded times
         sides.append([span for span in inside if span[1] - span[0] >= 0.499 * length_s])
     return sides[0], sides[1]

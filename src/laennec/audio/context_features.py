@@ -11,7 +11,7 @@ from laennec.errors import InputError
 
 
 def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor]:
-    """One list of waveforms, the items' own and then all context cycles, and the rows of each item's context.
+    """One list of waveforms (the items' own cycles, then all context cycles), and the rows of each item's context.
 
     The rows are int64 (items, pieces) in time order, -1 where there is none.
     """
@@ -31,7 +31,7 @@ def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor
 
 
 def padded_rows(pieces: Sequence[Sequence[int]]) -> Tensor:
-    """Lists of rows as int64 (items, most pieces), -1 behind the shorter ones."""
+    """Lists of rows as one int64 tensor (items, longest list), padded with -1."""
     most = max(map(len, pieces), default=1)
     return torch.tensor([[*rows, *[-1] * (most - len(rows))] for rows in pieces], dtype=torch.int64)
 

@@ -2,8 +2,8 @@
 
 Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system. Times
 have three decimals, so one millisecond past the end of the audio is rounding and more is an error. Overlapping cycles
-are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span. A
-Raven table over several recordings is refused, because its times are those of the sequence.
+are allowed; only the check reports them. `read_spans` returns a span with two labels once. A Raven table over several
+recordings is refused, because its times count from the start of the first recording.
 """
 
 import math
@@ -24,7 +24,7 @@ from laennec.untrusted import read_text
 LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001
 _WINDOW_S = 3.0
-_MOST_OVERLAP = 100  # windows that a sample lies in
+_MOST_OVERLAP = 100  # most windows that may cover one sample
 
 Waveform = npt.NDArray[np.float32]
 Span = tuple[float, float]
@@ -55,7 +55,7 @@ class AnnotationError(InputError):
         super().__init__(str(path), line, reason)
         self.path = str(path)
         self.line = line
-        # it may quote a value of any length
+        # a reason can quote a value of any length
         self.reason = reason if len(reason) < 1000 else f"{reason[:400]} ... {reason[-400:]}"
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
 
     Raises:
-        AnnotationError: The first problem of the file; overlapping cycles are none.
+        AnnotationError: The first problem of the file; overlapping cycles are allowed.
     """
     return [cycle for _, cycle in _icbhi_lines(path, duration_s)]
 
@@ -108,7 +108,7 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
 def _icbhi_lines(
     path: str | PathLike[str], duration_s: float | None, problems: list[AnnotationError] | None = None
 ) -> list[tuple[int, Cycle]]:
-    """Number and cycle of every line; what is wrong with lines goes to `problems`, or the first is raised."""
+    """Number and cycle of every line; errors are appended to `problems`, or without it the first is raised."""
     lines, cycles = list(numbered_lines(path)), []
     if not lines:
         raise AnnotationError(path, None, "the annotation is empty; annotate the recording or leave it out")
@@ -183,17 +183,17 @@ def read_labelled_spans(
         path: ICBHI's four columns, an Audacity label track or a Raven selection table; its content decides.
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
         column: The column of a Raven table that holds the labels; None: Annotation or Label.
-        labelled: Whether labels are needed; without them a table may lack their column, and a track number its spans.
+        labelled: Whether labels are needed; if not, a table may lack their column, and a track's labels may be numbers.
     """
     lines = [text for _, text in numbered_lines(path) if not text.startswith("\\")]
     first = lines[0] if lines else ""
     if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
         rows = _raven_rows(path, duration_s)
         return [(line, span, row[_label_column(path, row, column)] if labelled else "") for line, span, row in rows]
-    # every line is start, end and a number, and not all are 0 or 1, as of ICBHI lines that lack a column
+    # a track of numbered spans; where all numbers are 0 or 1, the lines are ICBHI's with a column missing
     numbers = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
     numbered = not labelled and all(numbers) and not {number[1] for number in numbers if number} <= {"0", "1"}
-    # start, end and a word (or, between tabs, nothing), where an ICBHI line has four numbers
+    # a label track has start, end and a word (empty if separated by tabs), an ICBHI line four numbers
     if numbered or re.fullmatch(r"\s*\S+\s+\S+\s+[^\d\s].*|[^\t]+\t[^\t]+\t(?!\s*[\d.]+\s*$)[^\t]*", first):
         return _audacity_lines(path, duration_s)
     return [(line, (cycle.start_s, cycle.end_s), cycle.label) for line, cycle in _icbhi_lines(path, duration_s)]
@@ -256,7 +256,7 @@ def parse_label(path: str | PathLike[str], line: int | str | None, text: str) ->
 def check_times(
     path: str | PathLike[str], line: int | str | None, start_s: float, end_s: float, duration_s: float | None = None
 ) -> None:
-    """Refuse times that are no span of the audio; path and line are for the AnnotationError."""
+    """Refuse times that do not form a span of the audio; path and line are for the AnnotationError."""
     if not (math.isfinite(start_s) and math.isfinite(end_s)):
         raise AnnotationError(path, line, f"times {start_s} and {end_s} must be finite numbers; correct them")
     if start_s < 0:
@@ -270,7 +270,7 @@ def check_times(
 
 
 def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
-    """Samples int(start * rate) to int(end * rate) of a waveform, both clamped to it; a view, perhaps an empty one."""
+    """Samples int(start * rate) to int(end * rate) of a waveform, both clamped to it; a view, possibly empty."""
     first = min(max(int(start_s * sampling_rate), 0), len(waveform))
     last = min(max(int(end_s * sampling_rate), first), len(waveform))
     return waveform[first:last]
@@ -317,9 +317,9 @@ def input_length_s(extractor: Any) -> float:
 
 
 def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
-    """The windows that a recording is predicted in: those of `sliding_windows`, without a last one that repeats.
+    """The windows for prediction: those of `sliding_windows`, without one that the last nearly repeats.
 
-    Where the last window would begin less than half a hop after the one before it, that one is left out, as long as the
+    If the last window begins less than half a hop after the second-last, the second-last is left out, provided that the
     others still cover the recording.
     """
     windows = sliding_windows(duration_s, window_s, hop_s)
@@ -336,7 +336,7 @@ def counting_spans(spans: Iterable[dict[str, Any]], start_s: float, end_s: float
     found = []
     for span in spans:
         overlap = min(span["end_s"], end_s) - max(span["start_s"], start_s)
-        # a millionth for the rounding of times
+        # half, with a tolerance for rounded times
         if overlap >= 0.5 * min(span["end_s"] - span["start_s"], end_s - start_s) - 1e-6:
             found.append((overlap, span))
     return [span for _, span in sorted(found, key=lambda item: -item[0])]
@@ -353,8 +353,8 @@ def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
         reason = getattr(error, "strerror", None) or str(error)
         raise AnnotationError(path, None, f"cannot be read ({reason}); check path and permissions") from error
     for number, line in enumerate(text.split("\n"), start=1):
-        if "\0" in line:  # a disk that failed, or UTF-16 without its mark
-            raise AnnotationError(path, number, f"holds a NUL, which no text does; {remedy}")
+        if "\0" in line:  # after a disk failure, or UTF-16 without a byte order mark
+            raise AnnotationError(path, number, f"holds a NUL character, so it is not plain text; {remedy}")
         if line.strip():
             yield number, line
 
@@ -374,7 +374,7 @@ def parse_times(
 ) -> tuple[float, float]:
     """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""
     try:
-        plain = [text.replace("_", "?") for text in (start, end)]  # Python takes 1_000 for a number
+        plain = [text.replace("_", "?") for text in (start, end)]  # Python's float accepts 1_000
         start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in plain)
     except ValueError as error:
         raise AnnotationError(

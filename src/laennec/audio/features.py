@@ -31,13 +31,13 @@ from laennec.untrusted import refuse_settings
 
 __all__ = ["FEATURE_VERSION", "LENGTH_RULES", "PRESETS", "LaennecFeatureExtractor", "preset_length"]
 
-# goes up whenever the same settings give other numbers; caches and saved extractors carry it
+# raised whenever the same settings give other features; stored in caches and saved extractors
 FEATURE_VERSION = 1
 
 _FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
 # keys that transformers writes or passes along
 _BOOKKEEPING = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map", "padding_side")
-_PADDINGS = (None, False, True, "longest", "do_not_pad")  # what pipelines pass along, and changes nothing here
+_PADDINGS = (None, False, True, "longest", "do_not_pad")  # values that pipelines pass; none has an effect
 _PEAK_WARNING = 16.0
 _WHOLE_FRAMES: dict[str, Any] = {
     "kind": "log_mel", "reflect_samples": 0, "dynamic_range": 0.0, "drop_last_frame": False, "normalise": "fixed",
@@ -56,13 +56,13 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             (Seamless Communication 2023), "clap" and "clap-fused" (Wu et al. 2023), "waveform" and "waveform-raw"
             (wav2vec 2.0, HuBERT, WavLM, data2vec; each cycle standardised, or as it is).
         length: "natural" keeps each cycle's length; "repeat" repeats short cycles and keeps the first `duration_s` of
-            long ones; "repeat_pad" repeats short ones as often as they fit whole, zeros behind; "zero" centres short
-            ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves short ones; "zero_frames" fills
-            up with frames of log-mel 0 that count as sound, as AST's authors and transformers' ASTFeatureExtractor do.
-            None for the preset's rule.
+            long ones; "repeat_pad" repeats short ones a whole number of times, then pads with zeros; "zero" centres
+            short ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves short ones; "zero_frames"
+            pads with frames of log-mel 0 that are not masked, as AST's authors and transformers' ASTFeatureExtractor
+            do. None for the preset's rule.
         duration_s: The length in seconds for every rule but "natural".
         fade_s: Length of the linear fade-out at the end of repeated cycles, in seconds.
-        keep: Which part of a long cycle stays, the "first", "last" or "center" `duration_s`.
+        keep: Which part of a long cycle is kept, the "first", "last" or "center" `duration_s`.
         recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings were filtered
             with in training. Saved here so that prediction filters recordings before it cuts cycles; the extractor
             itself does not apply it.
@@ -146,8 +146,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             self.keep != "first" or any(getattr(self, name) != value for name, value in _WHOLE_FRAMES.items())
         ):
             raise ValueError(
-                "length='zero_frames' keeps the first duration_s, of front ends whose frames depend on their own "
-                "samples alone; take preset ast or beats"
+                "length='zero_frames' needs keep='first' and a front end whose frames depend on their own samples "
+                "alone; use preset ast or beats"
             )
         elif self.front.frames(self._target_samples) < 1:
             raise ValueError(f"duration_s={self.duration_s} is shorter than one window of {self.window_ms:g} ms")
@@ -210,7 +210,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return values, own(counts, values.shape[1]).long()
 
     def fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring a batch, (batch, samples) and lengths (batch,), to its length by the rule."""
+        """Apply the length rule to a batch: waveforms (batch, samples) and their lengths (batch,)."""
         if self.length == "natural":
             return waveforms, lengths
         target = self._target_samples
@@ -219,7 +219,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             return self.cropped(waveforms), lengths.clamp_max(target)
         fade = round(self.fade_s * self.sampling_rate)
         checkable = self.length == "repeat" and not fade and waveforms.numel() and waveforms.device.type == "cpu"
-        if checkable and int(lengths.min()) == waveforms.shape[1]:  # no padding, so no index for each sample
+        if checkable and int(lengths.min()) == waveforms.shape[1]:  # without padding no gather is needed
             return self.repeated(waveforms), torch.full_like(lengths, target)
         length = lengths[:, None]
         step = torch.arange(target, device=waveforms.device)[None, :]
@@ -245,19 +245,19 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return fitted, torch.where(lengths > 0, target, 0)
 
     def cropped(self, waveforms: Tensor) -> Tensor:
-        """The part of waveforms without padding that `keep` names: (batch, samples) -> (batch, at most duration_s)."""
+        """Crop waveforms without padding as `keep` says: (batch, samples) -> (batch, at most duration_s)."""
         beyond = torch.sym_max(waveforms.shape[1] - self._target_samples, 0)
         skipped = {"first": 0, "last": beyond, "center": beyond // 2}[self.keep]
         return waveforms[:, skipped : skipped + self._target_samples]
 
     def repeated(self, waveforms: Tensor) -> Tensor:
-        """Waveforms without padding, again and again: (batch, samples) -> (batch, duration_s); longer ones cropped."""
+        """Repeat (or crop) waveforms without padding to duration_s: (batch, samples) -> (batch, target samples)."""
         waveforms = self.cropped(waveforms)
         times = (self._target_samples + waveforms.shape[1] - 1) // waveforms.shape[1]
         return waveforms.repeat(1, times)[:, : self._target_samples]
 
     def with_zero_frames(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of log-mel 0, normalised as all others, after a cycle's own: (batch, n, mels) -> (batch, m, mels)."""
+        """Pad cycles with frames of log-mel 0, normalised like all others: (batch, n, mels) -> (batch, m, mels)."""
         front, total = self.front, self._target_frames
         behind = ~own(counts, total)[:, :, None]
         filled = torch.nn.functional.pad(values, (0, 0, 0, total - values.shape[1]))
@@ -348,7 +348,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             )
 
     def _check_waveforms(self, batch: Tensor, counts: list[int], cycles: int) -> None:
-        """Refuse waveforms without features; only the first `cycles` need a frame, the others are context."""
+        """Refuse values that are not finite, and cycles shorter than a frame (rows from `cycles` on are context)."""
         needed = 1 if self.length in FILLED else self.front.min_samples
         for index, samples in enumerate(counts[:cycles]):
             if samples < needed:
@@ -368,7 +368,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self) -> dict[str, Any]:
         """Every setting, as saved in preprocessor_config.json."""
         values: dict[str, Any] = super().to_dict()
-        # transformers takes `window` for an array and drops it
+        # transformers mistakes `window` for an array and drops it
         values = {**values, "window": self.front.window}
         if not self.context_cycles:
             del values["context_cycles"]

@@ -1,11 +1,11 @@
-"""Waveforms in any usual form to one padded batch, and its log-mel filter bank, in torch.
+"""Padded batches of waveforms, and their log-mel filter banks, in torch.
 
-Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
-one channel. One set of settings (`FrontEnd`) and one code path serve every published front end; the ONNX graph
-(`GraphFrontEnd`) runs the same functions without a branch on a value. Mel filters are computed in float32 as Kaldi
-does, because the lowest ones hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's
-features depend on its own samples only, and sums run in float64 where the device has it, or their rounding would depend
-on the padding.
+Decisions: integers are refused, because a factor of 2^15 that is missing or applied twice gives plausible features;
+more than one channel is refused too. One set of settings (`FrontEnd`) and one code path serve every published front
+end; the ONNX graph (`GraphFrontEnd`) runs the same functions without a branch on a value. Mel filters are computed in
+float32 as Kaldi does, because the lowest ones hold a single FFT bin whose weight is the difference of nearly equal
+numbers. A cycle's features depend on its own samples only: sums run in float64 where the device supports it, because
+float32 rounding would depend on the padding.
 """
 
 import math
@@ -91,7 +91,7 @@ def _as_tensor(value: Any, name: str) -> Tensor:
 def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
     """Triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), computed in `dtype`, on the CPU.
 
-    Kaldi leaves the Nyquist bin out. A filter narrower than the distance of two FFT bins can be empty: its energy is
+    Kaldi leaves the Nyquist bin out. A filter narrower than the spacing of FFT bins can be empty; its energy is then
     always the floor.
     """
     if front.mel_scale != "kaldi":
@@ -174,14 +174,14 @@ def _reflected(signal: Tensor, lengths: Tensor, width: int) -> Tensor:
 
 
 def frame_mean(framed: Tensor) -> Tensor:
-    """The mean of each frame, summed in an order of its own: (..., window) -> (..., 1).
+    """The mean of each frame, summed in a fixed order: (..., window) -> (..., 1).
 
-    In quiet bands of loud 16-bit audio the last bit of a mean is visible: a library that sums in another order gives
-    other features there. The order (32 running sums, the first eight of them over the remainder) is that of torch on
-    x86, with which published Kaldi features were computed; an ONNX graph follows it in every runtime.
+    In quiet bands of loud 16-bit audio the last bit of the mean changes the features, and it depends on the order of
+    summation. This order (32 running sums, the first eight of them over the remainder) is that of torch on x86, which
+    computed the published Kaldi features; written out, it is the same in every ONNX runtime.
     """
     width = framed.shape[-1]
-    if framed.dtype != torch.float32 or width < 32:  # float64 hides the order
+    if framed.dtype != torch.float32 or width < 32:  # in float64 the order has no visible effect
         return framed.mean(-1, keepdim=True)
     whole, eights = width // 32 * 32, width // 8 * 8
     running = reduce(torch.add, framed[..., :whole].unflatten(-1, (whole // 32, 4, 8)).unbind(-3))
@@ -196,8 +196,8 @@ def log_mel_of_frames(
 ) -> Tensor:
     """Window, power spectrum, filters, log and fixed normalisation: (..., window) -> (..., mels) float32.
 
-    Each step is rounded by itself: in quiet bands of loud 16-bit audio float32 rounding is all there is, and fused
-    operations give other features than those that the encoders were trained on.
+    Operations are not fused: in quiet bands of loud 16-bit audio the values are mostly float32 rounding, and fused
+    operations would give other features than those that the encoders were trained on.
     """
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
@@ -217,10 +217,10 @@ def log_mel_of_frames(
 
 
 def finished(values: Tensor, counts: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
-    """What is done once all frames are there: dynamic range, statistics of the cycle, stacking, zeros behind.
+    """Apply what needs all frames of a cycle: dynamic range, normalisation by bins, stacking, zero padding.
 
     Takes (batch, frames, mels) and the frames of each cycle (batch,); returns (batch, stacks, mels * stack_frames) and
-    the whole stacks of each.
+    the number of whole stacks of each.
     """
     if front.dynamic_range and values.shape[1]:
         inside = own(counts, values.shape[1])[:, :, None]
@@ -249,7 +249,7 @@ def _standardised_bins(values: Tensor, counts: Tensor) -> Tensor:
 def waveform_frames(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
     """Waveforms (batch, samples) as frames of one sample (batch, samples, 1), and how many each has (batch,).
 
-    With `normalise="cycle"` each has mean 0 and variance 1, as wav2vec 2.0 and its relatives expect.
+    With `normalise="cycle"` each has mean 0 and variance 1, as wav2vec 2.0 and related encoders expect.
     """
     counts = front.windows_of(lengths)
     inside = own(counts, waveforms.shape[1])
@@ -273,7 +273,7 @@ def _wide(values: Tensor) -> torch.dtype:
 
 
 class GraphFrontEnd(nn.Module):
-    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python."""
+    """A feature extractor for one sound that can be exported, for ONNX and other runtimes without Python."""
 
     window: Tensor
     filters: Tensor
@@ -288,7 +288,7 @@ class GraphFrontEnd(nn.Module):
             self.register_buffer("filters", self.power.reordered(filters))
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(1, samples) -> input_values (1, frames, mels), every frame of them of sound."""
+        """(1, samples) -> input_values (1, frames, mels), without padding."""
         front, extractor = self.front, self.extractor
         if extractor.length in ("crop", "zero_frames"):
             waveform = extractor.cropped(waveform)
@@ -331,7 +331,7 @@ class MatrixPower(nn.Module):
         X[k] = sum over n2 of exp(-2 pi i n2 k / N) * (sum over n1 of x[n] exp(-2 pi i n1 k1 / rows)).
 
     onnxruntime multiplies matrices at the speed of the processor; its own DFT is many times slower, and in float32 less
-    exact wherever N is no power of two.
+    exact where N is not a power of two.
     """
 
     first: Tensor
@@ -344,7 +344,7 @@ class MatrixPower(nn.Module):
         self.columns = next(size for size in range(math.isqrt(n), 0, -1) if n % size == 0)
         self.rows = n // self.columns
         self.bins = self.columns // 2 + 1  # of k2: more than half of the spectrum
-        self.used = -(-front.window_samples // self.columns)  # the rows behind them are zeros
+        self.used = -(-front.window_samples // self.columns)  # the rows after them are zeros
         self.missing = self.used * self.columns - front.window_samples
         dtype = torch.float64 if front.wide else torch.float32
         n1, k1 = torch.arange(self.used, dtype=torch.float64), torch.arange(self.rows, dtype=torch.float64)
@@ -374,5 +374,5 @@ class MatrixPower(nn.Module):
 
 
 def _turned(turns: Tensor) -> Tensor:
-    """exp(-2 pi i turns), with whole turns left out first."""
+    """exp(-2 pi i turns); whole turns are removed first."""
     return torch.polar(torch.ones_like(turns), -2 * math.pi * (turns % 1))

@@ -1,9 +1,9 @@
 """Mixing of the cycles of a batch, and the labels of the mixtures.
 
 Decisions: drawing (share, permutation, positions) is separate from application and uses a generator that the caller
-seeds by counter, so a resumed run mixes equally. Nothing is changed in place. The returned share is the realised one,
-1 - masked / positions, not the drawn one. The label of two cycles added together follows one rule everywhere: normal
-adds nothing, also as one of several labels.
+seeds by counter, so a resumed run makes the same mixtures. Nothing is changed in place. The returned share is the
+realised one, 1 - masked / positions, not the drawn one. One rule gives the label of two cycles added together: normal
+adds nothing, in rows of several labels too.
 """
 
 from collections.abc import Sequence
@@ -82,8 +82,8 @@ def lungmix_label(first: str, second: str) -> str:
 class LabelUnion:
     """Labels of two cycles that are added together or concatenated, for whole batches (the Lungmix rule).
 
-    Several labels each (rows of 0 and 1): their union; a label called normal stays only where nothing else is set.
-    One class each (numbers): the class itself where both have it, the other one with normal, else `lungmix_label`.
+    Rows of several labels (0 and 1): their union; a label called normal stays only where no other is set. Class
+    numbers: the common class, or the other class where one is normal, else that of `lungmix_label`.
 
     Args:
         names: Of the labels, in the order of the logits; "normal" may be written in any case.
@@ -99,7 +99,7 @@ class LabelUnion:
             self.table = torch.tensor([[_class_of_both(plain, a, b, names) for b in numbers] for a in numbers])
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """Label of each pair: rows (batch, labels), or class numbers (batch,), as they came in."""
+        """Label of each pair: rows (batch, labels), or class numbers (batch,), like the input."""
         if self.table is not None:
             return self.table.to(first.device)[first.long(), second.long()]
         either = torch.maximum(first, second)

@@ -1,10 +1,10 @@
 """Settings of front ends, and those that published encoders were trained with.
 
-Decisions: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std). Song et
-al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz; we take Hann (periodic), power, Kaldi's mel scale
-over 0 to 8000 Hz, log(x + 1e-5), frames centred on their hops by reflection, so that 5.12 s are exactly 320 frames, and
-mean and std of real recordings. Whisper raises values more than 8 decades below a clip's maximum; here the clip is the
-cycle alone, not the 30 s that it is padded to elsewhere.
+Decisions: a preset is a set of numbers and nothing else. mean and std follow AST's convention, (x - mean) / (2 std).
+Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz; we take Hann (periodic), power, Kaldi's mel
+scale over 0 to 8000 Hz, log(x + 1e-5), frames centred on their hops by reflection, so that 5.12 s are exactly 320
+frames, and mean and std of real recordings. Whisper raises values more than 8 decades below a clip's maximum; here the
+clip is the cycle alone, without Whisper's padding to 30 s.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from laennec.model_settings import Number, Rate
 
 _LN_10 = math.log(10.0)
-_MOST_OVERLAP = 128  # windows that a sample is in; more of them would only fill the memory
+_MOST_OVERLAP = 128  # most windows that may cover one sample, to limit memory
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -50,7 +50,7 @@ class FrontEnd:
     log_floor: float = Field(default=1.1920928955078125e-07, gt=0, le=1e6)
     log_floor_rule: Literal["max", "add"] = "max"  # "max" (log of the larger of both) or "add"
     mean: Number = 0.0  # mean that is subtracted from the log-mel values
-    std: float = Field(default=0.5, ge=1e-6, le=1e6)  # half of the divisor, as AST counts: (x - mean) / (2 std)
+    std: float = Field(default=0.5, ge=1e-6, le=1e6)  # half of the divisor, as in AST: (x - mean) / (2 std)
     # "log_mel", or "waveform" for encoders of raw waveforms: a frame is one sample
     kind: Literal["log_mel", "waveform"] = "log_mel"
     # "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without)
@@ -100,9 +100,9 @@ class FrontEnd:
 
     @property
     def wide(self) -> bool:
-        """Whether energies are computed in float64, because bands without sound would show float32 rounding.
+        """Whether energies are computed in float64: float32 rounding would be visible in bands without sound.
 
-        Bins of variance 1 show whatever is in them; CLAP's decibels reach down to the rounding.
+        Normalising bins to variance 1 amplifies it, and the floor of CLAP's decibels lies below it.
         """
         return self.normalise == "bins" or (self.log_floor < 1e-9 and not self.dynamic_range)
 
@@ -152,7 +152,7 @@ _CLAP = FrontEnd(
     # decibels: 10 log10 x
     std=_LN_10 / 20.0,
 )
-# a frame is one sample; the shortest sound is what one output of wav2vec 2.0's convolutions looks at
+# a frame is one sample; the shortest sound is the receptive field of wav2vec 2.0's convolutions
 _WAVEFORM = FrontEnd(kind="waveform", num_mel_bins=1, hop_samples=1, normalise="cycle")
 
 PRESETS: dict[str, FrontEnd] = {

@@ -1,9 +1,9 @@
-"""Audio files of any kind to one checked mono waveform.
+"""Decode audio files of any kind to one checked mono waveform.
 
-Decisions: one decoder (soundfile) and one resampler (soxr HQ), because two of them give two data sets. Whatever is
-wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file. It is decoded, resampled and
-filtered block by block, so that memory follows the waveform that is asked for, neither the header nor the rate of the
-file. A constant waveform is refused unless asked for. A filter is designed at, and applied at, the final rate.
+Decisions: one decoder (soundfile) and one resampler (soxr HQ), because others give other samples. Every problem of a
+file raises `DecodeError` and no other exception. A file is decoded, resampled and filtered in blocks, so memory depends
+on the waveform that is asked for, not on the header or the rate of the file. A constant waveform is refused unless
+asked for. A filter is designed at, and applied at, the final rate.
 """
 
 import io
@@ -33,9 +33,9 @@ AudioSource = str | os.PathLike[str] | bytes | BinaryIO
 
 MIN_SAMPLING_RATE_HZ = 1_000
 MAX_SAMPLING_RATE_HZ = 192_000
-_BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated because a header says so
+_BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated by a size in a header
 _BLOCK_S = 10.0
-_MOST_PEAK = 100.0  # of a waveform in memory; a gain that was forgotten can exceed 1, but not by this much
+_MOST_PEAK = 100.0  # a waveform above it holds integers; a high gain can exceed 1, but not this much
 LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
 _PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _SPECTRUM_FRAME, _ENERGY_SHARE, _SILENCE_DB = 2048, 0.99, -120.0
@@ -91,8 +91,8 @@ class ButterworthFilter:
     def apply(self, waveform: Waveform, sampling_rate: int) -> Waveform:
         """Filter a waveform, float32 (samples,), starting from a zero state.
 
-        A low-pass at or above half the sampling rate returns the input; a band-pass whose upper edge lies there is the
-        high-pass of its lower edge; a ValueError where the lower edge lies there.
+        A low-pass at or above half the sampling rate returns the input; a band-pass whose upper edge lies there becomes
+        a high-pass at its lower edge; a lower edge there raises a ValueError.
         """
         return self.stream(sampling_rate)(waveform)
 
@@ -114,12 +114,12 @@ class ButterworthFilter:
         sections = butter(self.order, edges if len(edges) == 2 else edges[0], kind, fs=sampling_rate, output="sos")
         state = np.zeros((len(sections), 2))
 
-        def onwards(block: Waveform) -> Waveform:
+        def filter_block(block: Waveform) -> Waveform:
             nonlocal state
             filtered, state = sosfilt(sections, block, zi=state)
             return np.asarray(filtered, dtype=np.float32)
 
-        return onwards
+        return filter_block
 
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
@@ -179,7 +179,7 @@ def blocks_of(
         The number of frames decoded so far, and mono sound, float32 (samples,), of at least one sample.
     """
     source_rate, decoded, given = int(sound.samplerate), 0, 0
-    onwards = filter.stream(rate) if filter else None
+    filter_block = filter.stream(rate) if filter else None
     resampler = None
     if rate != source_rate:
         resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
@@ -196,13 +196,13 @@ def blocks_of(
         block = resampler.resample_chunk(block, last=last) if resampler else block
         if len(block):
             given += len(block)
-            yield decoded, onwards(block) if onwards else block
+            yield decoded, filter_block(block) if filter_block else block
     if not given:
         raise too_few(name, decoded, source_rate, rate)
 
 
 def read_header(path: AudioSource) -> tuple[int, int]:
-    """Sampling rate in Hz and number of frames, for which a FLAC stream that does not state them is decoded."""
+    """Sampling rate in Hz and number of frames; a FLAC stream that does not state the number is decoded."""
     name = name_of(path)
     with opened(path) as sound:
         frames = int(sound.frames)
@@ -299,7 +299,7 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
 def _sound_file(file: SoundBytes, name: str) -> soundfile.SoundFile:
     try:
         return _Stream(file)
-    except Exception as error:  # libsndfile and its binding raise many kinds for a file that is not audio
+    except Exception as error:  # libsndfile and its binding raise many types for a file that is not audio
         reason = "not audio that can be decoded, or a damaged header; export it as WAV or FLAC"
         raise DecodeError(name, reason) from error
 
@@ -343,8 +343,8 @@ def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Wavefor
 
 
 def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, float]:
-    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it."""
-    lowest, highest = float(waveform.min()), float(waveform.max())  # NaN survives both
+    """Lowest and highest sample of a block (samples,), which begins at sample `first` of its recording."""
+    lowest, highest = float(waveform.min()), float(waveform.max())  # both return NaN if there is one
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
@@ -355,7 +355,7 @@ def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, fl
 
 
 def refuse_integers(samples: Waveform) -> None:
-    """Refuse samples (samples,) far outside of [-1, 1], which are 16-bit values as floats."""
+    """Refuse samples (samples,) far outside of [-1, 1]: they are 16-bit integers stored as floats."""
     peak = float(np.abs(samples).max(initial=0.0))
     if peak > _MOST_PEAK:
         raise InputError(f"the waveform reaches {peak:.4g}; give floats in [-1, 1]: divide 16-bit values by 32768")

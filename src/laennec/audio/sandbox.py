@@ -1,9 +1,9 @@
 """Decode an untrusted file in a process of its own, with limits on time, memory and output.
 
-Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process outputs a line of
-JSON and raw float32 samples, which are checked, resampled and filtered here. It has no environment to read secrets
-from, can write nothing but its output (an unnamed file of bounded size) and is killed at its time limit. Where a system
-has no such limits (Windows), the time limit remains.
+Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process outputs a line of JSON
+and raw float32 samples, which are checked, resampled and filtered here. It gets no environment variables that hold
+secrets, can write only its output (an unnamed file of bounded size) and is killed at its time limit. On systems without
+such limits (Windows), only the time limit applies.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 TIMEOUT_S = 20.0
-_WAITING = 6  # seconds of the clock for each second of the processor: a busy machine is slow for everyone
+_WAITING = 6  # wall-clock seconds for each CPU second, because the machine may be busy
 MEMORY_MB = 1024
 MOST_S = 3600.0
 _MEGABYTE = 1 << 20
 _MAX_LINE = 4096  # bytes of the first line of the output
-_HEADER_ERROR = 4.0  # the length of an MP3 without a table of lengths is guessed from the bit rate
+_HEADER_ERROR = 4.0  # a header may overstate the length by this factor: MP3s without a length table are estimated
 # what a process needs to start; tokens and keys are not passed on
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "LANG", "LC_ALL")
 
@@ -67,7 +67,7 @@ def read_recording_sandboxed(
         path: A file name.
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
-        timeout_s: Time limit of decoding, in seconds of the processor; by the clock it is six times as long.
+        timeout_s: Limit of decoding in seconds of CPU time; the wall-clock limit is six times as long.
         memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its output, in MiB.
         most_s: Longest accepted recording, in seconds.
 
@@ -133,16 +133,16 @@ def _read_output(output: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         pass
-    # a maximum of NaN passes no comparison
+    # a comparison with NaN is false
     whole = len(waveform) > 0 and max(-float(waveform.min()), float(waveform.max())) <= LARGEST_SAMPLE
     if not whole or not MIN_SAMPLING_RATE_HZ <= source_rate <= MAX_SAMPLING_RATE_HZ:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise DecodeError(name, f"the decoder stopped on it ({how}); export it as WAV or FLAC")
+        raise DecodeError(name, f"the decoder failed ({how}); export it as WAV or FLAC")
     return waveform, source_rate
 
 
 def _main(arguments: list[str]) -> int:
-    """Entry of the process: decode one file under limits, and write to standard output."""
+    """Entry point of the process: decode one file under limits, and write to standard output."""
     name, timeout_s, memory_mb, most_s = arguments[0], float(arguments[1]), int(arguments[2]), float(arguments[3])
     output = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not enter the output

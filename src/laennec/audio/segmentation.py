@@ -61,7 +61,7 @@ class BreathSegmentation:
 def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None) -> list[Span]:
     """Consecutive breath cycles (start_s, end_s) that cover a recording, which is read in blocks.
 
-    The rest of a breath at either edge is a cycle of its own from half of `shortest_s` on, else part of the next one.
+    A partial breath at either edge is its own cycle if it lasts half of `shortest_s`, else part of its neighbour.
     """
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))
@@ -102,7 +102,7 @@ def _loudness(power: FloatArray, smooth_s: float) -> FloatArray:
 
 
 def _around(loudness: FloatArray, reach_s: float) -> tuple[FloatArray, FloatArray]:
-    """Means over the stretch before and the stretch after each frame, shorter at the edges."""
+    """Mean loudness over `reach_s` before and after each frame, over less at the edges."""
     reach = max(int(reach_s * _FRAMES_PER_S), 1)
     total = np.concatenate([[0.0], np.cumsum(loudness)])
     frame = np.arange(len(loudness))

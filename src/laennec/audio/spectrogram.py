@@ -1,7 +1,7 @@
-"""The spectrogram of a recording for pictures, up to 2 kHz, where lung sounds are.
+"""The spectrogram of a recording for plots, up to 2 kHz, where lung sounds are.
 
-Decisions: it is accumulated block by block, and its columns are averaged in pairs whenever there are more than a
-picture can show, so hours need no more memory than minutes.
+Decisions: it is accumulated block by block, and its columns are averaged in pairs whenever there are more than a plot
+can show, so hours need no more memory than minutes.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ class Spectrogram:
 
     Args:
         frame_s: Length of a frame, about.
-        overlap: Frames that a sample is in.
+        overlap: Number of frames that cover a sample.
         most_columns: Columns are averaged in pairs where there are more.
     """
 
@@ -68,7 +68,7 @@ class Spectrogram:
             whole = whole.mean(1) if columns else self.columns[:0]
             if len(self.columns) + columns <= self.most_columns:
                 break
-            if len(self.columns) % 2:  # the odd one goes back among the frames
+            if len(self.columns) % 2:  # an odd last column becomes frames again
                 power = np.concatenate([np.repeat(self.columns[-1:], self._per_column, 0), power])
                 self.columns = self.columns[:-1]
             self.columns = (self.columns[::2] + self.columns[1::2]) * np.float32(0.5)
@@ -77,7 +77,7 @@ class Spectrogram:
         self._frames = power[columns * self._per_column :]
 
     def level_db(self) -> FloatArray:
-        """Level in dB relative to the loudest above 100 Hz, (bins, columns), with the bins that a picture shows."""
+        """Level in dB relative to the loudest above 100 Hz, (bins, columns), merged into at most 160 bins."""
         power = self.columns
         if not power.size:
             return np.zeros((1, 1), np.float32)

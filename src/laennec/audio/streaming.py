@@ -1,8 +1,8 @@
-"""Recordings read in blocks, for those that are longer than memory should be.
+"""Read recordings in blocks, so that memory does not grow with their length.
 
-Decisions: the blocks are those that `read_recording` joins, so they are exactly its samples. Some errors (cut short,
-silent, too short) are only known at the end of the file; results computed before are then void. Windows and cycles are
-cut as the blocks arrive; no more sound is held than the widest of them and its context span.
+Decisions: `read_recording` concatenates the same blocks, so the samples are identical. Some errors (cut short, silent,
+too short) are only known at the end of the file; results computed before are then invalid. Windows and cycles are cut
+as the blocks arrive; memory holds at most the longest of them and its context.
 """
 
 import math
