@@ -111,7 +111,7 @@ def test_quality_may_stand_beside_the_recordings(own: Path) -> None:
 def test_labels_that_disagree_are_named_and_the_reference_counts(own: Path) -> None:
     table = own / "annotations" / "updated" / "training-a" / "REFERENCE_withSQI.csv"
     table.write_text(table.read_text().replace("a0002,1,", "a0002,-1,"))
-    with pytest.warns(UserWarning, match="another label than REFERENCE.csv, which counts, for a0002"):
+    with pytest.warns(UserWarning, match="another label than in REFERENCE.csv, which is used, for a0002"):
         builder = PhysioNet2016(own).check_usable()
     assert {row["recording_id"]: row["heart_sound"] for row in builder.table().to_list()}["a0002"] == 1
 

@@ -115,7 +115,7 @@ def test_the_intra_and_inter_tests_share_a_folder_of_sounds(corpus: Path, tmp_pa
         ({**EVENT, "start": "soon"}, "event 2: .*milliseconds"),
         ({**EVENT, "end": "100"}, "event 2: ends at 0.1 s but starts at 0.1 s"),
         ({**EVENT, "end": "1002"}, "event 2: .*lasts 1.000 s"),
-        ({"start": "1", "end": "2"}, "event 2: has not the keys"),
+        ({"start": "1", "end": "2"}, "event 2: lacks one of the keys"),
     ],
 )
 def test_bad_events_are_named_by_number(event: Any, words: str, tmp_path: Path) -> None:

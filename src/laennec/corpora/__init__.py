@@ -1,4 +1,4 @@
-"""What people train on, as tables of respiratory cycles. Names are imported when they are first used."""
+"""Corpora as tables of respiratory cycles. Names are imported when they are first used."""
 
 import importlib
 from typing import Any

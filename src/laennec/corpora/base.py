@@ -2,9 +2,9 @@
 
 Decisions: a corpus states its facts (licence, citation, protocols) as class attributes, once; cards, checks and
 messages read them there. The table holds no audio, only the path and the content hash of each recording. Unknown values
-are null. The cached table is named by the hash of every file it was made of, of their paths and of TABLE_VERSION; raise
-TABLE_VERSION when a rule of this folder changes. The corpus fingerprint covers recordings and annotations alone: moving
-the folder or adding a table of patients leaves it as it is.
+are null. The name of a cached table is a hash of its source files, their paths and TABLE_VERSION; raise TABLE_VERSION
+when a rule of this package changes. The corpus fingerprint covers recordings and annotations alone: it does not change
+if the folder is moved or a table of patients is added.
 """
 
 import warnings
@@ -123,13 +123,13 @@ class Corpus(ABC):
         citation: BibTeX.
         origin: Who was recorded where, with what; one or two sentences.
         reference_standard: Who made the labels, and how.
-        limitations: What everybody who trains or scores on it should know.
+        limitations: What users of its data and scores should know.
         protocols: Names of the protocols it can be split by.
         default_protocol: The protocol that is used if none is given.
         levels: What a row can be; the first is the default.
         label_columns: The columns that hold the labels.
         class_column: The column with one class a row; splits are stratified by it.
-        sources: For columns that need a table of their own, where to get it and where to put it.
+        sources: For columns that come from a separate table, where to get it and where to put it.
         patient_ids_are_global: Whether a patient id means the same person in every copy of the corpus.
         can_be_exported: Whether `laennec prepare --export` applies.
         options_class: What the user can set.
@@ -137,7 +137,7 @@ class Corpus(ABC):
         root: The folder with the recordings.
         recordings: The recordings, in the order of the table.
         problems: What makes the corpus unusable; `find_recordings` appends to it.
-        notes: What a user should know although the corpus can be used; likewise.
+        notes: Remarks that do not make the corpus unusable; likewise.
         tables: Further files that were read, such as patient tables; likewise.
         rule: What the rows depend on besides the files, such as the length of windows.
 
@@ -178,7 +178,7 @@ class Corpus(ABC):
         self.root = self.open_folder(data_dir)
         self.recordings = tuple(self.find_recordings(self.root))
         self.problems += named_in_bytes(self.recordings)
-        # nobody can correct the tables of a data set of the Hub
+        # users cannot correct the tables of a data set of the Hub
         (self.problems if self.can_be_exported else self.notes).extend(spelled_alike(self.root, self.recordings))
         self._checked = False
 
@@ -196,9 +196,9 @@ class Corpus(ABC):
         """
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
-        """Read the events of a recording (here, those it was found with), or raise the first problem of its annotation.
+        """Read the events of a recording (by default its `events`), or raise the first problem of its annotation.
 
-        `duration_s` is the length of its audio, if it has some.
+        `duration_s` is the length of its audio; None without audio.
         """
         for event in recording.events:
             if not 0 <= event.start_s < event.end_s:
@@ -224,7 +224,7 @@ class Corpus(ABC):
         return []
 
     def leave_out(self, items: Sequence[str], remedy: str) -> None:
-        """List recordings or annotations without their other file: as problems, or with `allow_missing` as a note."""
+        """List recordings without annotation (or vice versa) as problems, or with `allow_missing` in a note."""
         if not self.options.allow_missing:
             way_out = "or pass allow_missing=True (--allow-missing) to leave it out"
             self.problems += [f"{item}; {remedy}, {way_out}" for item in items]
@@ -232,7 +232,7 @@ class Corpus(ABC):
             self.notes.append(f"{self.root}: left out, {named(items)}")
 
     def note_no_audio(self) -> None:
-        """Note that there are annotations alone, which is a problem where rows are whole recordings."""
+        """Note that there is no audio, which is a problem where rows are whole recordings."""
         if self.level != self.levels[0]:
             lengths = "needs the length of each recording; add the recordings"
             self.problems.append(f"{self.root}: no audio, and level {self.level} {lengths}")
@@ -241,7 +241,7 @@ class Corpus(ABC):
         )
 
     def published_split(self, protocol: str) -> dict[str, Any]:
-        """What `split_table` takes of a published split (`official_split`, `folds`); an InputError if it is missing."""
+        """Arguments of `split_table` for a published split (official_split, folds); an InputError if it is missing."""
         return {}
 
     def missing_recordings(self) -> tuple[int, int, str]:
@@ -252,11 +252,11 @@ class Corpus(ABC):
         """Add missing and extra recordings to `problems` or `notes`."""
 
     def further_files(self) -> list[Path]:
-        """Files that belong to the corpus and are not read to make its table, for an export."""
+        """Files of the corpus that an export needs although its table is not made from them."""
         return []
 
     def exported_name(self, path: Path) -> str:
-        """Where a file of the corpus lies in an export: where it is, or on top if it is outside of `root`."""
+        """The path of a file in an export: relative to `root`, or its bare name if it lies outside."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     @classmethod
@@ -278,7 +278,7 @@ class Corpus(ABC):
         return path if path.is_dir() else unpack(path, self.cache_dir)
 
     def check_usable(self) -> Self:
-        """Warn of the notes, and raise the first problem and how many more there are."""
+        """Show the notes as warnings; raise the first problem, with the number of the others."""
         if not self._checked:
             for note in self.notes:
                 warnings.warn(note, stacklevel=3)
@@ -371,7 +371,7 @@ class Corpus(ABC):
                 parts.append(to_arrow(rows, self.features))
                 stream.write_table(parts[-1])
             if problems:
-                usable = pa.concat_tables(parts)  # they can be decoded nevertheless
+                usable = pa.concat_tables(parts)  # these rows can still be decoded
                 usable = datasets.Dataset(usable.filter(usable["recording_path"].is_valid()))
                 raise UnusableRecordingsError(problems, len(self.recordings), usable)
 
@@ -379,7 +379,7 @@ class Corpus(ABC):
 def column_of(table: Any, name: str) -> list[Any]:
     """The values of a column; iterating over a `datasets` column reads it row by row, which is slow.
 
-    `abnormal` is 0 where the class of a row is normal and 1 where it is another, of any table with such classes.
+    `abnormal` is derived where the classes include normal: 0 for normal rows, 1 for the others.
     """
     if name == ABNORMAL and name not in table.column_names:
         normal = class_names(table, "label").index("normal")
@@ -388,7 +388,7 @@ def column_of(table: Any, name: str) -> list[Any]:
 
 
 def class_names(table: Any, column: str) -> list[str]:
-    """Names of the classes of a column that holds class numbers; none of any other column."""
+    """Class names of a column that holds class numbers; empty for other columns."""
     features = getattr(table, "features", None) or {}
     own = getattr(features.get(column), "names", None)
     if column == ABNORMAL and own is None and "normal" in class_names(table, "label"):
@@ -402,5 +402,5 @@ def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEA
 
 
 def _read_arrow(path: Path) -> datasets.Dataset | None:
-    """A cached table, or None where there is no whole one."""
+    """A cached table, or None where there is no complete one."""
     return datasets.Dataset.from_file(str(path)) if whole_bytes(path) is not None else None

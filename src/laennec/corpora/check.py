@@ -65,7 +65,7 @@ def check_corpus(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> AuditReport:
-    """Count, hash and decode everything in a corpus, and list all that is wrong."""
+    """Count, hash and decode everything in a corpus, and list all problems."""
     kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
     if kind.can_be_exported and not Path(folder).expanduser().exists():
         raise InputError(f"{folder}: no such folder or archive; check data_dir (--data-dir)")
@@ -140,10 +140,10 @@ def _events(corpus: Corpus, recording: AnnotatedRecording) -> Sequence[Event]:
 
 
 def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_s: float | None) -> list[str]:
-    """The events that a front end which keeps the length of a cycle makes no frame of."""
+    """A problem for each event shorter than one frame of a front end that keeps natural lengths."""
     from laennec.audio.features import PRESETS, preset_length  # transformers is slow to import
 
-    # one that stacks frames needs more, and raises its own error where it is used
+    # front ends that stack frames need longer cycles, and raise their own error
     fronts = [f for name, f in PRESETS.items() if preset_length(name) == "natural" and f.stack_frames == 1]
     problems = []
     for event in events:

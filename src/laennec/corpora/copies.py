@@ -1,10 +1,10 @@
-"""The same sound under two names: audio fingerprints, and the groups of files that they find.
+"""Duplicated audio under several names: audio fingerprints, and the groups of files with equal ones.
 
-Decisions: copies that are not identical files are found in two ways, because they differ in two ways. Hashes of short
-windows of samples, chosen by content alone, find copies whose samples are equal to the bit, in another container or
-cut. A copy of another depth or rate has no equal sample: its loudness envelope finds candidates, and their correlation
-decides. Fingerprints are cached under the hash of the file, so that a corpus is decoded once. Worker processes import
-this module: what is slow to import stands in the functions that need it.
+Decisions: copies that are not identical files are found in two ways. Hashes of short windows of samples, chosen by
+content alone, find copies with bit-equal samples, in another container or cut. Copies of another bit depth or rate
+share no samples: similar loudness envelopes give candidates, and their correlation decides. Fingerprints are cached
+under the hash of the file, so that a corpus is decoded once. Worker processes import this module, so slow imports are
+inside the functions that need them.
 """
 
 import functools
@@ -28,19 +28,19 @@ from laennec.processes import in_processes
 _VERSION = 2  # of the cached fingerprints
 _WINDOW = 64  # samples of a hashed window
 _REACH = 512  # a window is chosen if no hash within so many samples is smaller
-_CHANGES = 16  # at least so many samples of a window differ from the one before: silence is no evidence
+_CHANGES = 16  # fewest samples of a window that differ from the one before; excludes silence
 _BLOCKS = 64  # of the loudness envelope
-_HELD = 4_000_000  # samples of a recording that is not decoded a second time for its envelope
-_NEAR = 0.02  # distance of two envelopes (of norm 1) whose audio is compared
-_NEAREST = 8  # so many of them at most
+_HELD = 4_000_000  # recordings of more samples are decoded a second time for their envelope
+_NEAR = 0.02  # largest distance of two envelopes (of norm 1) whose audio is compared
+_NEAREST = 8  # most recordings that one is compared with
 _CORRELATION, _COMPARED_HZ = 0.99, 4000
-_SHARE = 0.1  # of the smaller number of windows of two recordings that has to be the same
+_SHARE = 0.1  # share of equal windows, of the smaller number of windows of two recordings
 _KEPT = 8  # windows that represent a recording in a pre-training record
 
 
 @dataclass(frozen=True)
 class AudioFingerprint:
-    """What two recordings with the same audio have in common."""
+    """Values that are equal, or close, for two recordings with the same audio."""
 
     windows: npt.NDArray[np.uint64]  # uint64, sorted hashes of windows of samples
     envelope: npt.NDArray[np.float64]  # float64 (64,), loudness of as many equal pieces, of norm 1; zeros for silence
@@ -51,7 +51,7 @@ def _windows(blocks: Iterable[Waveform]) -> npt.NDArray[np.uint64]:
     from scipy.ndimage import minimum_filter1d
 
     held, first, chosen = np.empty(0, np.float32), 0, [np.empty(0, np.uint64)]
-    for block in itertools.chain(blocks, [None]):  # None: the end, where fewer windows are within reach
+    for block in itertools.chain(blocks, [None]):  # None: the end, where the last windows are chosen
         held = held if block is None else np.concatenate([held, block])
         sums = _hashes(held)
         decided = len(sums) if block is None else max(first, len(sums) - _REACH)
@@ -71,7 +71,7 @@ def _hashes(waveform: Waveform) -> npt.NDArray[np.uint64]:
         return np.empty(0, np.uint64)
     sums = steps.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     factor, length = 0xBF58476D1CE4E5B9, 1
-    while length < _WINDOW:  # the hash of two neighbours is that of what they span
+    while length < _WINDOW:  # two adjacent hashes combine to that of the whole span
         sums = sums[:-length] * np.uint64(factor) + sums[length:]
         factor, length = factor * factor % 2**64, 2 * length
     sums ^= sums >> np.uint64(31)
@@ -177,7 +177,7 @@ def _by_windows(paths: Sequence[Path], prints: Mapping[Path, AudioFingerprint]) 
     owners = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
     order = np.argsort(windows, kind="stable")  # owners of one window stay in order
     windows, owners = windows[order], owners[order]
-    # neighbours are enough: what three share is shared by the first and the second, and by the second and the third
+    # neighbours suffice: a window of three recordings links the first to the second and the second to the third
     equal = np.flatnonzero(windows[1:] == windows[:-1])
     pairs = owners[equal].astype(np.int64) * len(paths) + owners[equal + 1]
     for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
@@ -235,13 +235,13 @@ def files_of(tables: Iterable[Any]) -> dict[Path, str]:
 
 
 def canonical_hashes(splits: Mapping[str, Any], cache_dir: str | Path | None = None) -> dict[str, str]:
-    """Of each file with duplicates, hash -> the hash that stands for all of them."""
+    """For each file with duplicates: its hash -> the hash of the first file of its group."""
     files = files_of(splits.values())
     return {files[path]: files[group[0]] for group in find_duplicates(files, cache_dir) for path in group}
 
 
 def describe_audio(tables: Iterable[Any], cache_dir: str | Path | None = None) -> dict[str, list[str]]:
-    """What the record of a pre-training holds of its audio: hashes of the files and of some windows of each."""
+    """What a pre-training record stores of its audio: hashes of the files and of some windows of each."""
     files = files_of(tables)
     windows = {
         f"{window:016x}"

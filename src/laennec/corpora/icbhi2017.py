@@ -1,10 +1,9 @@
 """The ICBHI 2017 Respiratory Sound Database, and any folder laid out like it.
 
 Decisions: location, mode and device come from the file name, never from a patient table (one published table gives a
-patient a single location, wrong for 698 of 920 recordings). The split is looked up by recording name, with the one
-published name that has no audio translated. Tables are found by their published names only; two different ones on a
-level are an error, because picking one silently changes a result. A folder that is incomplete is named as such before
-it is scored.
+patient a single location, wrong for 698 of 920 recordings). The split is looked up by recording name; the one published
+name without audio is replaced. Tables are found by their published names only; two that differ on one level are an
+error, because picking one silently would change results. An incomplete folder is reported before it is scored.
 """
 
 import contextlib
@@ -129,7 +128,7 @@ class Icbhi2017(Corpus):
         return sounds, annotations
 
     def _pair(self, sounds: dict[str, Path], annotations: dict[str, Path]) -> None:
-        """Note what does not pair as a problem, or with `allow_missing` as left out."""
+        """List files without their counterpart as problems, or with `allow_missing` as left out."""
         if not sounds:
             self.note_no_audio()
             return
@@ -152,7 +151,7 @@ class Icbhi2017(Corpus):
         return patients
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
-        """Read the cycles of a recording, or what occurs in any of them."""
+        """Read the cycles of a recording, or of a whole recording the union of their labels."""
         assert recording.annotation_path is not None  # every recording here has one
         cycles = read_annotation(recording.annotation_path, duration_s)
         if recording.whole:
@@ -169,7 +168,7 @@ class Icbhi2017(Corpus):
         """Find one of the database's tables by its published names.
 
         Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that
-        has one counts.
+        has one is used.
         """
         for level in self._levels():
             found = [path for folder in level for name in TABLE_NAMES[kind] if (path := folder / name).is_file()]
@@ -186,7 +185,7 @@ class Icbhi2017(Corpus):
     def _levels(self) -> Iterator[list[Path]]:
         """Folders with tables, nearest first; those of one level must agree."""
         if self.options.tables_dir is not None:
-            given = Path(self.options.tables_dir).expanduser().absolute()  # all paths of a corpus are
+            given = Path(self.options.tables_dir).expanduser().absolute()  # all paths of a corpus are absolute
             if not given.is_dir():
                 raise InputError(f"{given}: no such folder; check tables_dir (--tables-dir)")
             yield [given]
@@ -248,7 +247,7 @@ class Icbhi2017(Corpus):
 def read_official_split(path: str | Path) -> dict[str, str]:
     """Read the published split, recording name and train or test on a line: recording_id -> "train" or "test".
 
-    The published name without audio stands for the recording it means.
+    The published name without audio is replaced by that of its recording (`SPLIT_ALIAS`).
     """
     split: dict[str, str] = {}
     for line, (name, word) in _rows(path, 2):
@@ -276,7 +275,7 @@ def read_diagnoses(path: str | Path) -> dict[str, str | None]:
     """Read patient and diagnosis, one a line; NA is None."""
     people: dict[str, str | None] = {}
     for line, (patient, word) in _rows(path, 2):
-        _tell(people, path, line, patient, None if word in _UNKNOWN else word)
+        _store(people, path, line, patient, None if word in _UNKNOWN else word)
     return people
 
 
@@ -296,12 +295,12 @@ def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
             raise AnnotationError(path, line, f"sex {sex!r} is none of F, M, NA; correct it")
         child = kg / (cm / 100) ** 2 if kg and cm else None
         facts = {"age_years": years, "sex": None if sex in _UNKNOWN else sex, "bmi": adult or child}
-        _tell(people, path, line, patient, facts)
+        _store(people, path, line, patient, facts)
     return people
 
 
-def _tell(people: dict[str, Any], path: str | Path, line: int, patient: str, facts: Any) -> None:
-    """Keep what a line says of a patient; another line may not say otherwise."""
+def _store(people: dict[str, Any], path: str | Path, line: int, patient: str, facts: Any) -> None:
+    """Store the facts of a patient; refuse a line that contradicts an earlier one."""
     if people.setdefault(patient, facts) != facts:
         raise AnnotationError(path, line, f"patient {patient} differs from an earlier line; correct one of them")
 

@@ -1,10 +1,10 @@
-"""Label names of a user's own annotations: what a cell or a label track says, and the columns that it becomes.
+"""Label names of a user's own annotations: parsing them, and the columns of the cycle table for them.
 
 Decisions: a corpus whose labels are crackle, wheeze, both and normal has no label set; its table is that of ICBHI 2017.
 Any other name makes a label set. It has several labels a row if a row names several or if the labels are columns of 0
 and 1, else exactly one class a row. Names that differ in case alone are one label. An empty cell is a row with none of
 the labels, as "normal" is. A name that looks like a misspelt crackle or wheeze is an error, because it would otherwise
-turn a table of the two into one of three labels.
+become a third label.
 """
 
 import difflib
@@ -32,7 +32,7 @@ Names = tuple[str, ...]
 
 
 def is_plain(text: str) -> bool:
-    """Whether a cell is empty, unknown, or one that a table of crackles and wheezes can have."""
+    """Whether a cell is empty, unknown, or a label of crackles and wheezes."""
     try:
         parse_label("", None, text)
     except AnnotationError:
@@ -68,7 +68,7 @@ class LabelSet:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns of the cycle table that are these labels'."""
+        """The columns of the cycle table for these labels."""
         flags = {name: datasets.Value("int8") for name in self.names} if self.multi_label else {}
         return {"label": datasets.ClassLabel(names=list(self.classes)), **flags}
 

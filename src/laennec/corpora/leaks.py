@@ -1,10 +1,10 @@
-"""What the splits of a corpus share by name, and the refusal of what a protocol promises they do not.
+"""Leaks between the splits of a corpus: found by name, and refused where the protocol excludes them.
 
 Decisions: patients and recordings are compared by name, simultaneous recordings (ICBHI's "mc": one stretch of breathing
 at several chest locations) by patient and recording index, and audio by its content hash. The last two are refused only
-where disjoint patients are promised. Identical audio is refused if the cycles are the same too, which makes it one
-recording under two names; with other cycles it may be a mix-up of files, and is reported with the split. Copies that
-are not identical files are found by `laennec.corpora.copies`.
+where disjoint patients are promised. Identical audio is refused if its cycles are the same too (one recording under two
+names); with other cycles it may be a mix-up of files, and is only reported with the split. Copies that are not
+identical files are found by `laennec.corpora.copies`.
 """
 
 import itertools
@@ -67,7 +67,7 @@ class LeakReport:
     """What every pair of splits shares."""
 
     pairs: tuple[PairLeak, ...]  # one entry for each pair of splits, in the order train, validation, test
-    cycles_without_patient: int  # cycles of unknown patient, for which nothing can be promised
+    cycles_without_patient: int  # cycles of unknown patient, which may be shared unnoticed
 
     @property
     def shared(self) -> list[str]:
@@ -94,7 +94,7 @@ def leak_check(table: Any, splits: Mapping[str, Sequence[int] | npt.NDArray[np.i
 
 
 def refuse_leaks(report: LeakReport, protocol: "Protocol") -> None:
-    """Raise where two splits share what the protocol promises they do not."""
+    """Refuse splits that share patients or recordings which the protocol keeps apart."""
     for pair in report.pairs:
         promise = protocol.promise(*pair.splits)
         shared = pair.patients or pair.recordings or pair.simultaneous or pair.copies
@@ -106,7 +106,7 @@ def refuse_leaks(report: LeakReport, protocol: "Protocol") -> None:
 
 
 def metadata_frame(table: Any, class_column: str = "label") -> pd.DataFrame:
-    """The columns that a split looks at, one row a cycle in the table's order, as text with None where unknown.
+    """The columns that splitting uses, one row a cycle in the table's order, as text, None where unknown.
 
     Args:
         table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.

@@ -1,10 +1,10 @@
-"""From a corpus to its split cycle tables.
+"""Load a corpus as split cycle tables.
 
-Decisions: what is known of a split travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
+Decisions: the provenance of a split is stored in it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
 stamp are written into the description of every split, the only place that survives select, map and saving; `provenance`
-reads it back. A published split is refused on a folder that lacks recordings, and stamped where the user accepts that.
-The same audio in two splits that promise disjoint patients is refused if the cycles are the same too; other duplicates
-may be a mix-up of files, and are reported and stamped on every number.
+reads them. A published split of an incomplete folder is refused, or stamped incomplete where the user allows it. The
+same audio in two splits that promise disjoint patients is refused if the cycles are the same too; other duplicates may
+be a mix-up of files, and are reported and stamped on every number.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def load_corpus(
         seed: Seed of every draw of the split.
         cache_dir: Root of the caches; see `laennec.cache.cache_root`.
         **options: The attributes of the corpus' `options_class`: tables_dir (where the patient and split tables are),
-            level (what a row is), allow_missing (accept a corpus that lacks recordings; every number made on it says
-            so), and those of one corpus alone.
+            level (what a row is), allow_missing (accept a corpus that lacks recordings; results are stamped
+            incomplete), and those of one corpus alone.
 
     Returns:
         The splits in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
@@ -105,7 +105,7 @@ def corpus_class(corpus: str | type[Corpus], where: str = "corpus") -> type[Corp
 
 
 def _several(kinds: list[type[Corpus]]) -> type[Corpus]:
-    """The facts of corpora that are trained on together."""
+    """The combined facts of corpora that are concatenated."""
 
     def locate(*_: Any) -> Any:
         raise InputError(
@@ -223,12 +223,12 @@ def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str |
     if published and not corpus.options.allow_missing:
         remedy = "add them, or pass allow_missing=True (--allow-missing; in training --corpus.allow_missing true)"
         raise InputError(f"{lacking}, and protocol {protocol} is defined on all; {remedy}")
-    warnings.warn(f"{lacking}; what is measured on it is stamped incomplete", stacklevel=4)
+    warnings.warn(f"{lacking}; its results are stamped incomplete", stacklevel=4)
     return missing, f"incomplete: {total - missing} of the {total} recordings"
 
 
 def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
-    """What a corpus and its split are, as `load_corpus` wrote it into them."""
+    """The provenance of splits (corpus, protocol, fingerprints, ...), as `load_corpus` wrote it into them."""
     for table in splits.values() if isinstance(splits, dict) else [splits]:
         try:
             return dict(json.loads(table.info.description)[_KEY])
@@ -238,7 +238,7 @@ def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any
 
 
 def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None = None, jobs: int = 1) -> list[str]:
-    """Look for audio under two names in a split corpus, in several processes; what is found is in its provenance."""
+    """Find duplicated audio in a split corpus, in `jobs` processes; its provenance then holds the same lines."""
     lines, between = [], []
     spans = _spans(splits)
     facts = provenance(splits)

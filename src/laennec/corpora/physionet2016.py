@@ -1,10 +1,10 @@
 """PhysioNet/CinC Challenge 2016, heart sounds labelled normal or abnormal as whole recordings.
 
 Decisions: a row is a recording, or a window of one. Crackle and wheeze are unknown; the label is the column
-`heart_sound`. The public release does not say who was recorded how often, so the patient is null and a split keeps
-recordings or databases apart, never people. The folder `validation` holds copies of training recordings: it is left out
-unless asked for, and its recordings then have ids of their own, so that the leak check can find them. REFERENCE.csv
-decides the label; a table with signal quality adds the quality alone, and is compared with it.
+`heart_sound`. The public release has no patient ids, so the patient is null and splits keep recordings or databases
+apart, not patients. The folder `validation` holds copies of training recordings: it is left out unless asked for, and
+its recordings then have ids of their own, so that the leak check finds them. The label is that of REFERENCE.csv; a
+table of signal quality adds the quality alone, and its labels are compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -126,7 +126,7 @@ class PhysioNet2016(Corpus):
         return []
 
     def _database(self, folder: Path, letter: str | None) -> Iterator[AnnotatedRecording]:
-        """The recordings of one folder; in the folder validation (letter None) the name tells the database."""
+        """The recordings of one folder; in the folder validation (letter None) names begin with the letter."""
         reference = folder / "REFERENCE.csv"
         if not reference.is_file():
             self.problems.append(f"{folder}: no REFERENCE.csv; download the folder again")
@@ -169,7 +169,7 @@ class PhysioNet2016(Corpus):
             self.problems.append(f"{folder}: no signal quality ({names}); add it, or set quality: all")
         other = [name for name in classes if name in quality and quality[name][0] != classes[name][0]]
         if other:
-            self.notes.append(f"{table}: another label than REFERENCE.csv, which counts, for {named(other)}")
+            self.notes.append(f"{table}: another label than in REFERENCE.csv, which is used, for {named(other)}")
 
     def _check_names(self, folder: Path, classes: Reference, sounds: dict[str, Path]) -> None:
         """Compare RECORDS, REFERENCE.csv and the recordings."""

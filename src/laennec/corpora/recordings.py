@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # slow to import
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 FILE_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")  # of what an archive or an export may unpack to
-# how much an archive may unpack to: its own size so many times, but always one GiB
+# an archive may unpack to so many times its own size, or to one GiB, and to so many files
 _MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000
 
 
@@ -126,7 +126,7 @@ def only_folder(root: Path, holds: Callable[[Path], bool], what: str) -> Path:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a file name is one of a recording; the leftovers of other systems (._x.wav) are not."""
+    """Whether a file name is one of a recording; hidden files of other systems (._x.wav) are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
@@ -140,7 +140,7 @@ def named(items: Iterable[str], most: int = 3) -> str:
 def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> list[tuple[int, list[str]]]:
     """The rows of a CSV that are not blank, stripped, each with its line number.
 
-    A row is a line, and quotes stand around whole values: one not closed would otherwise take in the rows below.
+    A row is one line, and quotes enclose whole values; otherwise an unclosed quote would include the rows below.
     """
     lines = list(numbered_lines(path))
     delimiter = max(delimiters, key=lines[0][1].count) if lines else ","
@@ -165,9 +165,9 @@ def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> li
 
 
 def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[str]:
-    """A line for patients whose names differ in case, separators, or the way a number is written alone.
+    """A line for each group of patient ids that differ only in case, separators or the way a number is written.
 
-    Spreadsheets and people write one id in these ways, and a split by patients would have the person on both sides.
+    Such ids often mean one person, whom a split by patients would put into two splits.
     """
     groups: dict[str, set[str]] = {}
     for patient in {r.patient_id for r in recordings if r.patient_id not in (None, r.recording_id)}:
@@ -182,7 +182,7 @@ def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[
 
 
 def named_in_bytes(recordings: Iterable[AnnotatedRecording]) -> list[str]:
-    """A line for each file whose name is no text, so that no table can hold it."""
+    """A line for each file whose name is not UTF-8 and therefore fits no table."""
     paths = dict.fromkeys(str(p) for r in recordings for p in (r.audio_path, r.annotation_path) if p is not None)
     strange = [path for path in paths if path != path.encode(errors="replace").decode()]
     return [f"{path}: its name is not in UTF-8; rename it" for path in strange]
@@ -213,7 +213,7 @@ def _unpack_into(archive: Path, folder: Path) -> None:
                         sink.write(chunk)
     except InputError:
         raise
-    except Exception as error:  # zipfile raises many kinds for an archive that is damaged or encrypted
+    except Exception as error:  # zipfile raises many types for an archive that is damaged or encrypted
         remedy = "download it again, or unpack it yourself"
         damaged = InputError(f"{archive}: cannot be unpacked ({error}); {remedy}")
         raise writing_error(folder, error) or damaged from error
@@ -230,7 +230,7 @@ def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
 
 
 def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The wanted members by their relative path; a name that leads outside refuses the whole archive."""
+    """The wanted members by their relative path; if a name leads outside, the archive is refused."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in opened.infolist():
         name = info.filename.replace("\\", "/")

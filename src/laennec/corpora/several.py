@@ -1,9 +1,9 @@
 """Several corpora as one: each split in one table, with a column that names the corpus of a cycle.
 
-Decisions: each corpus is loaded and split by itself, so its protocol keeps its promise. Ids begin with the name of the
-corpus ("icbhi2017:101"), so that patients, recordings and cycles of two corpora never collide. The labels are crackle
-and wheeze, which every corpus must have; columns that only one corpus has are left out. Names of devices stay, because
-corpora may share a stethoscope. The provenance holds that of each corpus (key "corpora").
+Decisions: each corpus is loaded and split by itself, so the promise of its protocol holds. Ids begin with the name of
+the corpus ("icbhi2017:101"), so that no patient, recording or cycle of two corpora has the same id. The labels are
+crackle and wheeze, which every corpus must have; columns that only one corpus has are left out. Names of devices are
+kept, because corpora may share a stethoscope. The provenance contains that of each corpus (key "corpora").
 """
 
 import itertools
@@ -120,7 +120,7 @@ def _refuse_trained_devices(named: Mapping[str, Splits], facts: Mapping[str, Any
 
 
 def _provenance(facts: Mapping[str, dict[str, Any]], joined: Splits) -> dict[str, Any]:
-    """What the joined corpus and its splits are."""
+    """The provenance of the concatenated corpus."""
 
     def each(key: str) -> str:
         return "; ".join(f"{name}: {own[key]}" for name, own in facts.items() if own.get(key))

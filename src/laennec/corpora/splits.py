@@ -2,9 +2,9 @@
 
 Decisions: a protocol promises something for every pair of its splits (they share no patient, no recording, or only no
 cycle); the default is the strongest, and a protocol lists its exceptions. `split_table` returns no split that breaks
-its promise. Validation is carved from train by whole patients who are in no test split, because selecting a model on
-test patients is selecting on test; only random-80-20 draws cycles, as its paper does. Draws are hashes of (seed,
-purpose, name): the order of rows and the versions of libraries change nothing.
+its promise. Validation is carved from train by whole patients who are in no test split, because a model selected on
+test patients is selected on the test split; only random-80-20 draws cycles, as its paper does. Draws are hashes of
+(seed, purpose, name), so they do not depend on the order of rows or on library versions.
 """
 
 import difflib
@@ -35,9 +35,9 @@ class Protocol:
 
     name: str  # the word that recipes, reports and cards use
     description: str  # one sentence on what goes where
-    # pairs of splits that promise less than disjoint patients, and what it is that they do not share
+    # pairs of splits that promise less than disjoint patients, and the unit that they do not share
     weaker: Mapping[Pair, Unit]
-    stamp: str | None  # what every number of this protocol has to carry, or None
+    stamp: str | None  # a warning to state with every number of this protocol, or None
 
     def promise(self, one: str, other: str) -> Unit:
         """What the two splits never share: whole patients, whole recordings, or nothing larger than a cycle."""
@@ -112,11 +112,11 @@ def split_rank(name: str) -> tuple[int, str]:
 class SplitResult:
     """A split of a cycle table."""
 
-    splits: dict[str, Rows]  # sorted row numbers of the table for each split; together every row once
+    splits: dict[str, Rows]  # sorted row numbers of each split; every row of the table is in one split
     fingerprint: str  # SHA-256 of the cycle ids of all splits, independent of the order of rows
-    stamp: str | None  # what every number computed on this split has to carry, or None
+    stamp: str | None  # a warning to state with every number of this split, or None
     leaks: LeakReport  # what the pairs of splits share
-    # the same for each split alone: a corpus that gained a test split still has its train split
+    # the same for each split alone: that of train stays the same when a test split is added
     fingerprints: dict[str, str]
 
 
@@ -141,7 +141,7 @@ def split_table(
         validation_fraction: Share of the train cycles to carve out, approximately (patients stay whole); 0 carves
             nothing. patient-60-20-20 has its own 20 %.
         validation_fold: Divide the patients that validation is drawn from into 1 / validation_fraction folds, and carve
-            out this one; "all" carves out none, for what was trained on all folds in turn.
+            out this one; "all" carves out none, for models trained on all folds in turn.
         seed: Seed of every draw.
         official_split: recording_id -> "train" or "test", for official and official-strict. Names that have no cycles
             are ignored.
@@ -155,7 +155,7 @@ def split_table(
         raise InputError(f"fold {fold} is not used by protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}")
     frame = metadata_frame(table, class_column)
     split_of = _assign(frame, protocol, fold, seed, official_split, folds)
-    # a corpus left out, or the test splits of SPRSound alone, for scoring what was trained elsewhere
+    # corpus-out, or SPRSound without its train split, for scoring models trained on other data
     nothing_to_train_on = protocol in ("sprsound-official", "corpus-out") and not (split_of == "train").any()
     carves = protocol != "patient-60-20-20" and "validation" not in split_of and not nothing_to_train_on
     if validation_fold is not None and (not carves or protocol == "random-80-20" or not validation_fraction):
@@ -188,7 +188,7 @@ def fingerprint(splits: Mapping[str, Iterable[str]]) -> str:
 def assign_groups(
     groups: Sequence[str], strata: Sequence[str], shares: Sequence[float], *, seed: int, purpose: str
 ) -> dict[str, int]:
-    """Assign whole groups to splits so that every stratum is divided as the shares ask, as nearly as groups allow.
+    """Assign whole groups to splits so that every stratum is divided as closely to the shares as possible.
 
     Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a hash of
     seed and purpose. Each goes where it least increases the squared deviation from the shares, summed over strata
@@ -199,7 +199,7 @@ def assign_groups(
     if len(counts) < len(shares):
         raise ValueError(f"{len(counts)} groups cannot fill {len(shares)} splits")
     sizes = counts.to_numpy(dtype=np.float64)
-    # the sum over strata is one more column, so that the splits come out right in size too
+    # the sum over strata is one more column, so that the sizes of the splits follow the shares too
     sizes = np.concatenate([sizes, sizes.sum(axis=1, keepdims=True)], axis=1)
     totals, share = sizes.sum(axis=0), np.asarray(shares, dtype=np.float64)[:, None]
     names = [str(name) for name in counts.index]
@@ -210,7 +210,7 @@ def assign_groups(
     assigned: dict[str, int] = {}
     for position, row in enumerate(order):
         increase = (2 * sizes[row] * (have / share - totals) + sizes[row] ** 2 / share) / totals
-        cost = np.round(increase.sum(axis=1), 9)  # rounded, so that ties do not depend on the order of a sum
+        cost = np.round(increase.sum(axis=1), 9)  # rounded, so that ties do not depend on the order of summation
         empty = have[:, -1] == 0
         if empty.sum() >= len(order) - position:
             cost = np.where(empty, cost, np.inf)
@@ -272,7 +272,7 @@ def _official(frame: pd.DataFrame, official_split: Mapping[str, str] | None, pro
 
 
 def _device_out(frame: pd.DataFrame, fold: int) -> Names:
-    """Test is what one stethoscope recorded; no recording of its patients is in train, whatever the device."""
+    """Test holds the recordings of one stethoscope; its patients' recordings of other devices are not in train."""
     if frame["device"].isna().any():
         raise InputError("protocol 'device-out' needs the device of every recording; use another protocol")
     known = sorted(set(frame["device"]))
@@ -285,7 +285,7 @@ def _device_out(frame: pd.DataFrame, fold: int) -> Names:
 
 
 def _fold_out(frame: pd.DataFrame, protocol: str, fold: int) -> Names:
-    """Test is what the column `fold` gives this number."""
+    """Test holds the rows with this number in the column `fold`."""
     if frame["fold"].isna().any():
         remedy = "name the column of the folds (fold_column) or use another protocol"
         raise InputError(f"protocol {protocol!r} needs the fold of every recording, and some have none; {remedy}")
@@ -373,8 +373,8 @@ def _validation_rows(
 ) -> Rows:
     """Rows of train that become validation: whole patients, stratified by label; a draw, or one of several folds.
 
-    Patients of a test split are left out, unless the protocol shares its patients with train by design: then leaving
-    them out would protect nothing and make validation unlike train (the intra patients of SPRSound are the ill ones).
+    Patients of a test split are left out, unless the protocol shares them with train by design: leaving them out would
+    then prevent no leak, and bias validation (the patients of SPRSound's test_intra are the ill ones).
     """
     train = split_of == "train"
     if protocol.name == "random-80-20":
@@ -386,7 +386,7 @@ def _validation_rows(
     published = protocol.name.startswith("published-")
     apart = [name for name in set(split_of[~train]) if published or protocol.promise("validation", name) == "patient"]
     eligible = train & ~np.isin(groups, groups[np.isin(split_of, apart)])
-    if len(set(groups[eligible])) < 2 and published:  # all groups are shared: nothing is left to protect
+    if len(set(groups[eligible])) < 2 and published:  # all groups are in test too: none can be kept apart
         eligible = train
     count = len(set(groups[eligible]))
     if count < 2:
@@ -405,7 +405,7 @@ def _validation_rows(
             )
         assigned = assign_groups(among, strata, (1 / folds,) * folds, seed=seed, purpose="validation folds")
         return np.flatnonzero(eligible & np.array([assigned.get(group) == fold for group in groups], dtype=bool))
-    # a share of the whole of train, although the patients who are also in test have to stay in it
+    # the share is of all of train, including the patients who are in test too and stay in train
     wanted = share * train.sum() / eligible.sum()
     if wanted >= 1:
         return np.flatnonzero(eligible)
@@ -414,7 +414,7 @@ def _validation_rows(
 
 
 def _stamp(protocol: Protocol, leaks: LeakReport) -> str | None:
-    """The protocol's own stamp, and what is known of patients on both sides."""
+    """The protocol's own stamp, and what is known of patients in several splits."""
     stamps = [protocol.stamp] if protocol.stamp else []
     if protocol.name == "official" and (both := leaks.between("train", "test").patients):
         who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"

@@ -44,7 +44,7 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "test_intra": (("test_intra/wav", "test_intra/json"), ("test2022_wav", "test2022_json/intra_test_json")),
     "test_inter": (("test_inter/wav", "test_inter/json"), ("test2022_wav", "test2022_json/inter_test_json")),
 }
-_name = attrgetter("name")  # of files of one folder, which sort ten times faster than by paths
+_name = attrgetter("name")  # sort key for files of one folder, ten times faster than paths
 _NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>[0-9]+\.?[0-9]*|\.[0-9]+)_(?P<sex>[01])_(?P<location>p[0-9]+)_[0-9]+")
 
 
@@ -124,7 +124,7 @@ class SprSound(Corpus):
         return by_name
 
     def _pair(self, found: dict[str, AnnotatedRecording], annotated: dict[Path, set[str]]) -> None:
-        """Leave out or refuse what does not pair; annotations alone are enough for events."""
+        """List (or leave out) files without their counterpart; level event works with annotations alone."""
         if not any(recording.audio_path for recording in found.values()):
             self.note_no_audio()
             return
@@ -166,7 +166,7 @@ def read_events(
 ) -> list[Event]:
     """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording.
 
-    What is wrong with events goes to `problems`, or the first is raised.
+    Errors are appended to `problems`, or without it the first is raised.
     """
     listed, events = _load(path).get("event_annotation"), []
     if not isinstance(listed, list):
@@ -182,7 +182,7 @@ def read_events(
 
 
 def read_record_label(path: str | Path) -> str:
-    """Read what an SPRSound annotation says of the recording as a whole."""
+    """Read the label of the whole recording from an SPRSound annotation."""
     label = _load(path).get("record_annotation")
     if not isinstance(label, str) or label not in RECORD_FLAGS:
         raise AnnotationError(path, "record_annotation", f"{label!r} is none of {', '.join(RECORD_FLAGS)}; correct it")
@@ -207,14 +207,14 @@ def _load(path: str | Path) -> dict[str, Any]:
 
 def _event(path: str | Path, place: str, item: Any, duration_s: float | None) -> Event:
     if not isinstance(item, dict) or not {"start", "end", "type"} <= item.keys():
-        raise AnnotationError(path, place, "has not the keys start, end and type; correct it")
+        raise AnnotationError(path, place, "lacks one of the keys start, end and type; correct it")
     kind = item["type"]
     if not isinstance(kind, str) or kind not in EVENT_FLAGS:
         raise AnnotationError(path, place, f"type {kind!r} is none of {', '.join(EVENT_FLAGS)}; correct it")
     try:
         if isinstance(item["start"], bool) or isinstance(item["end"], bool):
             raise TypeError
-        if "_" in f"{item['start']}{item['end']}":  # Python takes 1_000 for a number
+        if "_" in f"{item['start']}{item['end']}":  # Python's float accepts 1_000
             raise ValueError
         start_s, end_s = (float(value) / 1000 for value in (item["start"], item["end"]))
     except (TypeError, ValueError, OverflowError) as error:

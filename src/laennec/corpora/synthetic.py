@@ -1,9 +1,9 @@
 """A synthetic corpus in the file layout of ICBHI 2017, for tests, teaching and work without data.
 
-Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was put in. Every draw comes from
+Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was added. Every draw comes from
 a generator keyed by names (seed, patient, recording, cycle), so that a larger corpus contains the smaller one. Diseases
 and devices come from a low-discrepancy sequence over the patients, which keeps small corpora near the class mix of
-ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). The sounds are simple: scores on them say nothing about lungs.
+ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). The sounds are simple; their scores say nothing about lungs.
 
 Crackles are damped sinusoids with two-cycle durations about 5 ms (fine) and 15 ms (coarse); wheezes are harmonic tones
 of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., European Respiratory Review 2000).
@@ -35,7 +35,7 @@ _RATE_HZ = 8000
 _FIRST_PATIENT = 101
 _MARK = "synthetic.json"
 _MOST = {"patients": 899, "recordings_per_patient": 42, "cycles_per_recording": 99}
-_GOLDEN = (0.6180339887498949, 0.4142135623730951)  # irrational steps visit diseases and devices evenly
+_GOLDEN = (0.6180339887498949, 0.4142135623730951)  # irrational steps cover diseases and devices evenly
 # diagnosis: (share of adults, share of children, probability of normal, crackle, wheeze, both), from mild to severe
 _DISEASES = {
     "Healthy": (0.06, 0.40, (0.94, 0.03, 0.03, 0.00)),
@@ -75,7 +75,7 @@ _LOCATIONS = {"mc": ("Al", "Ar", "Pl", "Pr", "Ll", "Lr"), "sc": ("Al", "Pr", "Tc
 
 
 class Patient(NamedTuple):
-    """A synthetic patient: what the tables say, and what makes one chest sound unlike another."""
+    """A synthetic patient: values of the published tables, and parameters of the sounds."""
 
     number: int
     traits: tuple[float | str | None, ...]  # age in years, sex, BMI, weight in kg, height in cm
@@ -167,7 +167,7 @@ def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> t
     lengths = np.round(patient.cycle_s * np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.07, count + 2)), 3)
     lengths = np.maximum(lengths, 0.8)
     lead_s = round(float(rng.uniform(0, min(0.5, lengths[0]))), 3)
-    # evenly spread quantiles in random order: a short recording has the mix of its patient
+    # evenly spread quantiles in random order: even a short recording has its patient's class mix
     quantiles = (rng.random() + rng.permutation(count) * _GOLDEN[0]) % 1
     labels = ["normal", *(_pick(LABELS, _DISEASES[patient.diagnosis][2], q) for q in quantiles), "normal"]
     sound = np.zeros(round(np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2 * _RATE_HZ))
@@ -183,7 +183,7 @@ def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> t
 
 
 def _record(breathing: Signal, device: Device, rate: int, rng: np.random.Generator) -> Signal:
-    """What a device writes: breathing and body noise within its bandwidth, its own noise, at the rate of the file."""
+    """A recording by a device: breathing and body noise within its bandwidth, and its own noise, at its file's rate."""
     body = _lowpass(rng.standard_normal(len(breathing)), 60) * rng.uniform(0.5, 1.5)
     filtered = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * _RATE_HZ))
     sound = soxr.resample(filtered, _RATE_HZ, rate) if rate != _RATE_HZ else filtered
@@ -201,16 +201,16 @@ def write_corpus(
     max_rate_hz: int | None = None,
     reuse: bool = False,
 ) -> Path:
-    """Write a synthetic corpus in ICBHI 2017's file layout, with its tables; the folder is whole or absent.
+    """Write a synthetic corpus in ICBHI 2017's file layout, with its tables; the folder is complete or absent.
 
     Args:
-        folder: Where to; an existing folder is replaced only if it is empty or a synthetic corpus.
+        folder: The target; an existing folder is replaced only if it is empty or a synthetic corpus.
         patients: Number of patients, 1 to 899.
         recordings_per_patient: Recordings of each.
         cycles_per_recording: Cycles of each recording, give or take one.
         seed: Seed of everything.
         max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None for those of the devices.
-        reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
+        reuse: Whether an existing corpus is kept, and refused if its arguments differ.
     """
     folder = Path(folder)
     counts = dict(zip(_MOST, (patients, recordings_per_patient, cycles_per_recording), strict=True))
@@ -248,7 +248,7 @@ def _write(folder: Path, options: dict[str, Any]) -> None:
                 breathing, cycles = _draw_breathing(patient, key, options["cycles_per_recording"])
             name = f"{patient.number}_{visit + 1}b1_{location}_{device.mode}_{patient.device}"
             sound = _record(breathing, device, rate, stream(seed, "recording", name))
-            file = io.BytesIO()  # written by Python, which says why a write failed: libsndfile does not
+            file = io.BytesIO()  # written by Python, whose errors state the cause; libsndfile's do not
             soundfile.write(file, sound, rate, format="WAV", subtype=device.subtype)
             (folder / f"{name}.wav").write_bytes(file.getvalue())
             write_annotation(folder / f"{name}.txt", cycles)

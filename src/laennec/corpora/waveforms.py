@@ -1,9 +1,9 @@
 """The waveforms of a cycle table, each recording decoded once.
 
-Decisions: a recording is resampled and filtered as a whole and cut as it passes, so that no filter starts at the edge
-of a cycle and no recording is too long. The cycles of a recording are cached in one file, raw float32 and then their
-lengths, named by the hash of everything that made them: the audio, the spans, the rate, the filter and WAVEFORM_VERSION
-(raise it when a rule changes). Nothing stays open or in memory between two reads.
+Decisions: a recording is resampled and filtered as a whole and cut while it is decoded, so filters do not start at the
+edge of a cycle, and recordings can have any length. The cycles of a recording are cached in one file, raw float32 and
+then their lengths, named by the hash of everything that made them: the audio, the spans, the rate, the filter and
+WAVEFORM_VERSION (raise it when a rule changes). No file stays open and no audio in memory between reads.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ class CycleWaveforms(Sequence[Waveform]):
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of what the waveforms of all rows are made of, in order: the key for whatever comes of them."""
+        """SHA-256 of the sources of all rows' waveforms, in order: the cache key for what is computed from them."""
         rows = [[self._shards[shard].path.stem, int(span)] for shard, span in self._places]
         return digest(rows)
 
@@ -128,7 +128,7 @@ class CycleWaveforms(Sequence[Waveform]):
         return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
 
     def prepare(self, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
-        """Decode every recording whose cycles are not cached, in `jobs` processes and together with others that do.
+        """Decode every recording whose cycles are not cached, in `jobs` processes; other runs may share the work.
 
         `progress` is called with (done, to do) after each. An `UnusableRecordingsError` names all that cannot be used;
         the others are cached.
@@ -235,7 +235,7 @@ def decode_all(
     progress: Callable[[int, int], None] | None = None,
     jobs: int = 1,
 ) -> None:
-    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used."""
+    """Decode several cycle tables into the cache; unusable recordings are raised after all others are cached."""
     by_path = {shard.path: shard for table in tables for shard in CycleWaveforms(table, sampling_rate, filter)._shards}
     shards = list(by_path.values())
     found = [*problems, *_prepare(shards, sampling_rate, filter, progress, jobs)]
@@ -245,7 +245,7 @@ def decode_all(
 
 
 def _check_unchanged(shard: _Shard) -> None:
-    """Check that a recording is what the table was made of."""
+    """Check that a recording has not changed since the table was made."""
     try:
         with open_regular(shard.recording_path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The CSV that describes a folder of recordings: which columns it has, and what a row says.
+"""The CSV that describes a folder of recordings: its columns and its rows.
 
-Decisions: columns are known by several names each; the options name others. Columns of 0 and 1 with other names are
-labels, unless there is a column of labels. A table without times and labels labels recordings by their diagnosis.
+Decisions: each column has several accepted names; options can name others. Columns of 0 and 1 with other names are
+labels, unless there is a column of labels. Without times and labels, the diagnosis of a recording is its label.
 """
 
 import re
@@ -36,13 +36,13 @@ Row = tuple[int, dict[str, str]]
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """A CSV: its numbered rows by the names of COLUMNS and of labels."""
+    """A CSV: numbered rows, whose keys are names of COLUMNS and labels."""
 
     path: Path  # the file
     rows: list[Row]  # line and values
     columns: tuple[str, ...]  # the names that it has
     flags: list[str]  # the labels that are columns of 0 and 1
-    unknown_labels: bool = False  # whether an empty label is unknown, as of a diagnosis, and not one of a normal row
+    unknown_labels: bool = False  # whether an empty label means unknown (of a diagnosis) rather than normal
 
     @property
     def timed(self) -> bool:
@@ -82,7 +82,7 @@ def read_table(
     own = {"patient_id": patient_column, "label": label_column}
     names = [_column(word, own) for word in header]
     for name in [name for name, given in own.items() if given is not None and name not in names]:
-        # the column of labels may be that of Raven tables
+        # label_column can be a column of Raven tables instead
         if name != "label" or "start_s" in names:
             columns = f"the columns are {', '.join(header)}"
             raise AnnotationError(
@@ -97,14 +97,14 @@ def read_table(
         raise AnnotationError(path, None, "the table has no rows; annotate the recordings")
     if ("start_s" in known) != ("end_s" in known):
         raise AnnotationError(path, 1, "start_s and end_s go together; add the missing column")
-    # a table that says nothing else of recordings labels them by the diagnosis
+    # without any other label, the diagnosis is the label of a recording
     diagnosed = "diagnosis" in known and not {"label", "start_s", "crackle", "wheeze"} & set(known) and not labels
     diagnosed = diagnosed and not unlabelled
     flags = [] if diagnosed or "label" in known else _flag_columns(header, names, lines, labels)
     if "start_s" in known and "label" not in known and not flags and not unlabelled:
         remedy = "add them, or name the column of labels by corpus.options.label_column"
         raise AnnotationError(path, 1, f"cycles need a column label, or a column of 0 and 1 for each label; {remedy}")
-    # a name typed on one system and a file of another may be the same letters in other code points
+    # operating systems write the same letters of a file name in different Unicode forms
     rows = [
         (line, {name: normalize("NFC", v) for name, v in zip(names, values, strict=True) if name})
         for line, values in lines
@@ -117,7 +117,7 @@ def read_table(
 def _flag_columns(
     header: list[str], names: list[str | None], lines: list[tuple[int, list[str]]], wanted: list[str] | None
 ) -> list[str]:
-    """The labels that are columns of 0 and 1; `names` gets those of columns with names of the user's."""
+    """The labels that are columns of 0 and 1; a user's own labels are written into `names`."""
     known = wanted and [name.casefold() for name in wanted]
     flags = []
     for place, (word, name) in enumerate(zip(header, names, strict=True)):

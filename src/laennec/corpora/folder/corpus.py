@@ -29,7 +29,7 @@ _UNKNOWN = ("", "none", *UNKNOWN)
 _LABEL_FILES = (".txt", ".selections.txt", ".Table.1.selections.txt")
 # line, span (None: all of the recording) and label (None: unknown)
 _Written = tuple[int, Span | None, str | None]
-# the patient of a00_left, where a table has one row a patient and nothing says how files are named
+# finds patient a00 in a00_left; the default pattern where a table has one row a patient
 _FIRST_PART = "([^ /_-]+)[^/]*$"
 _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
@@ -113,7 +113,7 @@ class Folder(Corpus):
         return beside
 
     def _patients_by_name(self, sounds: Mapping[str, Path]) -> dict[str, str]:
-        """The patient of each recording whose name tells it."""
+        """The patient of each recording, found in its name."""
         pattern = self.options.patient_pattern or (_FIRST_PART if self._table and self._table.by_patient else None)
         if pattern is None:
             return {}
@@ -124,7 +124,7 @@ class Folder(Corpus):
         return {name: match[match.re.groups and 1] for name, match in found.items() if match}
 
     def _find_labels(self, found: Sequence[AnnotatedRecording]) -> None:
-        """Decide which labels the corpus has; a problem of an annotation shows when its recording is read."""
+        """Collect the labels of the corpus; problems of an annotation are raised when its recording is read."""
         texts, rows = [], list[Names | None]()
         for recording in found:
             try:
@@ -145,13 +145,13 @@ class Folder(Corpus):
             self.problems.append(f"{self._table.path if self._table and self._from_csv else self.root}: {error}")
 
     def exported_name(self, path: Path) -> str:
-        """The table with the cycles goes on top as the only CSV, where it is found without being named."""
+        """The table of cycles goes into the top folder, where it is found as the only CSV."""
         return f"{path.stem}.csv" if path in self.tables else super().exported_name(path)
 
     def _recordings(
         self, annotations: Mapping[str, Path | None], sounds: Mapping[str, Path], whole: bool = False
     ) -> list[AnnotatedRecording]:
-        """Recordings with the file of their annotation, and what the CSV, if any, says of them."""
+        """Recordings with the file of their annotation and, if there is a CSV, their facts in it."""
         found = []
         for name, annotation in annotations.items():
             try:
@@ -179,7 +179,7 @@ class Folder(Corpus):
         if unnamed:
             self.notes.append(
                 f"{self.root}: {len(unnamed)} of {len(found)} recordings have no patient_id and count as a patient "
-                "each; if a person was recorded twice, splits by patient do not keep this person apart; "
+                "each; if a person was recorded twice, splits by patient may separate both recordings; "
                 "add the column, or set corpus.options.patient_column or corpus.options.patient_pattern"
             )
 
@@ -215,11 +215,11 @@ class Folder(Corpus):
     def _spans(
         self, recording: AnnotatedRecording, written: Iterable[_Written]
     ) -> list[tuple[Span | None, Names | None]]:
-        """The labels of each span, or of the recording as a whole; labels of one span are put together."""
+        """The labels of each span, or of the recording as a whole; labels of one span are merged."""
         found: dict[Span | None, dict[str, None] | None] = {}
         first: dict[Span | None, tuple[int, Names]] = {}
         flags = self._table is not None and self._from_csv and "label" not in self._table.columns
-        named_by: dict[str | None, Names | None] = {None: None}  # there are many rows and few labels
+        named_by: dict[str | None, Names | None] = {None: None}  # a cache: there are many rows and few labels
         for line, span, text in written:
             if text is not None and text not in named_by:
                 named_by[text] = names_of(recording.annotation_path, line, text)
@@ -227,7 +227,7 @@ class Folder(Corpus):
             place = None if recording.whole else span
             if names is not None:
                 before, others = first.setdefault(span, (line, names))
-                # normal says that there is no other label, and so does a row of 0 and 1
+                # normal excludes other labels, and so does a row of 0 and 1
                 adds = names and others and not flags
                 if set(names) != set(others) and not adds:
                     raise _contradiction(recording, line, before)
@@ -264,7 +264,7 @@ class Folder(Corpus):
         except AnnotationError as error:
             return [error]
         problems, furthest = [], 0.0
-        for event in events if self._labels is None else ():  # stridor may begin while rhonchi sound
+        for event in events if self._labels is None else ():  # spans of a user's own labels may overlap
             if event.start_s < furthest:
                 reason = (
                     f"cycle at {event.start_s:g} s of {recording.recording_id} starts before {furthest:g} s, where "
@@ -328,7 +328,7 @@ def _rows_by_recording(
     found: dict[str, list[Row]] = {}
     for line, row in table.rows:
         written = row["recording"].removeprefix("./")
-        # a full name wins over the bare names of files in other folders
+        # a full name takes precedence over bare names of files in other folders
         names = {written} if written in sounds else by_any_name.get(_alias(written), set())
         if len(names) == 1:
             found.setdefault(next(iter(names)), []).append((line, row))
@@ -341,12 +341,12 @@ def _rows_by_recording(
 
 
 def _alias(name: str) -> str:
-    """A name as tables write it: ours with escapes for control characters, those of Windows with backslashes."""
+    """A name for comparison with tables: control characters as escapes, backslashes (of Windows) as slashes."""
     return one_line(name).replace("\\", "/")
 
 
 def _facts(table: Path, rows: list[Row]) -> dict[str, Any]:
-    """What the rows of one recording say of it; two rows may not disagree."""
+    """The facts that the rows of one recording state; two rows must not disagree."""
     facts: dict[str, Any] = {}
     for line, row in rows:
         for name in (*_TEXT_FACTS, "sex", "age_years", "bmi"):
@@ -374,7 +374,7 @@ def _number(table: Path, line: int, name: str, text: str) -> float:
 
 
 def _once(recording: AnnotatedRecording, found: Iterable[tuple[int, Event]]) -> list[Event]:
-    """The events of a recording; one that stands there twice is one, and may not have two labels."""
+    """The events of a recording, each once; repetitions must have the same label."""
     first: dict[Span, tuple[int, Event]] = {}
     for line, event in found:
         before, other = first.setdefault((event.start_s, event.end_s), (line, event))

@@ -41,14 +41,14 @@ class HubOptions(CorpusOptions):
         repo: A data set's Hub id, where there is no local folder.
         config: Its configuration, where it has several.
         revision: Its revision; refs/convert/parquet is the Hub's own Parquet of any data set.
-        layout: "datasets" (Parquet), "table", "folders" or "iemocap"; None: told from the folder.
+        layout: "datasets" (Parquet), "table", "folders" or "iemocap"; None: detected from the folder.
         audio_column: The column of the sounds; None: the only one that holds sounds.
         label_column: The column of the classes.
         patient_column: The column that a split keeps together: speaker, patient, source file.
         fold_column: The column of the folds: numbers, or names that end in one (Session3).
         part_column: A column that names the split of each row, where splits are not folders or files.
         train: The name of the train split.
-        validation: Of the validation split; None: validation, valid, val or dev if there, else carved out of train.
+        validation: Of the validation split; None: validation, valid, val or dev if present, else carved out of train.
         test: Of the test split.
         labels: Classes to keep, in this order; None: all.
         label_map: Classes renamed, {"exc": "hap"}, before `labels` is applied.
@@ -138,7 +138,7 @@ class Hub(Corpus):
         return [self._recording(row, listing) for row in rows]
 
     def _used(self, found: Clips) -> list["_Row"]:
-        """The rows of the splits and classes that are wanted; what is left out becomes a note."""
+        """The rows of the chosen splits and classes; a note counts what is left out."""
         options = self.options
         rows: dict[str, _Row] = {}
         other_splits, other_labels = Counter(found.unread), Counter[str]()
@@ -217,7 +217,7 @@ class Hub(Corpus):
 
 
 class _Row(NamedTuple):
-    """A sound in the terms of the cycle table."""
+    """A sound with its values for the cycle table."""
 
     name: str
     label: str | None
@@ -228,14 +228,14 @@ class _Row(NamedTuple):
 
 
 def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
-    """A file that holds what the data set says of its sounds, named by its content."""
+    """A file with the data set's values for its sounds, named by the hash of its content."""
     said = [_LISTING_VERSION, sorted(list(row[:5]) for row in rows)]
     content = json_text(said, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
     return _stored(content, cache_root(cache_dir) / "hub" / "listings", ".json", depth=0)
 
 
 def _stored(content: bytes, folder: Path, suffix: str, depth: int = 2) -> Path:
-    """A file of the cache that is named by its content, written if it is not there whole."""
+    """A cache file named by the hash of its content; written unless it is there and intact."""
     digest = hashlib.sha256(content).hexdigest()
     path = folder / digest[:depth] / f"{digest}{suffix}"
     if not (path.is_file() and sha256_of(path) == digest):
@@ -263,10 +263,10 @@ def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptio
 
 
 def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:
-    """A data set that `datasets` can read, its sounds written to the cache under their own hash.
+    """Read a data set with `datasets`; its sounds are written to the cache under their own hash.
 
-    What `datasets` makes of local files is for this call alone: it identifies them by name and time, and could reuse
-    an old copy.
+    For local files, the cache of `datasets` is deleted after this call: it identifies files by name and time, and could
+    reuse an old copy.
     """
     cache = cache_root(cache_dir) / "hub" / "datasets"
     if not Path(origin).exists():
@@ -292,7 +292,7 @@ def _sounds(parts: Any, origin: str, cache_dir: str | Path | None, options: HubO
 
 
 def _load(origin: str, folder: Path, options: HubOptions) -> Any:
-    """The splits of a data set, nothing decoded and no code of it run; `datasets` works in `folder`."""
+    """The splits of a data set, without decoding it or running its code; `datasets` uses the cache `folder`."""
     place, cache = Path(origin), str(folder)
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -326,7 +326,7 @@ def _load(origin: str, folder: Path, options: HubOptions) -> Any:
 
 
 def _refuse_large(place: Path) -> None:
-    """Refuse Parquet files that expand to more than sound and text of their size; equal rows are packed as one."""
+    """Refuse Parquet files that unpack to more than sound and text of their size can (repeated rows pack as one)."""
     tables = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
     packed, unpacked = sum(path.stat().st_size for path in tables), 0
     for path in tables:
@@ -337,7 +337,7 @@ def _refuse_large(place: Path) -> None:
 
 
 def _refuse_files_elsewhere(folder: Path) -> None:
-    """Refuse a data set as `save_to_disk` wrote it whose states name files that are not beside them."""
+    """Refuse a data set of `save_to_disk` whose state.json names files outside of its folder."""
     for state in folder.rglob("state.json"):
         try:
             names = [str(said["filename"]) for said in read_json(state)["_data_files"]]
@@ -389,7 +389,7 @@ def _extracted(origin: str, split: str, table: Any, audio: str, cache_dir: str |
 
 
 def _beside(origin: str, name: str) -> Path | None:
-    """The sound of this name in a data set's own folder; a table may name no other file of this machine."""
+    """The sound of this name in a data set's own folder; files elsewhere on this machine are never read."""
     folder = Path(origin) if Path(origin).is_dir() else Path(origin).parent
     path = folder / name
     if not name or not Path(origin).exists() or not path.is_file() or leads_outside(path, folder):

@@ -2,7 +2,7 @@
 
 Decisions: an export holds the files of the corpus as they are. They are unpacked into the cache and the class of the
 corpus reads them there, so that tables, waveforms, fingerprints, published splits and every option are those of the
-original folder. File names in an export are untrusted: one that leads out of the folder refuses the whole export.
+original folder. File names in an export are untrusted: if one leads out of the folder, the whole export is refused.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _COLUMNS = {
 
 
 def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
-    """The given folder of a corpus, or if that is an export or the address of one, the folder it was made of."""
+    """The folder of a corpus: the given one, or the one restored from an export (a folder or hf:// address)."""
     if isinstance(data_dir, str) and data_dir.startswith("hf://"):
         folder = _downloaded(data_dir)
     else:
@@ -154,7 +154,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def refuse_large_table(place: Path, path: Path, packed: int) -> None:
-    """Refuse a Parquet file that says that it holds more than sound and text of its size can, or cannot be read."""
+    """Refuse a Parquet file that is unreadable, or declares more than sound and text of its size can hold."""
     with _readable(path), pq.ParquetFile(path) as table:
         groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
         refuse_large(place, packed, sum(group.total_byte_size for group in groups))

@@ -50,7 +50,7 @@ class Clips:
 
 
 def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> Clips:
-    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes."""
+    """Read a folder of sounds in one of LAYOUTS (None: detected); folders named in `split_names` are no classes."""
     if layout == "iemocap" or (layout is None and (root / "Session1" / "dialog").is_dir()):
         return _read_iemocap(root)
     if layout == "table" or (layout is None and _tables(root)):
@@ -89,7 +89,7 @@ def _read_folders(root: Path, split_names: set[str]) -> Clips:
 
 
 def _tables(root: Path) -> list[Path]:
-    """The tables that describe the sounds: ESC-50's, else metadata files, else the only table beside them."""
+    """The tables that describe the sounds: ESC-50's, else metadata files, else the only CSV in the folder."""
     if esc := sorted((root / "meta").glob("*.csv")):
         return esc[:1] if len(esc) == 1 else []
     if found := sorted(path for name in ("metadata.csv", "metadata.jsonl") for path in root.rglob(name)):

@@ -4,7 +4,7 @@ Decisions: three configurations. `cycles` (the default) has a row a cycle with i
 chosen protocol, and every other protocol as a column. laennec filters and resamples whole recordings before it cuts
 them, so `recordings` holds the file of each recording and `annotations` every file that says something about them; from
 these two `load_corpus` restores the folder of the corpus. A split without cycles is left out, because `load_dataset`
-cannot read one. Nothing that is written names a place on this machine or the time.
+cannot read one. The files contain no local paths and no times.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from laennec.untrusted import leads_outside, read_bytes
 SHARD_BYTES = 500_000_000
 _GROUP_BYTES = 32_000_000
 _GROUP_ROWS = 1_000
-_WHOLE = "corpus"  # the split of what is not split; `datasets` reserves the name "all"
+_WHOLE = "corpus"  # the only split of an unsplit table; `datasets` reserves the name "all"
 _MIXED_RATES_HZ = 16_000  # declared rate of an audio column whose files have several rates
 _FLAC_SUBTYPES = {"PCM_S8": "PCM_S8", "PCM_U8": "PCM_S8", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
 _CYCLE_COLUMNS = ("cycle_id", "start_s", "end_s", "crackle", "wheeze", "events")
@@ -72,12 +72,12 @@ def export_corpus(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Exported:
-    """Write a corpus as a Parquet data set with a card; the folder is whole, or as it was before.
+    """Write a corpus as a Parquet data set with a card; after a failure the folder is as it was before.
 
     Args:
         corpus: As for `load_corpus`, like all arguments that are not listed here.
         data_dir: Where it is.
-        out: The folder to write; an export that is there is replaced, anything else is refused.
+        out: The folder to write; an export there is replaced, other content is refused.
         protocol: Gives the splits; "none": one split called "corpus".
         fold: Its test fold.
         validation_fraction: Of the chosen protocol and of the columns of all others.
@@ -85,7 +85,7 @@ def export_corpus(
         cache_dir: Root of the caches.
         sampling_rate: The rate in Hz that the audio columns declare, to which `datasets` resamples when it decodes; the
             files keep their own. None: the rate of the corpus if it has one, else 16000.
-        shard_bytes: A Parquet file ends once it is as large as this.
+        shard_bytes: Size at which a Parquet file ends and the next one begins.
         progress: Called with (audio files written, audio files in all).
         **options: Of the corpus.
 
@@ -110,7 +110,7 @@ def export_corpus(
     rate = sampling_rate or (rates.pop() if len(rates) == 1 else _MIXED_RATES_HZ)
     writer = _Writer(opened, table, columns, datasets.Audio(rate), shard_bytes, progress)
     with wait_for_lock(out), atomic_folder(out) as folder:
-        _refuse_target(out)  # again, now that no other process makes it
+        _refuse_target(out)  # again, under the lock: another process may have written it
         writer.write(folder, splits, sources)
         manifest = {
             "format": FORMAT,
@@ -148,7 +148,7 @@ def source_files(corpus: Corpus) -> dict[str, Path]:
 
 
 def _check_readable_again(corpus: Corpus, sources: Mapping[str, Path]) -> None:
-    """Read the corpus from links laid out as the export will be restored: it must have the same recordings.
+    """Check that a restored export has the same recordings, by reading links laid out like it.
 
     A CSV that names recordings by absolute paths fails here, before anything is written.
     """
@@ -172,7 +172,7 @@ def _check_readable_again(corpus: Corpus, sources: Mapping[str, Path]) -> None:
 
 
 def _refuse_target(out: Path) -> None:
-    """Only nothing, an empty folder, or an export is replaced."""
+    """Refuse a target that exists and is neither an empty folder nor an export."""
     if out.is_symlink():
         raise InputError(f"{out}: is a link; name the folder itself (--export)")
     ours = (MANIFEST, CARD, *CONFIGS) if (out / MANIFEST).is_file() else ()
@@ -186,7 +186,7 @@ def _split_name(name: str) -> str:
 def _split_columns(
     corpus: Corpus, table: datasets.Dataset, rules: Mapping[str, Any]
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """For every protocol that the data support a column over the table's rows, and what the manifest says of it."""
+    """For every protocol that the data support: its column over the table's rows, and its manifest entry."""
     columns: dict[str, list[Any]] = {}
     said: dict[str, Any] = {}
     cycles = column_of(table, "cycle_id")
@@ -217,7 +217,7 @@ def _folds(corpus: Corpus, protocol: str, rules: Mapping[str, Any]) -> Iterator[
     fold = 0
     while fold == 0 or protocol in WITH_FOLDS:
         try:
-            with warnings.catch_warnings(action="ignore"):  # the chosen protocol has warned
+            with warnings.catch_warnings(action="ignore"):  # the chosen protocol has warned already
                 splits = split_corpus(corpus, protocol, fold=fold, **rules)
         except InputError:
             return
@@ -260,7 +260,7 @@ class _Writer:
             self._write_split(folder, "annotations", _WHOLE, features, rows)
 
     def _cycles(self, split: datasets.Dataset) -> Iterator[dict[str, Any]]:
-        """The rows of one split with their audio; a recording is decoded when its first cycle comes."""
+        """The rows of one split with their audio; a recording is decoded at its first cycle."""
         problems: list[str] = []
         decoded: tuple[str, tuple[Waveform, int, str] | None] = ("", None)
         for row in split:
@@ -312,7 +312,7 @@ class _Writer:
         return found.pop() if len(found) == 1 else None
 
     def _content(self, path: Path) -> bytes:
-        """A file of the corpus; one that the table was made of must be as it was."""
+        """The bytes of a file of the corpus; refused if it has changed since the table was made."""
         try:
             content = read_bytes(path, None)
         except OSError as error:
