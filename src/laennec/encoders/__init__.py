@@ -1,7 +1,7 @@
-"""Encoders: from features to tokens, with the weights that their authors released.
+"""Encoders from features to tokens, and loading the weights that their authors released.
 
-Decisions: `load_encoder` takes whatever a user has: nothing (random weights), a released .pt file, a folder or a Hub
-id. The digest covers what an embedding depends on: batch counters and the AudioSet classifier are left out.
+Decisions: `load_encoder` takes any source: None (random weights), a released .pt file, a folder or a Hub id. The digest
+covers only what an embedding depends on: batch counters and the AudioSet classifier are left out.
 """
 
 import builtins
@@ -187,7 +187,7 @@ def _load_own(
 
 
 def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """Give a user's encoder the weights of a file, a folder or the Hub, strictly."""
+    """Load the weights of a file, a folder or the Hub into a user's encoder, strictly."""
     with _one_line_errors(source):
         if not _is_released_file(source):
             refuse_model_folder(source)
@@ -212,7 +212,7 @@ def wrapped(
     combine_layers: str = "concatenate",
     mels: int | None = None,
 ) -> PreTrainedModel:
-    """The encoder around overlapping groups of frames, or with an embedding of several layers; itself where neither."""
+    """Wrap an encoder to encode groups of frames or to embed several layers; without either, return it unchanged."""
     if layers:
         return at_layers(encoder, layers, combine_layers, mels)
     if not group_frames:
@@ -231,7 +231,7 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
         return own.build(config)
     for kind in _CLASSES:
         if isinstance(config, kind.config_class):
-            # _from_config settles the attention implementation, which a bare constructor leaves open
+            # _from_config chooses the attention implementation, which a constructor does not
             encoder: PreTrainedModel = kind._from_config(config)
             return encoder
     raise InputError(
@@ -254,7 +254,7 @@ def encoder_digest(encoder: PreTrainedModel) -> str:
 def encoder_identity(encoder: PreTrainedModel) -> list[Any]:
     """What the embeddings of an encoder depend on: its digest, its type, and its settings, which weights do not show.
 
-    A setting that says nothing of the network (labels, dtype, where it was loaded from) does not enter.
+    Settings that do not describe the network (labels, dtype, source) are left out.
     """
     generic = PreTrainedConfig().to_dict().keys() | {"transformers_version", "_name_or_path"}
 
@@ -267,7 +267,7 @@ def encoder_identity(encoder: PreTrainedModel) -> list[Any]:
 
 
 def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration `values` with the user's settings in it."""
+    """The configuration `values`, changed by the user's settings."""
     encoder, config_class = ENCODERS[kind], ENCODERS[kind].config_class
     if issubclass(encoder, TransformersEncoder):
         values = encoder.settled(values, overrides)
@@ -278,7 +278,7 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
     refuse_settings(overrides, f"{kind} encoder: encoder.config")
     with wrong_settings(f"{kind} encoder"):
         config = config_class.from_dict(values | overrides)
-    if getattr(config, "num_hidden_layers", 1) < 1:  # transformers builds an encoder without any
+    if getattr(config, "num_hidden_layers", 1) < 1:  # transformers would build an encoder without layers
         raise InputError(f"{kind} encoder: num_hidden_layers is {config.num_hidden_layers}; it must be at least 1")
     return config
 
@@ -319,7 +319,7 @@ def _config_of(
                 config = _configuration(kind, values, overrides)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
-            # what is trained on the encoder names its commit, as transformers' configurations once did
+            # models trained on the encoder record its commit, as transformers' configurations once did
             config._commit_hash = hub_commit(source, revision)
             return encoder, config
     known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)
@@ -345,7 +345,7 @@ def hub_commit(source: str | Path, revision: str | None = None) -> str | None:
 
 @contextlib.contextmanager
 def _one_line_errors(source: str | Path) -> Iterator[None]:
-    """Turn what the readers of files and the Hub raise into one line."""
+    """Turn errors of file readers and of the Hub client into one line."""
     try:
         yield
     except InputError:

@@ -1,8 +1,8 @@
 """Which part of an encoder is trained: all of it, its last layers, or LoRA adapters.
 
-Decisions: adapters are peft's, injected into the encoder, which stays an encoder. They are saved in peft's format, in a
-folder below the model's: transformers would load an adapter_config.json beside a config.json itself. Frozen layers stay
-in evaluation mode, so that neither dropout nor batch statistics change them.
+Decisions: adapters are peft's, injected into the encoder without changing its class. They are saved in peft's format in
+a subfolder of the model's, because transformers loads an adapter_config.json beside a config.json by itself. Frozen
+layers stay in evaluation mode, so that neither dropout nor batch statistics change them.
 """
 
 import copy
@@ -59,7 +59,7 @@ def stack_of(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
-    """Leave gradients to the last layers (and what follows them) alone."""
+    """Freeze all but the last layers and the modules after them."""
     stack, after = stack_of(encoder)
     if not 1 <= layers <= len(stack):
         raise InputError(
@@ -85,12 +85,12 @@ def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:
 
 
 def is_frozen(config: Any, name: str) -> bool:
-    """Whether a weight of an encoder stays what it is in the base; `config` is a `LaennecConfig`."""
+    """Whether a weight of an encoder is frozen, as in the base; `config` is a `LaennecConfig`."""
     return bool(config.frozen_encoder or (config.lora and not is_adapter(name)))
 
 
 def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
-    """Inject adapters into an encoder, in place; they alone are trained. New adapters change no output."""
+    """Inject adapters into an encoder, in place; only they are trained. New adapters change no output."""
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = {n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and not n.startswith("audioset_head")}
@@ -115,7 +115,7 @@ def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
 
 
 def merge_lora(encoder: PreTrainedModel) -> None:
-    """Add adapters to the weights they stand beside, in place: an ordinary encoder again."""
+    """Merge adapters into the weights that they adapt, in place; the result is an ordinary encoder."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(encoder.named_modules()):
@@ -127,7 +127,7 @@ def merge_lora(encoder: PreTrainedModel) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight of an encoder with adapters is one of theirs."""
+    """Whether a weight of an encoder belongs to an adapter."""
     return f".{_ADAPTER}" in name
 
 
@@ -161,7 +161,7 @@ def with_adapter(
         raise InputError(
             f"{source}: cannot read the adapters in {ADAPTER_FOLDER}/{_WEIGHTS} ({reason(error)})"
         ) from error
-    encoder = copy.deepcopy(encoder)  # the caller's own stays what it is
+    encoder = copy.deepcopy(encoder)  # the caller's encoder stays unchanged
     add_lora(encoder, config.lora)
     wanted = {_kept_name(name): name for name in encoder.state_dict() if is_adapter(name)}
     own = encoder.state_dict()

@@ -1,10 +1,10 @@
 """The Audio Spectrogram Transformer at any length, on transformers' own model and checkpoints.
 
-Decisions: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps; taking
-one for the other loads without an error). "cut" takes the first columns, "interpolate" stretches the table; a cycle
-longer than the table is interpolated in both cases. A patch is real where all its frames are, but the first column
-always is. Padded patches are masked as attention keys. Patches are exchanged between cycles (Patch-Mix) before
-positions are added, as its authors do.
+Decisions: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps; swapping
+them loads without an error). "cut" takes the first columns, "interpolate" stretches the table; a cycle longer than the
+table is interpolated in both cases. A patch is real if all its frames are, and the first column always is. Padded
+patches are masked as attention keys. Patches are exchanged between cycles (Patch-Mix) before positions are added, as
+its authors do.
 
 Reference: Gong, Chung and Glass, AST: Audio Spectrogram Transformer, Interspeech 2021.
 """
@@ -60,7 +60,7 @@ class AstEncoder(AudioEncoder):
         super().__init__(config)
         self.audio_spectrogram_transformer = ASTModel(config)
         self.post_init()
-        # transformers starts special tokens and positions at zero, where gradients explode in the first layer norm
+        # transformers initialises special tokens and positions with zeros: gradients explode in the first layer norm
         for table in (
             self._embeddings.cls_token,
             self._embeddings.distillation_token,
@@ -116,7 +116,7 @@ class AstEncoder(AudioEncoder):
         return bands, (max(frames, size) - size) // int(self.config.time_stride) + 1
 
     def _real_steps(self, lengths: Tensor | None, steps: int, like: Tensor) -> Tensor:
-        """Time steps that are each cycle's own, (batch,), or (1,) where nothing is padded."""
+        """Number of real time steps of each cycle, (batch,), or (1,) where nothing is padded."""
         if lengths is None:
             return torch.full((1,), steps, device=like.device)
         beyond = lengths - _patch_size(self.config)
@@ -127,7 +127,7 @@ class AstEncoder(AudioEncoder):
         table = self._embeddings.position_embeddings
         special, grid = table[:, :2], table[0, 2:].unflatten(0, (bands, known))  # (bands, known, dim)
         cut = getattr(self.config, "time_positions", "cut") == "cut"
-        # a graph is for every length, so it takes the way that is right for all: for these it gives the same
+        # an exported graph uses the code below for every length; for these lengths the result is the same
         if cut and not torch.compiler.is_exporting() and steps <= known:
             return torch.cat([special, grid[:, :steps].flatten(0, 1)[None]], 1)
         step = torch.arange(steps, device=table.device, dtype=torch.float32)[None, :]

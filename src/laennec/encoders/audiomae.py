@@ -25,8 +25,8 @@ from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
 from laennec.encoders.weights.checkpoints import checked_state, released_error, renamed
 from laennec.errors import InputError
 
-_HEAD_DIM = 64  # of all released sizes; no weight shows it
-# not of the encoder
+_HEAD_DIM = 64  # of all released sizes; it cannot be read from the weights
+# names in checkpoints that are not of the encoder
 _OTHER_PARTS = ("decoder_", "mask_token", "head.")
 
 
@@ -113,7 +113,7 @@ class AudioMaeEncoder(TransformersEncoder):
 
     @classmethod
     def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "AudioMaeEncoder":
-        """See `AudioEncoder.load`; transformers saves ViT by earlier names, which its own loader translates."""
+        """See `AudioEncoder.load`; transformers saves ViT under earlier names, which its own loader translates."""
         return super(TransformersEncoder, cls).load(source, config, revision)  # type: ignore[return-value]
 
     @classmethod

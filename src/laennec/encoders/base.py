@@ -1,8 +1,8 @@
 """What every encoder returns and states about itself.
 
-Decisions: a fact about an encoder (its name in recipes, its front end, its stack of layers, licence, citation) stands
-once, on its class. An encoder that can exchange its patches between cycles has a method `token_grid(frames, mels) ->
-(bands, steps)`, the patches of a cycle of so many frames, and takes `token_mix` in `forward`.
+Decisions: a fact about an encoder (its name in recipes, its front end, its stack of layers, licence, citation) is
+stated once, on its class. An encoder that can exchange its patches between cycles has a method `token_grid(frames,
+mels) -> (bands, steps)`, the patches of a cycle of so many frames, and takes `token_mix` in `forward`.
 """
 
 from dataclasses import dataclass
@@ -62,9 +62,9 @@ class AudioEncoder(PreTrainedModel):
         preset: The front end that these weights were trained with; None for any.
         other_presets: Front ends that some checkpoints need instead.
         num_special_tokens: Tokens at the start that stand for no frames.
-        released_settings: Settings that a released checkpoint file leaves open.
-        batched_frames: On a CPU, cycles that are padded to the same multiple of so many frames share a batch, because
-            none of them changes the bits of another; 0 where cycles are encoded one by one.
+        released_settings: Settings that a released checkpoint file does not fix.
+        batched_frames: On a CPU, cycles that are padded to the same multiple of so many frames are encoded in one
+            batch, which does not change their results by a bit; 0 where cycles are encoded one by one.
     """
 
     kind: ClassVar[str] = ""

@@ -1,9 +1,9 @@
 """BEATs, for cycles of any length, from the checkpoints its authors release.
 
-Decisions: a patch is 16 frames by 16 mel bins and is real where all its frames are: a last, partial patch is left out,
-as it is where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Padded tokens
-are zeroed before the position convolution, which looks sideways, and masked as attention keys. The authors' mask agrees
-with this for whole patches only. Their smaller gradients for lower layers belong to training and are not taken over.
+Decisions: a patch is 16 frames by 16 mel bins and is real if all its frames are: a partial last patch is left out, as
+when the cycle is encoded alone; only a cycle shorter than one patch is padded with zeros. Padded tokens are zeroed
+before the position convolution, which mixes neighbouring tokens, and masked as attention keys. The authors' mask agrees
+with this for whole patches only. Their smaller gradients for lower layers are part of training and not used here.
 
 Reference: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023.
 """
@@ -30,7 +30,8 @@ class BeatsEncoder(AudioEncoder):
     """BEATs: features of the "beats" preset to one vector a cycle.
 
     A token stands for 16 frames (0.16 s) and 16 mel bins; tokens are ordered by time, then frequency. `pooler_output`
-    is the mean over real tokens, over which the authors' classifier averages. The attention mask is a prefix of ones.
+    is the mean over real tokens, over which the authors' classifier averages. The attention mask is a prefix of
+    ones.
     """
 
     kind = "beats"
@@ -124,7 +125,7 @@ class BeatsEncoder(AudioEncoder):
             values = F.pad(values, (0, 0, 0, torch.sym_max(side - values.shape[1], 0)))
         grid = self.patch_embedding(zero_beyond(values, lengths).unsqueeze(1))  # (batch, patch dim, steps, bands)
         if token_mix is not None:
-            # before positions are known, as in AST
+            # before positions are added, as in AST
             grid = token_mix.mix(grid.transpose(2, 3)).transpose(2, 3)
         steps, bands = grid.shape[2:]
         tokens = self.patch_norm(grid.flatten(2).transpose(1, 2))
@@ -147,7 +148,7 @@ class BeatsEncoder(AudioEncoder):
         """The output of a block, or its input where training skips the block."""
         if not self.training or not self.config.layer_dropout:
             return after
-        # every block takes part in the graph, as several processes require, and no device is waited for
+        # the block is always computed: several processes need its gradients, and a branch would wait for the device
         skipped = torch.rand((), device=after.device) < self.config.layer_dropout
         return torch.where(skipped, before, after)
 
@@ -239,7 +240,7 @@ _INNER_NAMES = (
 
 
 def _config_of(path: str | Path, cfg: dict[str, Any]) -> BeatsConfig:
-    """Our configuration for the authors' settings; what they leave out is what their code makes of it."""
+    """Our configuration for the authors' settings; missing ones have the defaults of their code."""
     values = {ours: cfg.get(theirs, default) for theirs, (ours, default) in _SETTINGS.items()}
     for theirs, (ours, default) in _SETTINGS.items():
         number = isinstance(default, int | float) and not isinstance(default, bool)

@@ -1,7 +1,7 @@
 """The configuration and the transformer blocks of BEATs.
 
-Decisions: the relative position bias is one table for all blocks; each block weighs it by a gate of its own queries, so
-it enters attention as an additive mask, which "sdpa" takes. The released code rescales scores against overflow in half
+Decisions: the relative position bias is one table for all blocks; each block scales it by a gate from its own queries,
+so it is an additive attention mask, which "sdpa" supports. The released code rescales scores against overflow in half
 precision, which changes no result and is left out.
 
 References: Chen et al., BEATs, ICML 2023; the gate is that of Chi et al., XLM-E, ACL 2022; the residual factor that of
@@ -44,11 +44,11 @@ class BeatsConfig(PreTrainedConfig):
     patch_dim: int = 512  # width of a patch before it is brought to `hidden_size`
     patch_size: int = 16  # side of a patch in frames and mel bins
     num_mel_bins: int = 128  # mel bins of the features
-    position_kernel: int = 128  # tokens that the position convolution sees
+    position_kernel: int = 128  # kernel size of the position convolution, in tokens
     position_groups: int = 16  # its groups
     num_buckets: int = 320  # rows of the table of relative positions
-    max_distance: int = 800  # distance from which on all count the same
-    dropout: float = 0.0  # of what each block adds
+    max_distance: int = 800  # distance from which on all share one bucket
+    dropout: float = 0.0  # of each residual branch
     attention_dropout: float = 0.0  # of attention weights
     activation_dropout: float = 0.0  # inside a block's dense layers
     input_dropout: float = 0.0  # of the patches
@@ -95,7 +95,7 @@ class BeatsConfig(PreTrainedConfig):
 
 
 class PositionConvolution(nn.Module):
-    """Where a token is, from its neighbours: a grouped convolution along the tokens, weight-normalised, and GELU."""
+    """Positions from neighbouring tokens: a grouped, weight-normalised convolution along the tokens, then GELU."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class PositionConvolution(nn.Module):
         norm = direction.square().sum((0, 1), keepdim=True).sqrt()
         weight = (direction * (self.weight_g.float() / norm)).to(x.dtype)
         y = F.conv1d(x.transpose(1, 2), weight, self.bias.to(x.dtype), padding=kernel // 2, groups=self.groups)
-        # an even kernel gives one place too many
+        # an even kernel gives one output too many
         return F.gelu(y[:, :, : x.shape[1]].transpose(1, 2))
 
 

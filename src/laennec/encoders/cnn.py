@@ -1,8 +1,8 @@
 """Encoders without released weights: the small CNN of Song et al., and statistics of the features.
 
 Decisions: the CNN's poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
-nothing changes); after the ReLU, the 0 beyond a cycle's end never wins a maximum, so poolings need no mask. The
-baseline of statistics is an encoder, so that it goes through the same split, head and evaluation as the networks.
+nothing changes); after the ReLU, zeros beyond a cycle's end change no maximum, so poolings need no mask. The statistics
+baseline is an encoder, so that it uses the same split, head and evaluation as the networks.
 
 Reference: Song, Han and Song, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
 2021, Table 1.
@@ -26,9 +26,9 @@ class CnnConfig(PreTrainedConfig):
 
     model_type = "laennec-cnn"
 
-    # channels of each block of two 3x3 convolutions; all blocks but the last end in a 2x2 maximum
+    # channels of each block of two 3x3 convolutions; all blocks but the last end in 2x2 max pooling
     channels: list[int] | tuple[int, ...] = (32, 64, 128, 256)
-    num_mel_bins: int = 64  # mel bins of the features it is made for; others work as long as the poolings leave one
+    num_mel_bins: int = 64  # mel bins of the features it is made for; others work if the poolings leave at least one
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the sizes; the width of the embedding follows from them."""
@@ -53,7 +53,7 @@ class CnnBlock(nn.Module):
         """(batch, before, frequency, time) -> (batch, after, frequency, time), 0 beyond each cycle's end."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x), mask).relu()
-            if not self.training:  # where it learns, batch normalisation leaves zeros
+            if not self.training:  # in training, batch normalisation writes these zeros
                 x = mask.zero_beyond(x)
         return x
 
@@ -101,7 +101,7 @@ class CnnEncoder(AudioEncoder):
                 x, mask = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2), mask.halved()  # rounds up
             x = block(x, mask)
             if x.device.type == "cpu":
-                # channels side by side: training is a quarter faster on a CPU
+                # channels last: training is a quarter faster on a CPU
                 x = x.contiguous(memory_format=torch.channels_last)
         return EncoderOutput(
             last_hidden_state=x.mean(2).transpose(1, 2), token_mask=mask.tokens(x), pooler_output=mask.mean(x)

@@ -1,11 +1,11 @@
 """Encoders made of other encoders: several layers of one, overlapping groups of frames (CycleGuardian), and ensembles.
 
-Decisions: a wrapper keeps the configuration of what is inside; the width of its embedding follows from that and is
-never read from a file. Groups that would reach over a cycle's end are left out, as the authors do, but a cycle shorter
-than one group has one, padded under the inner encoder's own mask. Group-Mix exchanges groups after they were encoded,
-because overlapping windows share frames. The embedding of an ensemble is those of its members, one after the other, so
-that one linear layer can be the mean of their heads. What layers output is taken by hooks; their widths are measured
-when the wrapper is made.
+Decisions: a wrapper keeps the configuration of the inner encoder; the width of its embedding follows from that and is
+never read from a file. Groups that would extend beyond a cycle's end are left out, as by the authors, but a cycle
+shorter than one group is one padded group, masked for the inner encoder. Group-Mix exchanges groups after they were
+encoded, because overlapping windows share frames. The embedding of an ensemble concatenates those of its members, so
+that one linear layer can be the mean of their heads. Outputs of layers are collected by hooks; their widths are
+measured when the wrapper is made.
 
 Reference: Chu et al., CycleGuardian, 2025.
 """
@@ -29,7 +29,7 @@ from laennec.encoders.weights.fingerprint import fixed_input
 from laennec.errors import InputError
 
 _MOST_MEMBERS = 100
-EMBEDDING = "embedding"  # among layers: the encoder's own
+EMBEDDING = "embedding"  # in a list of layers: the encoder's own embedding
 COMBINATIONS = ("concatenate", "weighted_mean")
 
 
@@ -58,7 +58,7 @@ class WrapperConfig(PreTrainedConfig):
 
     @property
     def geometry(self) -> list[int]:
-        """Settings that the inner encoder's weights do not show, called `geometry_names`."""
+        """Settings that cannot be read from weights; error messages call them `geometry_names`."""
         raise NotImplementedError
 
 
@@ -100,11 +100,11 @@ class Wrapper(AudioEncoder):
             assert isinstance(config.encoder_config, PreTrainedConfig)
             encoder = encoder_from_config(config.encoder_config)
         self.encoder = encoder
-        # among the weights, so that a digest of them tells settings apart
+        # a buffer, so that the digest of the weights depends on these settings
         self.register_buffer("geometry", torch.tensor(config.geometry))
 
     def _init_weights(self, module: Any) -> None:
-        """Leave the inner encoder as its own class made it."""
+        """Keep the initialisation of the inner encoder's own class."""
         if module is self:
             self.geometry.copy_(torch.tensor(self.config.geometry))
 
@@ -258,9 +258,9 @@ def pooled_layers(encoder: nn.Module, layers: Sequence[int | str], **inputs: Any
     taken: dict[int, Tensor] = {}
 
     def take(place: int, module: nn.Module, given: Any, output: Any) -> None:
-        if threading.get_ident() == thread:  # the encoder may run in several at once
+        if threading.get_ident() == thread:  # other threads may run the encoder at the same time
             hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)
-            if isinstance(hidden, Tensor) and hidden.ndim == 4:  # at once: the next layer may work in place
+            if isinstance(hidden, Tensor) and hidden.ndim == 4:  # pooled now: the next layer may overwrite it
                 around = (*(output if isinstance(output, tuple) else ()), *given)
                 mask = next((one for one in around if isinstance(one, TimeMask)), TimeMask(None))
                 hidden = mask.mean(hidden)
@@ -317,7 +317,7 @@ class EnsembleConfig(WrapperConfig):
 
 
 class EnsembleEncoder(AudioEncoder):
-    """Encode with each member; tokens and `pooler_output` are theirs, one after the other."""
+    """Encode with each member; tokens and `pooler_output` are theirs, concatenated."""
 
     config_class = EnsembleConfig
     config: EnsembleConfig
@@ -336,10 +336,10 @@ class EnsembleEncoder(AudioEncoder):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Leave the members as their own class made them."""
+        """Keep the initialisation of the members' own class."""
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder`; dimensions are those of the members, one after the other."""
+        """Encode cycles, see `AudioEncoder`; the embeddings of the members are concatenated."""
         outputs = [
             member(input_values=input_values, attention_mask=attention_mask, **mixing) for member in self.members
         ]

@@ -1,7 +1,7 @@
 """Masks that keep padding out of an encoder, and layers that use them.
 
 Decisions: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its output
-has when the cycle is encoded alone, so a batch gives what single cycles give.
+has when the cycle is encoded alone, so a batch gives the same results as single cycles.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def in_graph() -> bool:
-    """Whether torch records what is computed, so that no value may be read and no result kept."""
+    """Whether torch traces or compiles, so that code must not read values of tensors or keep results."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-any-return]
 
 
@@ -21,7 +21,7 @@ def within(lengths: Tensor, width: int) -> Tensor:
 
 
 class TimeMask:
-    """True lengths of a batch along time, of tensors of one width; None inside where all cycles fill the batch.
+    """True lengths of the cycles of a batch along time, for tensors of one width.
 
     Args:
         lengths: (batch,) true lengths, or None where nothing is padded.
@@ -34,7 +34,7 @@ class TimeMask:
 
     @classmethod
     def of(cls, attention_mask: Tensor | None) -> "TimeMask":
-        """From an attention mask (batch, frames); on a CPU a mask of ones costs nothing afterwards."""
+        """From an attention mask (batch, frames); on a CPU a mask of ones becomes lengths of None."""
         if attention_mask is None:
             return cls(None)
         lengths = attention_mask.to(torch.int64).sum(1)
@@ -52,7 +52,7 @@ class TimeMask:
         return torch.tensor(len(x) * x.shape[-1], device=x.device) if self.lengths is None else self.lengths.sum()
 
     def zero_beyond(self, x: Tensor) -> Tensor:
-        """(batch, channels, frequency, time) with zeros beyond each cycle's end; in place where nothing learns."""
+        """(batch, channels, frequency, time) with zeros beyond each cycle's end; in place without gradients."""
         if self.lengths is None:
             return x
         if torch.is_grad_enabled() or in_graph():
@@ -122,30 +122,30 @@ def process_count() -> int:
 
 
 class _MaskedBatchNorm(torch.autograd.Function):
-    """Batch normalisation by the statistics of real frames, with a gradient by hand: plain operations take 5 x as long.
+    """Batch normalisation by the statistics of real frames, with its own gradient: autograd takes 5 x as long.
 
-    Frames beyond a cycle's end are overwritten: with the mean of the real ones, torch's own kernels, which know no
-    mask, find the sums of the real ones.
+    Frames beyond a cycle's end are overwritten with the mean of the real ones: then torch's own kernels, which take no
+    mask, compute the sums of the real ones.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: TimeMask, eps: float, together: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: TimeMask, eps: float, synchronise: bool
     ) -> tuple[Tensor, ...]:
         """(batch, channels, frequency, time) -> the same shape; mean and variance (channels,); their number ()."""
         x, rows = x.detach(), x.numel() // x.shape[1]
         mask.fill_beyond(x, 0.0)
         count = mask.number(x) * x.shape[2]
         total = torch.cat([x.sum((0, 2, 3)), count.to(x.dtype)[None]])
-        total = _sum_of_all(total, together)
+        total = _sum_of_all(total, synchronise)
         mean = total[:-1] / total[-1]
         mask.fill_beyond(x, mean)
         ours, spread = torch.batch_norm_update_stats(x, None, None, 0.0)
-        variance = _sum_of_all(rows * (spread + (ours - mean).square()), together) / total[-1]
+        variance = _sum_of_all(rows * (spread + (ours - mean).square()), synchronise) / total[-1]
         out = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
         mask.fill_beyond(out, 0.0)
         ctx.save_for_backward(x, weight, mean, variance, total[-1])
-        ctx.mask, ctx.eps, ctx.together = mask, eps, together
+        ctx.mask, ctx.eps, ctx.synchronise = mask, eps, synchronise
         ctx.mark_non_differentiable(mean, variance, count)
         return out, mean, variance, total[-1]
 
@@ -160,7 +160,7 @@ class _MaskedBatchNorm(torch.autograd.Function):
         )
         # beyond a cycle's end x is the mean, which adds nothing to the gradient of the weight
         of_bias = of_bias - ctx.mask.sum_beyond(grad)
-        sums = _sum_of_all(torch.stack([of_weight, of_bias]), ctx.together) / count
+        sums = _sum_of_all(torch.stack([of_weight, of_bias]), ctx.synchronise) / count
         scale = weight * inverse
         slope = -scale * inverse * sums[0]
         offset = -scale * sums[1] - slope * mean
@@ -169,15 +169,15 @@ class _MaskedBatchNorm(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None, None
 
 
-def _sum_of_all(values: Tensor, together: bool) -> Tensor:
+def _sum_of_all(values: Tensor, synchronise: bool) -> Tensor:
     """The sum over processes that train together."""
-    if together:
+    if synchronise:
         torch.distributed.all_reduce(values)
     return values
 
 
 class MaskedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose training statistics come from real frames only: padding does not move them.
+    """Batch normalisation whose training statistics come from real frames only, so padding does not affect them.
 
     Attributes:
         synchronised: Whether they come from the cycles of all processes that train together.
@@ -188,15 +188,15 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor, mask: TimeMask | None = None) -> Tensor:  # type: ignore[override]
         """(batch, channels, frequency, time) -> the same shape.
 
-        In training values beyond a cycle's end become 0, and those of `x` are lost; else they are not meaningful.
+        In training, values beyond a cycle's end become 0, and `x` is overwritten there; otherwise they are undefined.
         """
-        together = self.synchronised and self.training and process_count() > 1
-        if not self.training or not (together or (mask is not None and mask.lengths is not None)):
+        synchronise = self.synchronised and self.training and process_count() > 1
+        if not self.training or not (synchronise or (mask is not None and mask.lengths is not None)):
             out: Tensor = super().forward(x)
             return out
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         wide = x if x.dtype == torch.float64 else x.float()
-        settings = (mask or TimeMask(None), self.eps, together)
+        settings = (mask or TimeMask(None), self.eps, synchronise)
         out, mean, variance, count = _MaskedBatchNorm.apply(  # type: ignore[no-untyped-call]
             wide, self.weight.to(wide.dtype), self.bias.to(wide.dtype), *settings
         )

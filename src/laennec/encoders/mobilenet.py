@@ -1,9 +1,9 @@
 """EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
 
-Decisions: padding is zeroed before every convolution that looks sideways and left out of squeeze-excitation and
-pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation is folded into the
-convolution. On a CPU the bits of a cycle do not change with the cycles beside it that are padded to as many frames: its
-matrices are multiplied by themselves, in an order that depends on its own shape.
+Decisions: padding is zeroed before every convolution over time and left out of squeeze-excitation and pooling, so a
+cycle has the same embedding as when it is encoded alone. Without gradients, batch normalisation is folded into the
+convolution. On a CPU the other cycles of a batch do not change a cycle's result by a bit: each cycle's matrices are
+multiplied separately, in an order that depends on its (padded) shape alone.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
@@ -43,7 +43,7 @@ _LAYOUT: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
     (5, 960, 160, True, nn.Hardswish, 1),
 )
 _STEM_CHANNELS, _HEAD_CHANNELS = 16, 1280
-_VECTOR = 32  # floats that torch computes at once, on the widest CPU
+_VECTOR = 32  # floats in a vector instruction of torch, on the widest CPU
 _MOST_WIDTH = 100.0  # the largest published one has 4
 
 
@@ -88,7 +88,7 @@ class ConvNorm(nn.Module):
         self._kept: tuple[list[Any], list[Tensor], Tensor, Tensor] | None = None
 
     def train(self, mode: bool = True) -> "ConvNorm":
-        """As in torch; statistics change in training without a trace in their version."""
+        """As in torch; forget folded weights, because training changes statistics but not their version."""
         self._kept = None
         return super().train(mode)
 
@@ -105,27 +105,27 @@ class ConvNorm(nn.Module):
         return self._activated(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
 
     def _activated(self, x: Tensor) -> Tensor:
-        """The activation, in place: nothing else needs what goes in."""
+        """The activation, in place: the input is not used elsewhere."""
         if isinstance(self.activation, nn.Identity):
             return x
         return F.relu_(x) if isinstance(self.activation, nn.ReLU) else F.hardswish(x, inplace=True)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """As `_fold`, computed again where a weight was changed or replaced."""
+        """As `_fold`, but cached until a weight is changed or replaced."""
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         sources = [self.conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        if any(value.is_inference() for value in sources):  # these do not count their changes
+        if any(value.is_inference() for value in sources):  # these have no version counter
             return self._fold()
         state = [(value.data_ptr(), value._version) for value in sources]
         kept = self._kept
         if kept is None or kept[0] != state:
-            # a tensor that is held cannot give its address to another one
+            # holding the tensors prevents the reuse of their addresses
             kept = self._kept = state, [value.detach() for value in sources], *self._fold()
         return kept[2], kept[3]
 
     def _fold(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of one convolution in place of convolution and normalisation: half the passes over memory."""
+        """Weight and bias of one convolution that replaces convolution and normalisation: half the memory traffic."""
         conv, norm = self.conv, self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -133,9 +133,9 @@ class ConvNorm(nn.Module):
 
 
 def rows_times(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer for each row by itself: (batch, positions, in) -> (batch, positions, out).
+    """A linear layer, applied to each row separately: (batch, positions, in) -> (batch, positions, out).
 
-    In one product of all rows, the order of a sum, and so its last bit, depends on their number.
+    In one product of all rows, the order of summation, and so the last bit, would depend on their number.
     """
     return torch.baddbmm(bias, x, weight.t().expand(len(x), -1, -1))
 
@@ -153,7 +153,7 @@ class SqueezeExcitation(nn.Module):
         mean = mask.mean(x)
         if torch.is_grad_enabled() or x.device.type != "cpu" or in_graph():
             return x * self.expand(self.reduce(mean).relu()).sigmoid()[:, :, None, None]
-        # filled up to whole vectors: torch computes what is left of the last one with another exponential
+        # padded to whole vectors: torch computes the remainder with another implementation of exp
         scale = self._by_rows(self.expand, self._by_rows(self.reduce, mean[:, None]).relu_())[:, 0]
         scale = F.pad(scale, (0, -scale.shape[1] % _VECTOR)).sigmoid()[:, : scale.shape[1]]
         return x.mul_(scale[:, :, None, None])
@@ -182,7 +182,7 @@ class InvertedResidual(nn.Module):
         """(batch, before, frequency, time) -> (batch, after, frequency / stride, time / stride) and its mask."""
         hidden = x if self.expand is None else self.expand(x, mask)
         after = mask.halved() if self.stride == 2 else mask
-        if self.expand is None or not self.training:  # where it learns, batch normalisation leaves zeros
+        if self.expand is None or not self.training:  # in training, batch normalisation writes these zeros
             hidden = mask.zero_beyond(hidden)
         hidden = self.depthwise(hidden, after)
         if self.squeeze is not None:
@@ -215,7 +215,7 @@ class MobileNetEncoder(AudioEncoder):
     config: MobileNetConfig
     layers = "blocks"
     layers_after = ("last",)
-    batched_frames = 16  # few lengths, because each one makes kernels of its own
+    batched_frames = 16  # few distinct lengths, because torch prepares kernels for each
 
     def __init__(self, config: MobileNetConfig) -> None:
         super().__init__(config)
@@ -255,12 +255,12 @@ class MobileNetEncoder(AudioEncoder):
         mask = TimeMask.of(attention_mask)
         # (batch, frames, mels) -> (batch, 1, mels, frames)
         x = input_values.to(self.stem.conv.weight.dtype).transpose(1, 2).unsqueeze(1)
-        # contiguous: of other strides torch guesses the layout, by the number of rows among others
+        # contiguous: for other strides torch's choice of layout depends on the number of rows, among others
         x = mask.zero_beyond(x.clone(memory_format=torch.contiguous_format))
         mask = mask.halved()
         x = self.stem(x, mask)
         if x.device.type == "cpu":
-            # channels side by side: up to twice as fast on a CPU
+            # channels last: up to twice as fast on a CPU
             x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x, mask = block(x, mask)

@@ -2,8 +2,8 @@
 
 Decisions: a class becomes known when its own module is imported (`register_encoder`) or when an instance is handed over
 in Python; a name in a downloaded configuration is looked up among the known classes and never imported. Encoders of
-users are built on the CPU with their own initialisation and then filled by name: transformers builds models without
-memory, which leaves buffers that are not saved undefined.
+users are built on the CPU with their own initialisation and then filled by name: transformers builds models on the meta
+device, which leaves buffers that are not saved undefined.
 """
 
 import inspect
@@ -26,7 +26,7 @@ Class = TypeVar("Class", bound=type[nn.Module])
 
 _FACTS = ("preset", "citation", "licence", "num_special_tokens", "layers_after")
 _PARTS = ("last_hidden_state", "token_mask", "pooler_output")
-_FRAMES = 64  # of the features that an encoder is tried on
+_FRAMES = 64  # of the features that `_width` tests an encoder with
 _DEFAULT_MELS = 128
 
 _models: dict[str, type[PreTrainedModel]] = {}  # by model type
@@ -70,7 +70,7 @@ def register_encoder(encoder: Class) -> Class:
 
 
 def _is_same(known: type, new: type) -> bool:
-    """Whether a class is another one or its new definition, as in a notebook or a script that was imported."""
+    """Whether two classes are the same or one redefines the other, as in a notebook or an imported script."""
     return known.__qualname__ == new.__qualname__ and (
         known.__module__ == new.__module__ or "__main__" in (known.__module__, new.__module__)
     )
@@ -86,7 +86,7 @@ class ModuleConfig(PreTrainedConfig):
     hidden_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """No arguments are an empty dict."""
+        """Turn missing arguments into an empty dict."""
         self.arguments = self.arguments or {}
         super().__post_init__(**kwargs)
 
@@ -120,7 +120,7 @@ class ModuleEncoder(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Leave the module as its own class made it."""
+        """Keep the initialisation of the module's own class."""
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> Any:
         """Encode cycles as the module does: (batch, frames, mels), (batch, frames) -> its output."""
@@ -230,7 +230,7 @@ def _construct(kind: Any, *args: Any, **settings: Any) -> Any:
 
 
 def _width(encoder: PreTrainedModel, name: str, mels: int | None) -> int:
-    """The width of an encoder's embedding, once its output was found to have the right form."""
+    """The width of an encoder's embedding; checks the form of the encoder's output."""
     preset = PRESETS.get(str(getattr(encoder, "preset", None)))
     config = getattr(encoder.config, "arguments", None) or encoder.config.to_dict()
     size = mels or (preset.feature_size if preset else int(config.get("num_mel_bins") or _DEFAULT_MELS))

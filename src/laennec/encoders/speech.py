@@ -1,7 +1,6 @@
-"""wav2vec 2.0 and the encoders of its layout at the true length of every cycle.
+"""wav2vec 2.0 and encoders of the same architecture, at the true length of every cycle.
 
-Decisions: the group norm of wav2vec 2.0's convolutions and data2vec's stacked positional convolutions take real samples
-alone into account.
+Decisions: wav2vec 2.0's group norm and data2vec's stacked positional convolutions use real samples only.
 
 References: Baevski et al. 2020 (wav2vec 2.0), Hsu et al. 2021 (HuBERT), Chen et al. 2022 (WavLM), Baevski et al. 2022
 (data2vec).
@@ -28,9 +27,9 @@ from laennec.errors import InputError
 
 
 class WaveformEncoder(TransformersEncoder):
-    """wav2vec 2.0 and what has its layout: HuBERT, data2vec, UniSpeech. A token stands for 20 ms.
+    """wav2vec 2.0 and encoders of its architecture: HuBERT, data2vec, UniSpeech. A token stands for 20 ms.
 
-    A cycle shorter than the convolutions' view (25 ms) is filled up with zeros, which then count as sound.
+    A cycle shorter than the receptive field of a token (25 ms) is padded with zeros, which are not masked.
     """
 
     preset = "waveform"
@@ -52,7 +51,7 @@ class WaveformEncoder(TransformersEncoder):
 
     @property
     def view(self) -> int:
-        """Samples that one token looks at."""
+        """Receptive field of a token, in samples."""
         view = 1
         for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
             view = (view - 1) * stride + kernel
@@ -170,21 +169,21 @@ class WavLMAudioEncoder(WaveformEncoder):
     config_class = WavLMConfig
     source = ("wavlm.modeling_wavlm", "WavLMModel")
     _supports_sdpa = False
-    # layers that torch's function takes the weights of, so that LoRA on them would have no effect
+    # layers whose weights torch's function reads directly, so that LoRA on them would have no effect
     read_past_adapters = ("q_proj", "k_proj", "v_proj", "out_proj")
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with warnings.catch_warnings():
-            # transformers gives a float bias and a bool mask together, which torch announces to stop liking
+            # transformers passes a float bias and a bool mask together, which torch has deprecated
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
             return super()._encode(values, lengths)
 
 
 class StackedPositions(nn.Module):
-    """data2vec's positional convolutions, one on top of the other: each sees zeros beyond a cycle's end.
+    """data2vec's positional convolutions, stacked; the output of each is zero beyond a cycle's end.
 
     Attributes:
-        mask: (batch, tokens) of the batch that comes next; None where all of it is real.
+        mask: Real tokens of the next batch, (batch, tokens); None where all are.
     """
 
     def __init__(self, layers: nn.ModuleList) -> None:

@@ -1,10 +1,10 @@
 """Audio encoders of transformers at the true length of every cycle.
 
-Decisions: all weights stay in transformers' own modules; the steps that padding would reach are computed here. Whisper
+Decisions: all weights stay in transformers' own modules; steps that padding would affect are implemented here. Whisper
 gets positions up to the end of a cycle instead of 30 s of silence; beyond its table they follow the table's formula.
 CLAP takes spectrograms of 10 s: a shorter cycle is repeated, a longer one refused. Checkpoints of whole models keep the
 encoder under a prefix; their other parts are left out. transformers' own SpecAugment and adapters on top are switched
-off: laennec draws by counter, and embeddings are the encoder's.
+off: laennec masks features itself, and adapters change the embedding.
 
 References: Radford et al. 2022 (Whisper), Seamless Communication 2023 (w2v-BERT 2.0), Wu et al. 2023 (CLAP).
 """
@@ -25,7 +25,7 @@ from laennec.encoders.masks import TimeMask, within, zero_beyond
 from laennec.encoders.weights.checkpoints import differences, read_weights, refuse_differences
 from laennec.errors import InputError
 
-# settings that laennec decides: it draws feature masks itself, and adapters on top mix time steps
+# settings that laennec fixes: it masks features itself, and adapters on top mix time steps
 _FIXED: dict[str, Any] = {
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
@@ -34,7 +34,7 @@ _FIXED: dict[str, Any] = {
 }
 # dropping layers leaves weights without gradient, which training on several devices does not allow; off by default
 _DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0}
-# parts of published speech models that are no encoder
+# parts of published speech models outside the encoder
 _SPEECH_HEADS = (
     *("lm_head.", "classifier.", "projector.", "layer_weights", "tdnn.", "objective."),
     *("quantizer.", "project_q.", "project_hid.", "speaker_proj.", "ctc_proj.", "label_embeddings_concat"),
@@ -45,7 +45,7 @@ _CLAP_FRAMES = 1001
 
 
 class TransformersEncoder(AudioEncoder):
-    """What transformers' audio encoders have in common here; a subclass states how one family treats time.
+    """Base class for audio encoders of transformers; a subclass handles the time axis of one family.
 
     `input_values` and the attention mask are those of `LaennecFeatureExtractor` with one of `presets`. The mask is a
     prefix of ones. Tokens are 0 beyond a cycle's end; the embedding is their mean.
@@ -54,7 +54,7 @@ class TransformersEncoder(AudioEncoder):
     source: ClassVar[tuple[str, str]] = ("", "")  # module of transformers.models, and class
     # of the encoder's names in checkpoints of whole models, beside the one that transformers' class names
     prefixes: ClassVar[tuple[str, ...]] = ()
-    other_parts: ClassVar[tuple[str, ...]] = _SPEECH_HEADS  # names in such checkpoints that are no encoder's
+    other_parts: ClassVar[tuple[str, ...]] = _SPEECH_HEADS  # names in such checkpoints outside the encoder
     config: PreTrainedConfig
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -69,7 +69,7 @@ class TransformersEncoder(AudioEncoder):
         self.post_init()
 
     def _prepare(self) -> None:
-        """Put what this family needs into `model`, before weights are loaded."""
+        """Adapt `model` to this family, before weights are loaded."""
 
     @property
     def feature_size(self) -> int | None:
@@ -93,7 +93,7 @@ class TransformersEncoder(AudioEncoder):
 
     @classmethod
     def settled(cls, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A published configuration with laennec's decisions in it."""
+        """A published configuration with laennec's fixed settings."""
         known = cls.config_class().to_dict()
         for name in overrides:
             if name in _FIXED and name in known:
@@ -207,7 +207,7 @@ class W2vBertAudioEncoder(TransformersEncoder):
 
 
 class ClapAudioEncoder(TransformersEncoder):
-    """CLAP's audio tower; its 64 tokens stand for places in a picture of 10 s, all of them real."""
+    """CLAP's audio tower; its 64 tokens are patches of a 10 s spectrogram, all of them real."""
 
     kind = "clap"
     citation = """@inproceedings{wu2023clap,
@@ -250,7 +250,7 @@ class ClapAudioEncoder(TransformersEncoder):
         repeated = values.gather(1, place[:, :, None].expand(-1, -1, values.shape[2]))[:, None]
         fused: dict[str, Any] = {}
         if self.config.enable_fusion:
-            # three more views belong to clips longer than 10 s; without one they are never looked at
+            # three more views are for clips longer than 10 s; for shorter clips their content is ignored
             repeated = repeated.expand(-1, 4, -1, -1)
             fused["is_longer"] = torch.zeros(len(repeated), 1, dtype=torch.bool, device=values.device)
         grid = self.model(input_features=repeated, **fused).last_hidden_state  # (batch, dim, frequency, time)
@@ -265,7 +265,7 @@ def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _present_name(name: str) -> str:
-    """Weight norm's names of before torch 2.0, which published checkpoints have."""
+    """The current name of a weight; published checkpoints have weight norm's names of before torch 2.0."""
     for old, new in ((".weight_g", "original0"), (".weight_v", "original1")):
         if name.endswith(old):
             return f"{name.removesuffix(old)}.parametrizations.weight.{new}"

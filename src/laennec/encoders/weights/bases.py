@@ -1,8 +1,8 @@
-"""The base encoder of a head-only checkpoint, found and compared.
+"""Find and verify the base encoder of a head-only checkpoint.
 
-Decisions: a head (or adapters) on another encoder fails silently, so the weights of the base are compared with a digest
-of those it was trained on. A path in a config is not followed, because the model can come from another machine; the
-same weights are found by their digest where a head on them was saved here, or are given with base=.
+Decisions: a head (or adapters) on another encoder gives wrong predictions without an error, so the base is compared
+with the digest of the one it was trained on. A path in a config is not followed, because the model can come from
+another machine; the base is found by its digest if a head on it was saved on this machine, or is given with base=.
 """
 
 import contextlib
@@ -69,9 +69,9 @@ def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
 
 
 def remember_base(config: Any) -> None:
-    """Record where the base of a head lies, by the digest of its weights.
+    """Record the path of a head's base under the digest of its weights.
 
-    A path in a downloaded config is not followed; the digest finds the places that heads were saved with here.
+    A path in a downloaded config is not followed; these records map a digest to paths on this machine.
     """
     named = config.base_model_name_or_path
     if not named or not is_local(str(named)) or not Path(named).exists():
@@ -82,7 +82,7 @@ def remember_base(config: Any) -> None:
 
 
 def known_places(digest: str | None) -> list[str]:
-    """Where encoders of this digest lay when heads were saved here."""
+    """The recorded paths of encoders of this digest."""
     if not digest or not _DIGEST.fullmatch(str(digest)):
         return []
     return list(json.loads(read_entry(_record_of(digest)) or "[]"))
@@ -98,7 +98,7 @@ def is_local(name: str) -> bool:
 
 
 def _named_base(config: Any) -> str:
-    """What this machine knows by the digest of the base's weights, or else the Hub id that a config names."""
+    """The path recorded for the digest of the base's weights, or else the Hub id in the config."""
     for place in known_places(config.encoder_digest):  # first: from another folder, weights/mn04.pt looks like a Hub id
         if Path(place).exists():
             return place
@@ -114,7 +114,7 @@ def _named_base(config: Any) -> str:
 def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
     """Refuse a repository of the Hub with adapters beside its config.json: they can name any folder as their base."""
     if Path(name).is_dir():
-        return  # looked at with the other files of the folder
+        return  # checked with the other files of the folder
     quietly = {
         f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
     }
@@ -125,15 +125,15 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
 def refuse_larger_model(
     config: Any, build: Callable[[], nn.Module], base: nn.Module | None, source: str | Path, hub: Mapping[str, Any]
 ) -> None:
-    """Refuse a model whose settings make more of it than its weights and its base are."""
+    """Refuse settings that describe a larger model than its weights and its base."""
     if contains_own(config.encoder_config):
-        return  # users' code takes its memory itself
+        return  # the size of a user's own class is not checked
     known = 0 if base is None else sum(tensor.numel() for tensor in base.state_dict().values())
     refuse_larger(build, weight_files(source, **hub), source, known)
 
 
 def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
-    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than trained."""
+    """Refuse buffers that training never makes: a spread that is not positive, or other settings than config.json's."""
     for name, module in model.named_modules():
         spread = getattr(module, "spread", None)
         if isinstance(spread, Tensor) and not bool((spread > 0).all()):

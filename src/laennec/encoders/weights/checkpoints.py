@@ -1,7 +1,7 @@
 """Files of weights, read strictly.
 
 Decisions: only tensors are read: safetensors, or a pickle that holds nothing else. Every name that is missing, left
-over or of another shape is refused: an encoder that loads partly is a random one. Nothing is downloaded but the
+over or of another shape is refused: a partly loaded encoder has random weights. Nothing is downloaded but the
 configuration and the weights.
 """
 
@@ -35,7 +35,7 @@ LOADING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, SafetensorError, 
 _CODE = re.compile(r"GLOBAL (\w\S+)")
 _NAMED = 4
 _MOST_MODULES = 10_000
-_IN_NO_FILE = 20_000_000  # numbers of tables that are computed, and of what only training needs
+_IN_NO_FILE = 20_000_000  # numbers that a model may have without a file: computed tables, parts only for training
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -121,16 +121,16 @@ def loaded_strictly(
     wrong = {"missing or of another shape": missing, "left over": info["unexpected_keys"]}
     refuse_differences(source, what, wrong)
     for name, value in model.state_dict().items():
-        # names that may be missing are filled later, and undefined until then
+        # weights that may be missing are undefined until they are filled later
         if not value.is_meta and not name.startswith(absent):
             refuse_not_finite(source, name, value)
     return model, info
 
 
 def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source: str | Path, known: int = 0) -> None:
-    """Refuse settings of a model larger than its weights, before any memory is taken for it.
+    """Refuse settings that describe a larger model than its weights, before memory is allocated for it.
 
-    A file of so many bytes holds at most as many numbers, whatever their type.
+    A file holds at most as many numbers as bytes, whatever their type.
     """
     with wrong_settings(str(source)), _few_modules(source), no_init_weights(), torch.device("meta"):
         model = build()
@@ -145,7 +145,7 @@ def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source:
 
 @contextlib.contextmanager
 def _few_modules(source: str | Path) -> Iterator[None]:
-    """Refuse settings of layers without end, while they are made: each one takes time even without memory."""
+    """Refuse settings of too many modules while they are made: each takes time even on the meta device."""
     made = 0
 
     def count(*_: object) -> None:
@@ -166,7 +166,7 @@ def _few_modules(source: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wrong_settings(what: str) -> Iterator[None]:
-    """Turn what torch and transformers raise for settings that do not fit together into one line."""
+    """Turn errors of torch and transformers for inconsistent settings into one line."""
     try:
         yield
     except InputError:
@@ -181,7 +181,7 @@ def wrong_settings(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Hide transformers' progress bar, and its table of missing keys: it becomes one error."""
+    """Hide transformers' progress bar and its table of missing keys, which laennec reports as one error."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -199,7 +199,7 @@ def _without_loading_report() -> Iterator[None]:
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Iterable[str]]:
-    """What is wrong with a state dict ("missing", ...) -> the names of which it is true."""
+    """Kind of difference of a state dict ("missing", ...) -> the names concerned."""
     return {
         "missing": expected.keys() - state.keys(),
         "left over": state.keys() - expected.keys(),
@@ -243,8 +243,8 @@ def renamed(
         kind: Class of the encoder.
         config: Of the network that the file holds.
         state: The authors' weights.
-        released_name: From one of our names, and all of them, to the authors'; weights that get one name lie in it one
-            after the other.
+        released_name: Maps one of our names (given all of them) to the authors'; weights with one name are concatenated
+            in it.
         settings: Changes of the configuration afterwards; weights that the encoder then lacks are left out.
         repeats: Authors' names of weights that must equal another one of theirs.
     """

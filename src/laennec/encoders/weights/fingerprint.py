@@ -1,8 +1,8 @@
 """The embedding of one fixed input, which shows whether an encoder was loaded correctly.
 
-Decisions: a fingerprint is outputs, not weights: the right weights under wrong settings, or in code that has changed,
-have the right digest and give the wrong embeddings. It is computed when an encoder is saved, kept in its configuration,
-and compared when it is loaded.
+Decisions: a fingerprint holds outputs, not weights: with wrong settings or changed code, the right weights have the
+right digest and give wrong embeddings. It is computed when an encoder is saved, kept in its configuration, and compared
+when it is loaded.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from laennec.errors import InputError
 
 # long enough (2.6 s) that tokens far apart affect it
 _FRAMES, _NUMBERS = 256, 16
-# of the recorded numbers' norm: another processor's rounding stays well below, another bucket of distances above
+# share of the recorded numbers' norm: rounding differs by less, one wrong bucket of relative positions by more
 _TOLERANCE, _TOLERANCE_ON_DEVICE, _TOLERANCE_HALF = 0.002, 0.02, 0.2
 
 
 def fixed_input(mels: int) -> Tensor:
-    """Features that are the same everywhere, (1, frames, mels) float32."""
+    """Fixed synthetic features, (1, frames, mels) float32."""
     frame = torch.arange(_FRAMES, dtype=torch.float64)[:, None]
     mel = torch.arange(mels, dtype=torch.float64)[None, :]
     return (torch.sin(0.7 * frame + 0.31 * mel) + 0.5 * torch.cos(0.011 * frame * mel)).float()[None]
@@ -31,7 +31,7 @@ def fixed_input(mels: int) -> Tensor:
 
 @contextmanager
 def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients within the block; then each module has its own mode again."""
+    """Evaluation mode without gradients within the block; afterwards each module's mode is restored."""
     training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     try:
@@ -43,7 +43,7 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
 
 
 def fingerprint(encoder: Any) -> list[float] | None:
-    """Some numbers of the embedding of the fixed input; None where the weights are not there to be used."""
+    """Some numbers of the embedding of the fixed input; None for weights on the meta device."""
     weight = next(encoder.parameters())
     if weight.is_meta:
         return None
@@ -55,7 +55,7 @@ def fingerprint(encoder: Any) -> list[float] | None:
 
 
 def record_fingerprint(encoder: Any) -> None:
-    """Write an encoder's fingerprint into its configuration, where that has a place for one."""
+    """Write an encoder's fingerprint into its configuration, if that has the attribute."""
     if hasattr(encoder.config, "fingerprint"):
         encoder.config.fingerprint = fingerprint(encoder)
 
@@ -82,9 +82,9 @@ def check_fingerprint(encoder: Any, source: str | Path) -> None:
 
 
 def make_contiguous(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy weights that lie where a mapped file put them, off the boundaries that processors like.
+    """Copy weights from a memory-mapped file that are not aligned to 64 bytes.
 
-    The same weights in another alignment give other last bits, and a loaded model should be the saved one to the bit.
+    Alignment changes the last bits of outputs, and a loaded model must equal the saved one to the bit.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if not tensor.is_meta and tensor.data_ptr() % 64:
