@@ -91,7 +91,7 @@ function choose(k) {
   at('facts').replaceChildren(...about(k).flatMap(([name, value]) => { const term = document.createElement('dt'), text = document.createElement('dd'); term.textContent = name; text.textContent = value; return [term, text]; }));
   const player = at('player'), inside = data.sound[k].startsWith('data:');
   at('said').textContent = inside ? '' : 'From the recording on this machine.';
-  player.onerror = () => { at('said').textContent = 'The recording is not where it was, or this browser cannot play it.'; };
+  player.onerror = () => { at('said').textContent = 'The recording was moved or deleted, or this browser cannot play it.'; };
   player.src = data.sound[k];
   const started = player.play();
   if (started) started.catch(() => {});

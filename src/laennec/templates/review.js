@@ -1,7 +1,7 @@
 if (window.laennecPlay) return;
 const find = (what) => document.querySelector(`#review ${what}`);
 let stop = 0, key = "", touched = false, answered = "", answered_ms = 0;
-window.laennecPlay = (share) => {  // of the clip, to its end; without it the span
+window.laennecPlay = (share) => {  // play from this share of the clip to its end, or without a share the span
   const sound = find("audio"), box = find("section").dataset;
   if (!sound) return;
   sound.currentTime = share === undefined ? +box.from : share * box.duration;
@@ -9,7 +9,7 @@ window.laennecPlay = (share) => {  // of the clip, to its end; without it the sp
   sound.play().catch(() => {});
 };
 window.laennecSeen = (given) => {
-  document.activeElement?.blur();  // or the space bar would press the button again
+  document.activeElement?.blur();  // otherwise the space bar would press the button again
   return [find("section")?.dataset.key ?? "", ...given.slice(1)];
 };
 const draw = () => {
@@ -25,7 +25,7 @@ const draw = () => {
   requestAnimationFrame(draw);
 };
 requestAnimationFrame(draw);
-// requests can overtake each other, so a second press waits for the answer to the first one, if there is one
+// answers can arrive out of order, so a second press on the same span within 5 s is ignored
 document.addEventListener("click", (event) => {
   if (!event.target.closest(".review-buttons button")) return;
   const shown = find("section")?.dataset.key + find("section")?.innerText;
