@@ -177,7 +177,7 @@ class FrequencyResponse(_Part):
 class RandomCrop(_Part):
     """Keep a random part of a cycle, from `min_duration_s` to all of it, uniformly; a shorter cycle stays whole.
 
-    The length of a cycle then says less about its label.
+    The length of a cycle is then less informative about its label.
     """
 
     min_duration_s: float = 0.4

@@ -362,7 +362,7 @@ def refuse_integers(samples: Waveform) -> None:
 
 
 def too_few(name: str, samples: int, source_rate: int, rate: int) -> DecodeError:
-    """The error of a recording that resampling reduces to nothing."""
+    """The error of a recording without any sample after resampling."""
     return DecodeError(name, f"{samples} samples at {source_rate} Hz are too few for {rate} Hz; leave it out")
 
 

@@ -263,7 +263,7 @@ class Corpus(ABC):
     def locate(
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
     ) -> tuple[str | Path, dict[str, Any]]:
-        """Where the data are, and the options that remain; an error says where to get them if no folder is given."""
+        """Path of the data and the remaining options; without a folder, an error states where to get the data."""
         if data_dir is None:
             source = f"get {cls.title} from {cls.homepage} (licence: {cls.licence}), then " if cls.homepage else ""
             raise InputError(

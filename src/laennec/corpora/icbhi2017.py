@@ -229,7 +229,7 @@ class Icbhi2017(Corpus):
         return len(missing), OFFICIAL_RECORDINGS, f" ({named(missing)})" if missing else ""
 
     def check_complete(self) -> None:
-        """List which of the 920 recordings are missing, and recordings that are none of them."""
+        """List which of the 920 recordings are missing, and recordings that are not among them."""
         path = self.find_table("split")
         if path is None:
             self.notes.append(f"{self.root}: no published split table found, so missing recordings cannot be named")

@@ -44,7 +44,7 @@ class PairLeak:
 
     @property
     def clean(self) -> bool:
-        """Whether the two splits share nothing."""
+        """Whether the two splits have nothing in common."""
         return not (self.patients or self.recordings or self.simultaneous or self.duplicated_audio)
 
     @property

@@ -84,7 +84,7 @@ PROTOCOLS = {
     name: Protocol(name, description, _WEAKER.get(name, {}), _STAMPS.get(name))
     for name, description in _DESCRIPTIONS.items()
 }
-# protocols with a test fold, and protocols in which a recording stands in for an unknown patient
+# protocols with a test fold, and protocols that treat a recording as a patient where patients are unknown
 WITH_FOLDS = ("patient-5fold", "device-out", "database-out", "published-folds")
 BY_RECORDING = ("recording-80-20", "database-out", "validation-folder", "published-parts", "published-folds")
 # what any corpus with patients can be split by

@@ -52,7 +52,7 @@ class TransformersEncoder(AudioEncoder):
     """
 
     source: ClassVar[tuple[str, str]] = ("", "")  # module of transformers.models, and class
-    # of the encoder's names in checkpoints of whole models, beside the one that transformers' class names
+    # prefixes of the encoder's weights in checkpoints of whole models, besides `base_model_prefix` of its class
     prefixes: ClassVar[tuple[str, ...]] = ()
     other_parts: ClassVar[tuple[str, ...]] = _SPEECH_HEADS  # names in such checkpoints outside the encoder
     config: PreTrainedConfig
@@ -258,7 +258,7 @@ class ClapAudioEncoder(TransformersEncoder):
 
 
 def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The encoder's part of a config.json: CLAP's holds a text tower beside it."""
+    """The encoder's part of a config.json; CLAP's describes a text tower too."""
     if values.get("model_type") == "clap" and isinstance(values.get("audio_config"), dict):
         return {**values["audio_config"], "model_type": ClapAudioConfig.model_type}
     return values

@@ -93,13 +93,13 @@ def _record_of(digest: str) -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether a base is a file or folder of this machine; a Hub id is OWNER/NAME, and nothing of that name is here."""
+    """Whether a base is a file or folder of this machine; a Hub id is OWNER/NAME, and no file has that name here."""
     return bool(name) and (not _HUB_ID.fullmatch(name) or Path(name).exists())
 
 
 def _named_base(config: Any) -> str:
     """The path recorded for the digest of the base's weights, or else the Hub id in the config."""
-    for place in known_places(config.encoder_digest):  # first: from another folder, weights/mn04.pt looks like a Hub id
+    for place in known_places(config.encoder_digest):  # before Hub ids: weights/mn04.pt looks like one
         if Path(place).exists():
             return place
     named = str(config.base_model_name_or_path)
