@@ -1,4 +1,4 @@
-"""Small twins of published corpora: the layout as published, the sound cut out of real recordings."""
+"""Small copies of published corpora: the published layout, with sound cut out of real recordings."""
 
 import csv
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ def iemocap(folder: Path, recordings: Sequence[Path], rate_hz: int = 16000) -> P
 
 
 def windows_in_context(sound, rate, spans, k):
-    """The windows of a recording that is there as a whole."""
+    """Context windows of a recording that is in memory as a whole."""
     for span in spans:
         sides = beside_window(span, len(sound) / rate, k)
         before, after = ([cut(sound, rate, *beside) for beside in side] for side in sides)

@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, no network, and the real recordings where they are to be had."""
+"""Shared fixtures: one thread, no network, and the real recordings where they are available."""
 
 import os
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 from network_guard import close_the_network
 
-close_the_network()  # for the whole session, and in every process that it starts
+close_the_network()  # for this session and every process that it starts
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,18 +32,18 @@ LONGEST = ("tests/test_wheel.py", "tests/examples/", "tests/hub/", "tests/infere
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stands in slow.txt, with or without the parameters of a test, is run by `make soak`."""
+    """Mark the tests of slow.txt (named with or without parameters) as soak; only `make soak` runs them."""
     lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
     slow = {line for line in lines if line and not line.startswith("#")}
     for item in items:
         if item.nodeid in slow or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.soak)
-    # the files that take longest first, so that no worker waits for another one at the end
+    # the slowest files first, so that no worker is idle at the end
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collector need not look through torch and transformers again and again."""
+    """Exclude all imported modules from garbage collection, because scanning torch and transformers is slow."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -79,7 +79,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of reports are made and then left white: painting them is most of what a report costs."""
+    """Replace the images of reports by one white pixel: drawing them takes most of the time of a report."""
     image = io.BytesIO()
     Image.new("L", (1, 1), 255).save(image, "png")
     monkeypatch.setattr("laennec.evaluation.report.write.figure_png", lambda _: image.getvalue())
@@ -87,9 +87,9 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path):
-    """Mounts small file systems of so many kB: on a folder, or on one of that name below tmp_path.
+    """A function that mounts a tmpfs of a given size in kB on a folder (relative to tmp_path).
 
-    `mount -o remount,ro` makes one read-only even for the system's owner.
+    After `mount -o remount,ro` it is read-only even for root.
     """
     mounted = []
 
@@ -145,14 +145,14 @@ def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def some_recordings(small_corpus: Path) -> list[Path]:
-    """Real recordings to cut twins of other corpora out of; synthetic ones where the real are not at hand."""
+    """Recordings whose sound goes into small copies of other corpora; synthetic where real ones are missing."""
     real = sorted((_shared_root() / "data" / "sprsound" / "train" / "wav").glob("*.flac"))[:24]
     return real or sorted(small_corpus.rglob("*.wav"))
 
 
 @pytest.fixture(scope="session")
 def tiny_ast(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random AST of the smallest size, as a folder like a download."""
+    """A tiny AST with random weights, in the folder layout of a download."""
     from transformers import ASTConfig
 
     from laennec.encoders import AstEncoder
@@ -197,7 +197,7 @@ def frozen_run(tiny_recipe, released, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pushed_run(frozen_run, tmp_path_factory):
-    """A run on a real frozen encoder, alone in its folder, scored, its card without open questions."""
+    """A scored run on a real frozen encoder, in its own folder, with a complete card."""
     from laennec.evaluation.evaluate import score
 
     run = shutil.copytree(frozen_run, tmp_path_factory.mktemp("runs") / "run")

@@ -1,7 +1,7 @@
-"""Processes of their own that have everything imported already: forks of the one that runs the tests.
+"""Child processes forked from the test process, which has imported everything already.
 
-Importing torch and transformers takes longer than most of what a test has another process do. A process whose imports,
-memory or environment at import time matter is started the ordinary way.
+Importing torch and transformers takes longer than most work that a test does in another process. Tests that depend on
+imports, memory or the environment at import time start an ordinary process instead.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from laennec.cli.main import main
 
 
 class Done(NamedTuple):
-    """How a process ended, as `subprocess.run` says it."""
+    """Exit code and output of a process, as in `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str
@@ -33,11 +33,11 @@ class Done(NamedTuple):
 
 
 class Forked:
-    """A process that does some work; its pipes and its methods are those of `subprocess.Popen`.
+    """A child process that calls a function; it has the pipes and methods of `subprocess.Popen`.
 
     Args:
-        work: What it does; a number is its exit code, an exception is told as an interpreter does.
-        **environment: Set there, and nowhere else.
+        work: The function; it returns the exit code or None, and the traceback of an exception goes to stderr.
+        **environment: Environment variables that are set in the child only.
     """
 
     def __init__(self, work: Callable[[], Any], **environment: str) -> None:
@@ -54,16 +54,16 @@ class Forked:
         self.stderr: IO[str] = os.fdopen(err)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal if the process is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def poll(self) -> int | None:
-        """Its exit code, minus the signal that ended it, or None while it runs."""
+        """Exit code, negative signal number if a signal ended the process, or None while it runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -71,7 +71,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
-        """What it still says, and then its end; after `timeout` seconds it is killed."""
+        """Read stdout and stderr until the process ends; kill it after `timeout` seconds."""
         late = threading.Timer(timeout, self.kill)
         late.start()
         said: dict[str, str] = {}
@@ -87,7 +87,7 @@ class Forked:
         return out, said["err"]
 
     def done(self, timeout: float = 600) -> Done:
-        """Wait for its end."""
+        """Wait until the process ends."""
         out, err = self.communicate(timeout)
         assert self.returncode is not None
         return Done(self.returncode, out, err)
@@ -109,14 +109,14 @@ def script(code: str, *words: object, **environment: str) -> Forked:
 
 
 def ranks(number: int, work: Callable[[], Any], timeout: float = 600) -> Done:
-    """Processes that do the same work together, as a launcher starts them; what they say, rank by rank."""
+    """Run the same function in several distributed ranks, as a launcher does; outputs are joined in rank order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
     shared |= {"LOCAL_WORLD_SIZE": str(number), "ACCELERATE_MIXED_PRECISION": "no"}
     started = [Forked(work, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)]
-    # a rank whose pipe is full waits, and the others wait for it: they are read at once
+    # all pipes are read at the same time: a rank with a full pipe blocks, and so do the ranks that wait for it
     ended: dict[int, Done] = {}
 
     def wait(rank: int) -> None:
@@ -132,7 +132,7 @@ def ranks(number: int, work: Callable[[], Any], timeout: float = 600) -> Done:
 
 
 class NoLock:
-    """A lock that another machine does not see."""
+    """A file lock that is always free, as on a machine that does not see the locks of others."""
 
     is_locked = True
 
@@ -140,14 +140,17 @@ class NoLock:
         pass
 
     def acquire(self, timeout: float) -> None:
-        """Always at once."""
+        """Succeed at once."""
 
     def release(self) -> None:
-        """Nothing was held."""
+        """Do nothing."""
 
 
 def on_another_machine(work: Callable[[], Any], folder: Path, name: str, others: int) -> Forked:
-    """A process that begins together with others, at work in this folder too, and sees none of their locks."""
+    """Run a function like a process on another machine: it does not see the locks that others hold in the folder.
+
+    It starts when `others` processes are ready.
+    """
 
     def alone() -> None:
         files.FileLock, files._lock_handle, files._MACHINE = NoLock, lambda handle: True, f"{len(name):04x}"
@@ -160,19 +163,19 @@ def on_another_machine(work: Callable[[], Any], folder: Path, name: str, others:
 
 
 def _run(work: Callable[[], Any], out: int, err: int, environment: dict[str, str]) -> None:
-    """What the new process does; never returns."""
+    """Body of the child process; never returns."""
     code = 1
     try:
         os.dup2(out, 1)
         os.dup2(err, 2)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
-        # whatever started the tests may have had them ignored
+        # the parent of the tests may have ignored these signals
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        logging.getLogger().handlers.clear()  # those that gather for a test
+        logging.getLogger().handlers.clear()  # pytest's handlers
         os.environ.update(environment)
-        tqdm.set_lock(threading.RLock())  # the one it has is shared: a kill while it is held stops the others for ever
+        tqdm.set_lock(threading.RLock())  # forks share tqdm's lock: killing a holder would block the others for ever
         _forget_accelerate()
         code = int(work() or 0)
     except SystemExit as end:
@@ -187,7 +190,7 @@ def _run(work: Callable[[], Any], out: int, err: int, environment: dict[str, str
 
 
 def _forget_accelerate() -> None:
-    """Accelerate keeps in its classes how many processes there are."""
+    """Reset accelerate, which stores the number of processes in class attributes."""
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState, PartialState
 

@@ -1,23 +1,23 @@
-"""A Hub on 127.0.0.1, of the standard library: what huggingface_hub and datasets ask of the real one, and its refusals.
+"""A local Hub server on 127.0.0.1 (standard library only): the requests of huggingface_hub and datasets, and errors.
 
-Use it through a process of its own, for huggingface_hub reads its endpoint when it is imported:
+Use it from another process, because huggingface_hub reads its endpoint when it is imported:
 
-    with HubServer() as hub:                                   # its user is "tester", whose token is TOKEN
+    with HubServer() as hub:                                   # its user is "tester" with the token TOKEN
         environment = hub.environment(tmp_path)                # HF_ENDPOINT, HF_HOME, HF_TOKEN and the like
         hub.fail("/commit/", times=2)                          # the next two commits are answered with 503
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-        hub.files("tester/model")["config.json"]               # what the repository holds now: {path: bytes}
-        hub.asked("PUT")                                       # the requests, for what was uploaded twice
+        hub.files("tester/model")["config.json"]               # files of the repository: {path: bytes}
+        hub.asked("PUT")                                       # the matching requests, e.g. to find repeated uploads
 
 Models and data sets (`kind="dataset"`) can be created, committed to (regular files and LFS objects), read by revision,
-branch and tag, in ranges too, listed, made public or private, and deleted. A private repository, and one that is not
-there, is 401 without a token and 404 with somebody else's; a wrong token is 401; a gated one is 403.
+branch and tag (also in byte ranges), listed, made public or private, and deleted. A private or missing repository gives
+401 without a token and 404 with another user's token; a wrong token gives 401; a gated repository gives 403.
 
-Faults, each for the next `times` requests whose "METHOD /path" a regular expression finds:
-    fail(pattern, times, status)   an error status
-    hang(pattern, times, seconds)  nothing is answered for so long
-    cut(pattern, times, after)     the connection is closed after so many bytes of the body, theirs (PUT, POST) or ours
-    lose(pattern, times)           the request is carried out and its answer is lost
+Faults, each for the next `times` requests whose "METHOD /path" matches a regular expression:
+    fail(pattern, times, status)   answer with an error status
+    hang(pattern, times, seconds)  wait for so many seconds before answering
+    cut(pattern, times, after)     close the connection after so many bytes of the request body (PUT, POST) or answer
+    lose(pattern, times)           carry the request out, then close the connection without an answer
 """
 
 import base64
@@ -52,7 +52,7 @@ _BRANCH_START = "initial commit"
 
 @dataclass
 class Commit:
-    """A state of a repository: its files, and which of them are LFS objects."""
+    """The files of a repository at one commit, and which of them are LFS objects."""
 
     oid: str
     message: str
@@ -62,7 +62,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository."""
+    """A model or data set repository."""
 
     name: str
     kind: str
@@ -81,7 +81,7 @@ class Repo:
         return None if oid is None else self.commits[oid]
 
     def commit(self, branch: str, message: str, files: dict[str, bytes], lfs: frozenset[str]) -> Commit:
-        """Put a state at the end of a branch."""
+        """Add a commit to a branch."""
         said = f"{self.name} {branch} {message} {len(self.commits)} {sorted(map(_blob_oid, files.values()))}"
         made = Commit(hashlib.sha1(said.encode(), usedforsecurity=False).hexdigest(), message, files, lfs)
         self.commits[made.oid] = made
@@ -91,7 +91,7 @@ class Repo:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: "METHOD /path", its body's size, and the status it was answered with (0: none)."""
+    """A request: "METHOD /path", size of its body, and status of the answer (0: no answer)."""
 
     line: str
     size: int
@@ -110,10 +110,10 @@ class HubServer:
     """The server; see the module's docstring.
 
     Attributes:
-        endpoint: Its address.
-        users: Who may ask, by token.
+        endpoint: Address of the server.
+        users: User names by token.
         repos: Repositories by (kind, id).
-        log: All requests in their order.
+        log: All requests in order.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class HubServer:
         self._server.server_close()
 
     def environment(self, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
-        """The environment of a process that shall use this Hub, with its caches and its login below `home`."""
+        """Environment variables of a process that uses this Hub, with its caches and its login below `home`."""
         mine = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         mine |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0"}
         mine |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -156,7 +156,7 @@ class HubServer:
         private: bool = False,
         gated: bool = False,
     ) -> Repo:
-        """A repository that is there already, with the files of a folder or those given."""
+        """Create a repository with the files of a folder or the given files."""
         if isinstance(files, Path):
             files = {p.relative_to(files).as_posix(): p.read_bytes() for p in files.rglob("*") if p.is_file()}
         made = Repo(repo, kind, private, gated)
@@ -169,22 +169,22 @@ class HubServer:
         return made
 
     def files(self, repo: str, revision: str = "main", *, kind: str = "model") -> dict[str, bytes]:
-        """What a repository holds."""
+        """Files of a repository: {path: bytes}."""
         commit = self.repos[kind, repo].at(revision)
         assert commit is not None, f"{repo} has no revision {revision}"
         return dict(commit.files)
 
     def asked(self, pattern: str = "") -> list[Asked]:
-        """The requests whose "METHOD /path" the pattern finds."""
+        """The requests whose "METHOD /path" matches the pattern."""
         with self.lock:
             return [asked for asked in self.log if re.search(pattern, asked.line)]
 
     def fail(self, pattern: str, times: int = 1, status: int = 503) -> None:
-        """Answer with an error."""
+        """Answer the next matching requests with an error status."""
         self._faults.append(_Fault(re.compile(pattern), times, "fail", status))
 
     def hang(self, pattern: str, times: int = 1, seconds: float = 60.0) -> None:
-        """Answer nothing for a while."""
+        """Delay the answer to the next matching requests."""
         self._faults.append(_Fault(re.compile(pattern), times, "hang", seconds))
 
     def cut(self, pattern: str, times: int = 1, after: int = 1000) -> None:
@@ -196,11 +196,11 @@ class HubServer:
         self._faults.append(_Fault(re.compile(pattern), times, "lose", 0))
 
     def mend(self) -> None:
-        """No more faults."""
+        """Remove all faults."""
         self._faults.clear()
 
     def fault(self, line: str) -> _Fault | None:
-        """The fault that is due for a request, used up by it."""
+        """The next fault for a request; its count goes down by one."""
         with self.lock:
             due = next((f for f in self._faults if f.left > 0 and f.pattern.search(line)), None)
             if due is not None:
@@ -209,7 +209,7 @@ class HubServer:
 
 
 class _RefusedError(Exception):
-    """An answer that is an error."""
+    """Answer the request with an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any) -> None:
         super().__init__(message)
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed; the log is the hub's."""
+        """Print nothing; `HubServer.log` has the requests."""
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError, TimeoutError):
@@ -262,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any  # noqa: N815 (the names are http.server's)
 
     def body(self, most: int | None = None) -> bytes:
-        """The request's body, or its beginning."""
+        """The body of the request, or at most its first `most` bytes."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             length = int(self.headers.get("Content-Length") or 0)
             return self.rfile.read(length if most is None else min(length, most))
@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def close(self, line: str, size: int) -> None:
-        """End the connection, nothing said."""
+        """Close the connection without an answer."""
         with self.hub.lock:
             self.hub.log.append(Asked(line, size, 0))
         self.close_connection = True
@@ -304,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def user(self) -> str | None:
-        """Who asks."""
+        """Name of the user who sends the request."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         if token and token not in self.hub.users:
             raise _RefusedError(401, "Invalid credentials in Authorization header")
@@ -315,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
         place = urlparse(self.path)
         parts = [unquote(part) for part in place.path.strip("/").split("/")]
         query = {k: v[0] for k, v in parse_qs(place.query).items()}
-        if parts[0] == "objects":  # where LFS objects go; the address itself is the permission
+        if parts[0] == "objects":  # LFS objects; whoever knows the address may upload
             return self.receive_object(parts[1:], content)
         if parts[0] != "api":
             return self.outside(parts, content)
@@ -333,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _said(self.within(repo, rest, query, content))
 
     def repo(self, kind: str, parts: list[str]) -> tuple[Repo, list[str]]:
-        """The repository an address means, and what follows it."""
+        """The repository of an address, and the rest of the address."""
         long = len(parts) > 1 and (parts[1] not in _BELOW or (len(parts) > 2 and parts[2] in _BELOW))
         name, rest = "/".join(parts[: 1 + long]), parts[1 + long :]
         user = self.user()
@@ -355,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token", **role}}
 
     def validate(self, content: bytes) -> Any:
-        """What the real one checks of a card's head, in small."""
+        """Check the metadata of a card, as a small part of what the real Hub checks."""
         text = json.loads(content)["content"]
         head = re.match(r"\s*---\r?\n(.*?)\n---", text, re.DOTALL)
         if head is None:
@@ -390,7 +390,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def within(self, repo: Repo, rest: list[str], query: dict[str, str], content: bytes) -> Any:
-        """What is asked of one repository."""
+        """Answer a request about one repository."""
         what = rest[0] if rest else "revision"
         if what == "settings":
             wanted = json.loads(content)
@@ -425,7 +425,7 @@ class _Handler(BaseHTTPRequestHandler):
         return facts | {"siblings": [{"rfilename": path} for path in sorted(state.files)]}
 
     def refer(self, repo: Repo, what: str, name: str, content: bytes) -> Any:
-        """A new branch (address: its name) or tag (address: its commit), or its end."""
+        """Create or delete a branch (the address has its name) or a tag (the address has its commit)."""
         held = repo.branches if what == "branch" else repo.tags
         if self.command == "DELETE":
             held.pop(name, None)
@@ -441,7 +441,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def commit(self, repo: Repo, branch: str, content: bytes) -> Any:
-        """A commit in newline-delimited JSON."""
+        """Add a commit, sent as newline-delimited JSON."""
         state = repo.at(branch)
         if branch not in repo.branches or state is None:
             raise _RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
@@ -475,7 +475,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def outside(self, parts: list[str], content: bytes) -> tuple[int, bytes, dict[str, str]]:
-        """What is not below /api: files, and where LFS objects shall go."""
+        """Requests outside /api: files, and the upload addresses of LFS objects."""
         kind = "dataset" if parts[0] == "datasets" else "model"
         parts = parts[1:] if kind == "dataset" else parts
         at = next((i for i, part in enumerate(parts) if part.endswith(".git")), None)
@@ -491,7 +491,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.file(state, "/".join(rest[2:]))
 
     def file(self, state: Commit, path: str) -> tuple[int, bytes, dict[str, str]]:
-        """A file, or the range of it that was asked for."""
+        """A file, or the requested byte range of it."""
         if path not in state.files:
             raise _RefusedError(404, "Entry not found", "EntryNotFound")
         held, lfs = state.files[path], path in state.lfs
@@ -508,7 +508,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 206, held[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(held)}"}
 
     def batch(self, repo: Repo, wanted: dict[str, Any]) -> Any:
-        """Which LFS objects are to be uploaded, and where to."""
+        """Upload addresses of the LFS objects that the repository lacks."""
         where = f"{self.hub.endpoint}/objects/{repo.kind}/{quote(repo.name, safe='')}"
         answers = []
         for each in wanted["objects"]:
@@ -518,7 +518,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": answers}
 
     def receive_object(self, parts: list[str], content: bytes) -> tuple[int, bytes, dict[str, str]]:
-        """Take an LFS object, if it is what its name says; or say whether it is there."""
+        """Store an LFS object if its hash matches its name, or check that it exists."""
         kind, name, oid, what = parts
         repo = self.hub.repos[kind, name]
         if what == "put":
@@ -546,7 +546,7 @@ def _refs(repo: Repo) -> tuple[tuple[str, dict[str, str]], tuple[str, dict[str, 
 
 
 def _blob_oid(content: bytes) -> str:
-    """The name that git gives a content."""
+    """Git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
@@ -555,7 +555,7 @@ def _is_lfs(path: str, size: int) -> bool:
 
 
 def _mode(state: Commit, file: dict[str, Any]) -> dict[str, Any]:
-    """How a file is to be uploaded, and what is there under its name."""
+    """Upload mode of a file (regular or LFS), and the existing file of that name."""
     path = file["path"]
     mode = "lfs" if _is_lfs(path, file["size"]) else "regular"
     said = {"path": path, "uploadMode": mode, "shouldIgnore": False}
@@ -566,7 +566,7 @@ def _mode(state: Commit, file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tree(state: Commit, below: str, recursive: bool, empty: bool = False) -> list[dict[str, Any]]:
-    """Files and folders below one."""
+    """Files and folders below a folder."""
     prefix = f"{below}/" if below else ""
     entries: dict[str, dict[str, Any]] = {}
     for path, held in sorted(state.files.items()):
@@ -591,7 +591,7 @@ def _tree(state: Commit, below: str, recursive: bool, empty: bool = False) -> li
 
 
 def _paths(kind: str, content: bytes) -> set[str]:
-    """The paths of a request, which come as a form or as JSON."""
+    """The paths of a request, from a form or from JSON."""
     if "json" in kind:
         return set(json.loads(content)["paths"])
     return set(parse_qs(content.decode()).get("paths", []))

@@ -1,4 +1,4 @@
-"""What a browser would make of Markdown."""
+"""Markdown as a browser shows it."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ from markdown_it import MarkdownIt
 
 
 class Page(HTMLParser):
-    """What a browser would make of the text: its tags, links and text."""
+    """Tags, links and text of rendered Markdown."""
 
     def __init__(self, text):
         super().__init__()

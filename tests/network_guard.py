@@ -1,7 +1,7 @@
-"""A network that is closed: whatever asks for another machine is refused, and written down.
+"""Block the network in tests: a connection to another machine is refused and logged.
 
-Decided here: an audit hook, which no library can go past in Python, in this process and (through sitecustomize, whose
-folder goes before PYTHONPATH) in every process that it starts. Only this machine's own addresses pass.
+Decisions: an audit hook, which no Python library can bypass, in this process and (through a sitecustomize folder at the
+front of PYTHONPATH) in every process that it starts. Only addresses of this machine are allowed.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ _ASKED = {
 
 
 def is_here(address: object) -> bool:
-    """Whether an address is this machine's own: loopback, or a socket of the file system."""
+    """Whether an address belongs to this machine: loopback, or a Unix socket."""
     if not isinstance(address, tuple):
         return True  # AF_UNIX, netlink, or a socket that is connected already
     host = address[0] if address else None
@@ -49,7 +49,7 @@ _closed = False
 
 
 def close_the_network() -> None:
-    """Refuse other machines from now on, here and in every process that is started."""
+    """Refuse connections to other machines from now on, here and in every process that is started."""
     global _closed
     if not _closed:
         sys.addaudithook(_watch)

@@ -1,6 +1,6 @@
-"""Small twins of ICBHI 2017 and SPRSound whose sound numpy alone makes, so that golden values rest on nothing else.
+"""Small copies of ICBHI 2017 and SPRSound with sound from numpy alone, so that golden values depend on nothing else.
 
-Decided here: draws come from RandomState, the one generator whose stream numpy keeps as it is for ever.
+Decisions: draws come from RandomState, because numpy guarantees that its stream never changes.
 """
 
 import json
@@ -37,7 +37,7 @@ def cycle(seconds: float, rate_hz: int, crackle: int, wheeze: int, draw: np.rand
 
 
 def waveform(seconds: float = 6.0, rate_hz: int = 8000) -> np.ndarray:
-    """The fixed sound (samples,) that stored predictions answer: each kind of cycle in turn."""
+    """The fixed sound (samples,) of the stored predictions: each kind of cycle in turn."""
     draw, each = np.random.RandomState(1), seconds / len(FLAGS)
     return np.concatenate([cycle(each, rate_hz, *flags, draw) for flags in FLAGS.values()])
 
@@ -45,7 +45,7 @@ def waveform(seconds: float = 6.0, rate_hz: int = 8000) -> np.ndarray:
 def icbhi2017(folder: Path, patients: int = 16, cycles: int = 5) -> Path:
     """ICBHI 2017's layout: sound and annotation of one or two recordings a patient, and the four published tables.
 
-    The published split has one patient in both parts, one patient has two devices, and one lacks age and sex.
+    In the published split, one patient is in train and test; one patient has two devices, and one lacks age and sex.
     """
     draw = np.random.RandomState(0)
     tables: dict[str, list[str]] = {"split": [], "diagnosis": [], "people": [], "folds": []}
@@ -86,9 +86,9 @@ def icbhi2017(folder: Path, patients: int = 16, cycles: int = 5) -> Path:
 
 
 def sprsound(folder: Path, rate_hz: int = 8000) -> Path:
-    """SPRSound's layout: parts with wav/ and json/, events of every type, recordings of every class.
+    """SPRSound's layout: splits with wav/ and json/, events of every type, recordings of every class.
 
-    Patients of the part test_intra are in train, those of test_inter are not.
+    Patients of test_intra are also in train, those of test_inter are not.
     """
     draw = np.random.RandomState(2)
     classes = {"Normal": ["Normal"], "DAS": ["Normal", "Fine Crackle", "Coarse Crackle"], "Poor Quality": []}

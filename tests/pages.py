@@ -1,4 +1,4 @@
-"""Pages as a reader's tools see them: parsed, and opened in a browser."""
+"""Check HTML pages: parse them, and open them in a browser."""
 
 import shutil
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ _VOID = {"meta", "img", "br", "hr", "input", "link", "source", "use", "circle", 
 
 
 class Page(HTMLParser):
-    """Tags with their attributes in order, the text, and whether what is opened is closed."""
+    """Tags with their attributes in order, the text, and whether every tag is closed."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -42,13 +42,13 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def addresses(self):
-        """Everything that could make a browser fetch something."""
+        """All addresses that a browser could fetch."""
         names = ("src", "href", "srcset", "poster", "data", "action", "formaction", "xlink:href", "background")
         return [a[name] for _, a in self.tags for name in names if a.get(name)]
 
 
 def check_page(text):
-    """What holds for every page of ours: closed tags, no script, nothing from outside, described pictures."""
+    """Check that tags are closed, no script and no outside address is in the page, and images have descriptions."""
     page = Page(text)
     assert page.unbalanced == []
     assert not page.all("script") and not page.all("link") and not page.all("iframe") and not page.all("object")
@@ -67,7 +67,7 @@ def check_page(text):
 
 
 def open_in_browser(path, widths=(1280, 390)):
-    """Open a page in headless Chromium: what it said, what it fetched, how wide it became.
+    """Open a page in headless Chromium at each width.
 
     Returns:
         {width: {"said": console lines and errors, "fetched": addresses, "overflow": pixels beyond the window}}.

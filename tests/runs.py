@@ -1,4 +1,4 @@
-"""What commands leave behind: a finished run, for comparing two to the last bit, half-made files, one line of error."""
+"""Inspect the results of commands: compare two runs bit by bit, find unfinished files, check one-line errors."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ KEPT = ("history", "best_epoch", "best_metric", "operating_points")
 
 
 def what_it_left(run: Path) -> tuple:
-    """Weights, validation predictions, and the record but for times."""
+    """Weights, validation predictions, and the run record without times, to compare two runs bit by bit."""
     record = json.loads((run / "run.json").read_text())
     kept = json.dumps({k: record[k] for k in KEPT}, sort_keys=True)
     weights = {k: v.tobytes() for k, v in load_file(run / "model" / "model.safetensors").items()}
@@ -22,7 +22,7 @@ def what_it_left(run: Path) -> tuple:
 
 @contextlib.contextmanager
 def interrupted(step: int) -> Iterator[None]:
-    """The training step of this number, counted over all trainings, ends as by Ctrl+C."""
+    """Raise KeyboardInterrupt in the training step of this number, counted over all trainings."""
     from laennec.training.trainer import LaennecTrainer
 
     steps, plain = [], LaennecTrainer.training_step
@@ -38,13 +38,13 @@ def interrupted(step: int) -> Iterator[None]:
 
 
 def half_made(*folders: Path) -> list[Path]:
-    """Whatever a write that did not end could have left; locks of `datasets` stay, whole or not."""
+    """Temporary files of unfinished writes; lock files are not counted, because `datasets` leaves them in any case."""
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".lock"]
     return [p for p in found if p.name.endswith((".part", ".old", ".tmp", ".writing")) or "incomplete" in p.name]
 
 
 def one_line(capsys, *said) -> str:
-    """The error output is one line, notes and progress aside, that holds all of these."""
+    """Check that stderr, without notes and progress, is one line that contains all of these; return the line."""
     err = [line for line in capsys.readouterr().err.splitlines() if ": note: " not in line and "it/s]" not in line]
     assert len(err) == 1 and err[0].startswith("laennec: "), err
     assert all(str(part) in err[0] for part in said), err

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit, through the command line: one line that names the keys, exit code 2, nothing run."""
+"""Checkpoints that do not match their encoder: commands print one line with the keys, exit with 2 and run no code."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SPEECH = {
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
-# type -> front end, settings, what makes config.json that of a deeper, a shallower and a wider one
+# type -> front end, settings, and changes of config.json to more layers, fewer layers and a larger width
 ENCODERS = {
     "mobilenet": ("efficientat", {"width_mult": 0.1}, None, None, {"width_mult": 0.4}),
     "cnn": ("song2021", {"channels": [4, 8]}, {"channels": [4, 8, 8]}, {"channels": [4]}, {"channels": [4, 16]}),
@@ -33,7 +33,7 @@ ENCODERS = {
 
 
 class Opens:
-    """A pickle that makes a folder when it is read."""
+    """A pickle that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -44,7 +44,7 @@ class Opens:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A random encoder of each type, saved as a folder like a download."""
+    """An encoder of each type with random weights, saved in the folder layout of a download."""
     root = tmp_path_factory.mktemp("encoders")
     for kind, (_, settings, *_) in ENCODERS.items():
         load_encoder(None, type=kind, **settings).save_pretrained(root / kind)
@@ -53,7 +53,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def assert_refused(tiny_recipe, tmp_path, capfd):
-    """Train with these weights: one line, exit code 2, and the run that was there before is still there."""
+    """Check that training with these weights prints one line, exits with 2 and keeps the earlier run."""
 
     def check(kind, weights, *said, features=None):
         recipe = tiny_recipe | {
@@ -143,7 +143,7 @@ def test_settings_that_no_encoder_can_have_are_one_line(kind, values, folders, t
     said = "num_hidden_layers" if kind == "whisper" else name
     with pytest.raises(InputError, match=f"{kind}.*{said}"):
         load_encoder(None, type=kind, **values)
-    # in a config.json the line begins with the folder
+    # for a config.json, the message begins with the folder
     with pytest.raises(InputError) as refused:
         load_encoder(edited(folders / kind, tmp_path, config=values), type=kind)
     assert str(refused.value).startswith(f"{tmp_path / 'edited'}: ")
@@ -159,7 +159,7 @@ def test_a_pickle_with_code_in_a_folder_is_never_run(kind, folders, assert_refus
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Opens(tmp_path / "ran"), protocol=2))
     assert_refused(kind, folder, "never run")
     assert not (tmp_path / "ran").exists()
-    torch.save(state, folder / "pytorch_model.bin")  # the same file without the code is fine
+    torch.save(state, folder / "pytorch_model.bin")  # the same file without code is accepted
     assert load_encoder(folder, type=kind)
 
 
@@ -173,7 +173,7 @@ def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, assert
     path.write_bytes(pickle.dumps(Opens(tmp_path / "ran")))
     assert_refused(kind, path, "cannot be read as a file of tensors")
     assert not (tmp_path / "ran").exists()
-    # were it unpickled, it would run: the file is a real one
+    # control: the code runs if the file is unpickled
     pickle.loads(path.read_bytes())
     assert (tmp_path / "ran").exists()
 
@@ -207,7 +207,7 @@ def test_trained_weights_want_the_front_end_they_were_trained_with(folders, asse
     assert_refused("mobilenet", released, "'efficientat' (32000 Hz)", "is 'ast' (16000 Hz)", "set", features="ast")
     assert_refused("ast", folders / "ast", "'ast' (16000 Hz)", "is 'efficientat' (32000 Hz)", features="efficientat")
     assert_refused("beats", folders / "beats", "set features.preset: beats", features="ast")
-    own = edited(folders / "cnn", tmp_path)  # as pre-training leaves it: the front end lies beside the weights
+    own = edited(folders / "cnn", tmp_path)  # as pre-training saves it: with the front end beside the weights
     (own / "preprocessor_config.json").write_text(json.dumps({"preset": "song2021", "sampling_rate": 16000}))
     assert_refused("cnn", own, "set features.preset: song2021", features="ast")
     other = edited(folders / "hubert", tmp_path)
@@ -229,5 +229,5 @@ def test_a_rate_or_mel_bins_that_a_recipe_cannot_have(tiny_recipe, tmp_path, cap
         assert not (tmp_path / "run").exists()
 
 
-def test_an_id_out_of_reach_is_one_line_offline(assert_refused):
+def test_a_hub_id_that_is_not_cached_is_one_line_offline(assert_refused):
     assert_refused("ast", "nobody/nothing", "the Hub cannot be reached or does not have it", "give a local folder")

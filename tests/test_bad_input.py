@@ -1,4 +1,4 @@
-"""What users get wrong, through the command line: one line with file, reason and remedy, exit code 2, nothing torn."""
+"""Mistakes of users on the command line: one line with file, reason and remedy, exit code 2, no unfinished files."""
 
 import shutil
 
@@ -40,14 +40,14 @@ BAD = {
 
 @pytest.fixture
 def corpus(small_corpus, tmp_path, monkeypatch):
-    """A copy of the small corpus to spoil, with a cache of its own."""
+    """A copy of the small corpus that a test may damage, with its own cache."""
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
     return shutil.copytree(small_corpus, tmp_path / "corpus")
 
 
 @pytest.fixture
 def recipe(tiny_recipe, corpus, tmp_path):
-    """A recipe file on the copy."""
+    """A recipe file for the copied corpus."""
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(tiny_recipe | {"corpus": tiny_recipe["corpus"] | {"data_dir": str(corpus)}}))
     return path
@@ -77,7 +77,7 @@ def test_training_lists_every_bad_recording_in_one_go_and_keeps_the_good_ones(
     used = [
         corpus / f"{name}.wav" for part in ("train", "validation") for name in sorted(set(parts[part]["recording_id"]))
     ]
-    # the first and the last are in different parts
+    # the first and the last are in different splits
     spoilt = dict(zip([used[-1], *used], BAD, strict=False))
     whole = {sound: sound.read_bytes() for sound in spoilt}
     for sound, kind in spoilt.items():
@@ -186,7 +186,7 @@ def test_a_corpus_too_small_to_split_is_one_line(tmp_path, tiny_recipe, capsys):
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
-def test_a_model_that_is_none_of_ours_is_one_line(shared_root, small_corpus, tmp_path, capsys, command):
+def test_a_model_of_another_library_is_one_line(shared_root, small_corpus, tmp_path, capsys, command):
     for source in (
         shared_root / "weights" / "whisper_base_encoder",
         shared_root / "weights" / "mn04_as_mAP_432.pt",

@@ -1,6 +1,6 @@
-"""The model in the package: weights, card and predictions belong together. `make box-model` makes all of them.
+"""The model in the package: its weights, card and recorded predictions match. `make box-model` makes all three.
 
-Run as a script, this file records the digest of the weights and the predictions for a computed sound.
+Run as a script, this file records the digest of the weights and the predictions for a synthetic sound.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def test_predict_needs_no_model_named_and_says_which_one_it_uses(tmp_path, capsy
     rows = json.loads((tmp_path / "out" / "sound.laennec.json").read_text())["timeline"]
     capsys.readouterr()
     assert main(["predict", str(sound), "--window-s", "-1"]) == 2
-    assert "model:" not in "".join(capsys.readouterr())  # a wrong flag is said first, and alone
+    assert "model:" not in "".join(capsys.readouterr())  # only the wrong flag is reported
     assert len(rows) == 5 and f"{rows[0]['crackle_probability']:.2f}" in out
 
 

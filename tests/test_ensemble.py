@@ -1,4 +1,4 @@
-"""Several models of one kind as one: it predicts their mean, and is saved, loaded and refused like any model."""
+"""Ensembles of models of one kind: they predict the members' mean, and are saved, loaded and checked like any model."""
 
 import json
 
@@ -17,7 +17,7 @@ EVENT = {"labels": ["Normal", "Wheeze", "Stridor"], "level": None, "logit_adjust
 
 
 def member(seed, names=("crackle", "wheeze"), encoder=None, **settings):
-    """A small model whose encoder and head are its own, also what its head was standardised by and calibrated to."""
+    """A small model with its own random encoder, head, standardisation and calibration."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     encoder = encoder or load_encoder(None, type="cnn", channels=[4, 8])
@@ -76,7 +76,7 @@ def test_the_output_is_the_mean_of_calibrated_log_odds(pooling, concatenated_con
     assert not (ensemble.config.temperatures or ensemble.config.intercepts or ensemble.config.thresholds)
 
 
-def test_of_one_class_of_several_log_probabilities_are_averaged():
+def test_single_label_models_average_log_probabilities():
     models = [member(seed, FOUR, problem_type="single_label") for seed in range(2)]
     ensemble = ensemble_models(models)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_it_is_saved_and_loaded_like_any_model(tmp_path):
         torch.testing.assert_close(loaded.head.by_member(given.embeddings), own, rtol=0, atol=0)
 
 
-def test_its_weights_are_its_own():
+def test_an_ensemble_copies_the_weights_of_its_members():
     models = [member(seed) for seed in range(2)]
     ensemble = ensemble_models(models)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the Hub's client raises becomes a reason and a remedy, whatever it is wrapped in."""
+"""Errors of the Hub client become one reason and a remedy, also when other errors wrap them."""
 
 import pytest
 from huggingface_hub.errors import (
@@ -51,7 +51,7 @@ def test_the_reason_is_found_behind_other_errors(error, says, passes):
             assert will_pass(each) is passes
 
 
-def test_a_chain_that_bites_its_tail_ends():
+def test_a_cycle_of_error_causes_ends():
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
     assert hub_reason(one) is None and not will_pass(InputError("mine"))

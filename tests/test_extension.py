@@ -1,4 +1,4 @@
-"""Dotted names of recipes and commands."""
+"""Dotted names of own classes in recipes and commands."""
 
 import sys
 

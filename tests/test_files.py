@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens while they are written."""
+"""Files are complete or absent, whatever happens while they are written."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ def names(folder):
 
 @contextmanager
 def small_files_only():
-    """No file of this process may grow beyond 4 kB; no longer than needed, for pytest's own output is such a file."""
+    """Limit the files of this process to 4 kB. Keep it short: the limit applies to pytest's own output, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -44,7 +44,7 @@ def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
+def test_a_file_is_complete_with_default_permissions(tmp_path):
     path = tmp_path / "made" / "on the way" / "a.txt"
     with atomic_write(path) as file:
         file.write("ä")
@@ -86,7 +86,7 @@ def numpy_save(folder):
 
 
 @pytest.mark.parametrize("save", [torch_save, safetensors_save, numpy_save])
-def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_folder(tmp_path, save):
+def test_write_errors_of_libraries_get_our_message_and_keep_the_earlier_folder(tmp_path, save):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("earlier")
     said = pytest.raises(InputError, match=r"out: cannot write: .*choose another folder")
@@ -103,15 +103,15 @@ def test_a_folder_replaces_the_earlier_one_whole(tmp_path):
     assert names(tmp_path) == ["out", "two"]
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_renamed_keeps_the_earlier_one(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("earlier")
-    honest = os.replace
+    original = os.replace
 
     def fails_at_the_last_step(source, target):
         if str(source).endswith(".part"):
             raise OSError(errno.EACCES, "no")
-        honest(source, target)
+        original(source, target)
 
     monkeypatch.setattr(os, "replace", fails_at_the_last_step)
     with pytest.raises(InputError, match="no permission"), atomic_folder(tmp_path / "out") as folder:
@@ -132,7 +132,7 @@ def test_a_path_below_a_file_and_a_folder_in_the_way_are_named(tmp_path):
     assert names(tmp_path) == ["file", "folder", "inside"]
 
 
-def test_errors_that_are_ours_stay_what_they_are():
+def test_other_errors_pass_unchanged():
     assert writing_error("x", RuntimeError("index out of range")) is None
     assert writing_error("x", OSError(errno.EINVAL, "bad")) is None
     with pytest.raises(ZeroDivisionError), explain_write_errors("x"):
@@ -154,7 +154,7 @@ def test_a_folder_with_anything_of_others_is_refused(tmp_path):
         refuse_other_files(tmp_path / "thesis.txt", ours, "choose another")
 
 
-def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
+def test_weights_in_a_folder_have_default_permissions(tmp_path):
     mask = os.umask(0o027)
     try:
         with atomic_folder(tmp_path / "model") as temporary:
@@ -170,9 +170,9 @@ from laennec.files import wait_for_lock
 from laennec.files import atomic_folder, atomic_write
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if "between" in sys.argv:  # the two renames that put a folder in another's place
-    honest = os.replace
+    original = os.replace
     def once(source, target):
-        honest(source, target)
+        original(source, target)
         if os.path.basename(source) == "out":
             kill()
     os.replace = once
@@ -189,14 +189,14 @@ with wait_for_lock("locked"):
 
 
 @pytest.mark.parametrize("where", ["within", "between", "after"])
-def test_what_a_kill_leaves_is_gone_when_the_same_is_written_again(tmp_path, monkeypatch, where):
+def test_leftovers_of_a_kill_are_removed_by_the_next_write(tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("earlier")
     for _ in range(2):
         killed = subprocess.run([sys.executable, "-c", KILLED, where])
         assert killed.returncode == -signal.SIGKILL
-        assert len([p for p in tmp_path.iterdir() if p.name.startswith(".")]) <= 4  # they do not add up
+        assert len([p for p in tmp_path.iterdir() if p.name.startswith(".")]) <= 4  # they do not accumulate
     if where == "within":
         assert names(tmp_path / "out") == ["earlier"] and not (tmp_path / "a.txt").exists()
     remove_stale_lock(tmp_path / "locked")
@@ -208,7 +208,7 @@ def test_what_a_kill_leaves_is_gone_when_the_same_is_written_again(tmp_path, mon
     assert names(tmp_path) == ["a.txt", "new", "out"] and (tmp_path / "a.txt").read_text() == "whole"
 
 
-def test_two_who_write_the_same_at_once_do_not_take_each_others_files(tmp_path):
+def test_two_writers_of_one_file_do_not_use_each_others_temporary_files(tmp_path):
     path = tmp_path / "a"
     with atomic_write(path) as one:
         one.write("one")
@@ -225,7 +225,7 @@ def test_two_who_write_the_same_at_once_do_not_take_each_others_files(tmp_path):
     assert names(tmp_path) == ["a", "one"]
 
 
-def test_a_link_that_lies_in_wait_is_not_written_through(tmp_path):
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".a.part").symlink_to(tmp_path / "precious")
     with atomic_write(tmp_path / "a") as file:
@@ -235,7 +235,7 @@ def test_a_link_that_lies_in_wait_is_not_written_through(tmp_path):
 
 
 def test_no_flipped_bit_of_a_parquet_file_changes_or_leaves_out_a_row(tmp_path):
-    """Pages have checksums, the footer has none: a flipped bit of it can leave rows out."""
+    """Parquet has checksums for pages, but not for the footer, where a flipped bit can drop rows."""
     table = pa.table({"recording": [f"r{number}" for number in range(9)], "probability": np.linspace(0, 1, 9)})
     pq.write_table(table, tmp_path / "whole.parquet", write_page_checksum=True)
     whole, refused = (tmp_path / "whole.parquet").read_bytes(), 0
@@ -247,6 +247,6 @@ def test_no_flipped_bit_of_a_parquet_file_changes_or_leaves_out_a_row(tmp_path):
             except (OSError, ValueError, LookupError, pa.ArrowException):
                 refused += 1
             else:
-                # names and types are checked by those who look for them
+                # the callers check names and types of the columns
                 assert read.schema != table.schema or read.equals(table), (place, bit)
     assert refused > len(whole)

@@ -1,4 +1,4 @@
-"""What the first edition wrote and answered is loaded and answered alike.
+"""Files of the first edition load and give the same results as then.
 
 The golden files were recorded with the functions of this file (tests/golden/first_edition/README.md).
 """
@@ -43,7 +43,7 @@ HUB = {
     },
 }
 PATIENTS = ("official", "official-strict", "patient-60-20-20", "random-80-20", "recording-80-20")
-# (corpus, folder, options); folders below data are the real ones, the others are twins
+# (corpus, folder, options); folders below data hold real recordings, the others are small copies (twins)
 TWINS = [
     *(("icbhi2017", "icbhi", {"protocol": name, "allow_missing": True}) for name in PATIENTS),
     *(("icbhi2017", "icbhi", {"protocol": name, "allow_missing": True, "seed": 7}) for name in PATIENTS),
@@ -77,7 +77,7 @@ RECIPES = {
     for path in sorted((ROOT / "recipes").rglob("*.yaml"))
     if (name := f"{path.parent.name}/{path.stem}") in STEPS
 }
-# settings of the first edition's recipes that are not today's
+# settings in which the first edition's recipes differ from today's
 FORMER = {
     "general_audio/*_ast": {"features.mean": None},
     "general_audio/*_beats": {"train.optimizer": "adamw"},
@@ -111,13 +111,13 @@ def golden(name):
 
 
 def far():
-    """How much farther apart numbers may be here: the golden ones are an Intel processor's, others sum otherwise."""
+    """Factor on tolerances: golden values come from an Intel processor; other processors round sums differently."""
     about = Path("/proc/cpuinfo")
     return 1 if about.exists() and "GenuineIntel" in about.read_text() else 200
 
 
 def close(values, **tolerance):
-    """Equal but for the order in which a processor adds."""
+    """Approximate equality within the rounding differences of processors."""
     allowed = {"rel": 1e-5, "abs": 2e-6} | tolerance
     return pytest.approx(np.asarray(values), **{name: far() * value for name, value in allowed.items()})
 
@@ -127,7 +127,7 @@ def sound_file(folder):
 
 
 def logits_of(model, extractor):
-    """Logits (1, labels) and embedding of the fixed sound at the model's own rate, and each further task's logits."""
+    """Logits (1, labels), embedding and logits of other tasks for the fixed sound at the model's sampling rate."""
     sound = numpy_twins.waveform(rate_hz=extractor.sampling_rate).astype(np.float32)
     values = extractor(sound, sampling_rate=extractor.sampling_rate, filtered=True, return_tensors="pt")
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def logits_of(model, extractor):
 
 
 def answers_of(name, folder):
-    """What an exported model answers: logits of the whole sound, and the timeline of its file."""
+    """Output of an exported model: logits of the whole sound, and the timeline of its file."""
     model, extractor = load_model(MODELS / name, BASES.get(name))
     timeline = Predictor(model, extractor, window_s=1.0, hop_s=0.5)(sound_file(folder))
     return {
@@ -155,14 +155,14 @@ def answers_of(name, folder):
 
 
 def stock_answers():
-    """What transformers' own classes answer."""
+    """Output of transformers' own classes."""
     folder = MODELS / "stock"
     model = AutoModelForAudioClassification.from_pretrained(folder)
     return logits_of(model, AutoFeatureExtractor.from_pretrained(folder))
 
 
 def onnx_answers():
-    """What onnxruntime answers to a batch of two lengths."""
+    """Output of onnxruntime for a batch of two lengths."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     facts = json.loads((MODELS / "onnx" / "onnx.json").read_text())
     sound = numpy_twins.waveform(rate_hz=facts["sampling_rate"]).astype(np.float32)
@@ -174,7 +174,7 @@ def onnx_answers():
 
 
 def make_twins(folder):
-    """Every twin, each in its folder below this one."""
+    """Write each small copy of a corpus into its own subfolder."""
     sounds = sorted(numpy_twins.icbhi2017(folder / "icbhi").glob("*.wav"))
     numpy_twins.sprsound(folder / "sprsound")
     audio_twins.physionet2016(folder / "physionet", sounds)
@@ -206,7 +206,7 @@ def case_name(case):
 
 
 def prints_of(case, root):
-    """Fingerprints of a corpus, its split and its parts, and a digest of each column of its cycle tables."""
+    """Fingerprints of a corpus and its splits, and a digest of each column of its cycle tables."""
     corpus, folder, options = case
     parts = load_corpus(corpus, root / folder, **options)
     origin = provenance(parts)
@@ -270,7 +270,7 @@ def test_the_command_line_writes_the_same_timeline(tmp_path):
 
 @pytest.fixture
 def study_place(tmp_path, monkeypatch):
-    """A folder as the run had it when it was trained: the corpus in icbhi, the run in run."""
+    """The working directory of the run's training: the corpus in icbhi, the run in run."""
     numpy_twins.icbhi2017(tmp_path / "icbhi")
     shutil.copytree(GOLDEN / "run", tmp_path / "run")
     shutil.copytree(GOLDEN / "interrupted", tmp_path / "interrupted")
@@ -296,7 +296,7 @@ def test_a_finished_run_is_scored_and_exported(study_place):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(study_place):
-    """The recipe and the seed are those of the finished run; it was stopped after an epoch."""
+    """The interrupted run has the recipe and the seed of the finished run and was stopped after an epoch."""
     recipe = ["train", str(GOLDEN / "run.yaml"), "--head.standardise", "true", "--output_dir"]
     checkpoint = Path("interrupted/checkpoints/train/checkpoint-5")
     assert checkpoint.is_dir() and not Path("interrupted/run.json").exists()
@@ -327,7 +327,7 @@ def test_a_real_corpus_has_the_same_fingerprints(case, shared_root):
 
 
 def numbers(values):
-    """A result as JSON would have it, without its sentences, numbers to eight digits."""
+    """A result as JSON values, without sentences, with numbers rounded to eight digits."""
     if isinstance(values, dict):
         return {str(key): numbers(value) for key, value in values.items() if key not in WORDS}
     if isinstance(values, list | tuple | np.ndarray):
@@ -338,7 +338,7 @@ def numbers(values):
 
 
 def scores():
-    """Everything that the evaluation computes from the stored predictions alone: {what: numbers}."""
+    """All results that the evaluation computes from the stored predictions alone: {name: numbers}."""
     table = pd.read_parquet(GOLDEN / "predictions.parquet")
     train, validation, test = (table[table["split"] == part] for part in ("train", "validation", "test"))
     draw = np.random.RandomState(4)
@@ -368,7 +368,7 @@ def scores():
 
 
 def of_scores(found):
-    """An evaluation without intervals, which were percentiles of a bootstrap, and warnings, of which there are more."""
+    """An evaluation without intervals (formerly bootstrap percentiles) and warnings (today there are more)."""
     if isinstance(found, dict):
         others = ("interval", "warn", "bootstrap", "n_draws", "seed")
         return {name: of_scores(value) for name, value in found.items() if not name.startswith(others)}
@@ -376,7 +376,7 @@ def of_scores(found):
 
 
 def assert_equal_scores(got, wanted, place):
-    """Fail where a number or a name of `wanted` is another in `got`, which may hold more."""
+    """Check that `got` contains every name of `wanted` with the same value; it may contain more."""
     if isinstance(wanted, dict):
         assert isinstance(got, dict) and set(wanted) <= set(got), place
         for key, value in wanted.items():
@@ -402,7 +402,7 @@ def test_a_stored_table_has_the_same_scores(what, scored):
 
 
 def stand_ins(recipe, name, twins, shared):
-    """Flags that put twins and tiny encoders in the place of corpora and downloads, for two steps."""
+    """Flags that replace corpora by small copies and downloads by tiny encoders, and train for two steps."""
     flags = {
         "train.max_steps": 2,
         "train.batch_size": min(recipe.train.batch_size, 8),
@@ -430,11 +430,11 @@ def stand_ins(recipe, name, twins, shared):
 
 
 class EnoughError(Exception):
-    """The steps that were asked for are taken; what would follow takes most of the time."""
+    """Stops a training after the wanted steps, because the rest would take most of the time."""
 
 
 def terms_of(run, recipe, most):
-    """Loss terms of the first steps of a training, `most` at most: {term: [step 1, step 2]}, all phases in a row."""
+    """Loss terms of at most the first `most` steps of a training, over all phases: {term: [step 1, step 2]}."""
     steps = []
 
     def each_step(self, args, state, control, **_):
@@ -459,7 +459,7 @@ def terms_of(run, recipe, most):
 
 
 def first_steps(name, twins, shared, out, pretraining=False):
-    """Loss terms of a recipe's first two steps, of pre-training or of training."""
+    """Loss terms of a recipe's first two steps in each phase of training, or of pre-training."""
     flags = stand_ins(Recipe.from_yaml(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
     for pattern, former in FORMER.items():
         flags |= former if fnmatch(name, pattern) else {}
@@ -478,13 +478,13 @@ def two_step_twins(twins):
 
 
 def make_base(twins):
-    """The twins, and an encoder with weights for the recipes on mobilenet."""
+    """The small copies of the corpora, and encoder weights for the mobilenet recipes."""
     load_model(MODELS / "mobilenet")[0].encoder.save_pretrained(twins / "base_mobilenet")
     return twins
 
 
 def assert_same_steps(key, got):
-    """Equal to 1e-6; second steps to 1e-5, for a first step's gradient is summed in the order a processor likes."""
+    """First steps agree to 1e-6, later steps to 1e-5, because processors sum a gradient in different orders."""
     wanted = golden("steps")[key]
     assert set(got) == set(wanted)
     for term, values in wanted.items():

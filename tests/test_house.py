@@ -1,4 +1,4 @@
-"""The rooms of the package: who may import whom, and how long a file may be."""
+"""The layers of the package: which modules may import which, and how long a file may be."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -8,17 +8,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "laennec"
-# the lowest floor: modules that any room may use
+# the lowest layer: modules that any subpackage may import
 FOUNDATION = (
     "errors", "extension", "files", "progress", "rendering", "untrusted", "memory", "cache", "model_settings",
     "terminal", "processes", "sections",
 )  # fmt: skip
-FLOORS = dict.fromkeys(FOUNDATION, 0) | {
+LAYERS = dict.fromkeys(FOUNDATION, 0) | {
     "audio": 1, "corpora": 2, "encoders": 2, "losses": 2, "head": 3, "configuration": 3, "modeling": 4,
     "ensemble": 5, "packed_model": 5, "training": 6, "evaluation": 6, "hub": 7, "inference": 7, "study": 8,
     "benchmark": 8, "review": 8, "explore": 8, "cli": 9,
 }  # fmt: skip
-# imports within functions that go up: (who, whom) -> why
+# imports of a higher layer within functions: (importing module, imported module) -> reason
 UPWARD = {
     ("modeling", "laennec.inference.embed"): "`model.encode` is a shortcut to what `laennec embed` does",
     ("modeling", "laennec.hub.push"): "`model.push_to_hub` is transformers' name for what `laennec push` does",
@@ -28,11 +28,11 @@ UPWARD = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path):
+def subpackage(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def names_in(nodes):
+def imported_modules(nodes):
     """The modules of the package, without its name, that these statements import."""
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -41,36 +41,36 @@ def names_in(nodes):
             names = [f"laennec.{a.name}" for a in node.names] if node.module == "laennec" else [node.module or ""]
         else:
             continue
-        yield from (n for n in names if n.startswith("laennec.") and room_of(n) in FLOORS)
+        yield from (n for n in names if n.startswith("laennec.") and subpackage_of(n) in LAYERS)
 
 
-def room_of(name):
+def subpackage_of(name):
     return name.split(".")[1]
 
 
-def imported_rooms(path):
-    """The rooms that a module imports when it is imported."""
-    return {room_of(name) for name in names_in(ast.parse(path.read_text()).body)}
+def imported_subpackages(path):
+    """The subpackages that a module imports at its top level."""
+    return {subpackage_of(name) for name in imported_modules(ast.parse(path.read_text()).body)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_imports_only_from_floors_below(path):
-    own = room(path)
+def test_a_module_imports_only_lower_layers(path):
+    own = subpackage(path)
     if own in ("__init__", "__main__"):
         return
-    for other in imported_rooms(path) - {own}:
-        # rooms of the lowest floor, and of one floor above the model, may use one another as long as no circle forms
-        same = FLOORS[other] == FLOORS[own] and not 0 < FLOORS[own] < 5
-        assert FLOORS[other] < FLOORS[own] or same, f"{own} imports {other}"
+    for other in imported_subpackages(path) - {own}:
+        # subpackages of one layer may import each other in the lowest layer and above the model, without cycles
+        same = LAYERS[other] == LAYERS[own] and not 0 < LAYERS[own] < 5
+        assert LAYERS[other] < LAYERS[own] or same, f"{own} imports {other}"
 
 
-def test_imports_within_functions_go_up_only_where_it_is_said_why():
+def test_imports_of_higher_layers_within_functions_have_a_stated_reason():
     found = set()
     for path in MODULES:
-        own, module = room(path), ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for name in names_in(ast.walk(ast.parse(path.read_text()))):
-            other = room_of(name)
-            if FLOORS[other] > FLOORS.get(own, 9):
+        own, module = subpackage(path), ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for name in imported_modules(ast.walk(ast.parse(path.read_text()))):
+            other = subpackage_of(name)
+            if LAYERS[other] > LAYERS.get(own, 9):
                 found.add((module, name))
     assert found == UPWARD.keys()
 
@@ -84,17 +84,17 @@ def test_metrics_and_tables_of_evaluation_need_no_model():
     home = PACKAGE / "evaluation"
     for path in home.rglob("*.py"):
         if path.relative_to(home).as_posix() not in of_runs:
-            assert set(imported_rooms(path)) <= {*FOUNDATION, "audio", "corpora", "evaluation"}, path.name
+            assert set(imported_subpackages(path)) <= {*FOUNDATION, "audio", "corpora", "evaluation"}, path.name
 
 
-def test_a_room_with_many_modules_has_rooms_inside_it():
-    of_commands = {PACKAGE / "cli", PACKAGE}  # one module a command; the root holds the model and the foundation
+def test_no_folder_has_too_many_modules():
+    of_commands = {PACKAGE / "cli", PACKAGE}  # cli has one module per command; the root has the model and FOUNDATION
     for folder in {path.parent for path in MODULES} - of_commands:
         assert len(list(folder.glob("*.py"))) <= 16, folder.name
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    """Imports at the top of modules form no circle."""
+def test_imports_have_no_cycle():
+    """Imports at the top of modules form no cycle."""
     names = {".".join(("laennec", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in MODULES}
     names = {name: path for name, path in names.items() if not name.endswith("__init__")}
     graph = {}
@@ -110,7 +110,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_says_its_stage_and_stays_short(path):
+def test_a_module_has_a_docstring_and_stays_short(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
     assert text.count("\n") < 470
@@ -129,7 +129,7 @@ def test_nothing_in_the_package_unpickles_or_trusts_remote_code():
             assert "trust_remote_code" not in settings or settings["trust_remote_code"] == "False", path
 
 
-def test_every_slow_test_is_still_there():
+def test_slow_txt_names_existing_tests():
     lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
     names = [line for line in lines if line and not line.startswith("#")]
     for name in names:

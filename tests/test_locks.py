@@ -1,4 +1,4 @@
-"""Real processes that make the same thing at the same time, and owners that die over it."""
+"""Processes that create the same files at the same time, and lock owners that are killed."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from forked import Forked, script
 from laennec.corpora.recordings import unpack
 from laennec.files import _MACHINE, atomic_folder, wait_for_lock
 
-# each prints a line once it begins to make the thing, so that a test can tell who worked and who waited
+# each script prints a line when it starts to create the files, so that a test sees which process worked or waited
 UNPACK = """
 import sys
 from pathlib import Path
 from laennec.corpora import recordings
-honest = recordings.zipfile.ZipFile.open
+original = recordings.zipfile.ZipFile.open
 def slow(self, member):
     print("made by me", flush=True)
     if "hang" in sys.argv:
         import time; time.sleep(600)
-    return honest(self, member)
+    return original(self, member)
 recordings.zipfile.ZipFile.open = slow
 folder = recordings.unpack(Path(sys.argv[1]), sys.argv[2])
 print(sorted((p.name, p.stat().st_size) for p in folder.iterdir()), flush=True)
@@ -31,10 +31,10 @@ SYNTHETIC = """
 import sys
 from laennec.corpora import synthetic
 from laennec.corpora.load import locate_corpus
-honest = synthetic._write_tables
+original = synthetic._write_tables
 def said(*arguments):
     print("made by me", flush=True)
-    honest(*arguments)
+    original(*arguments)
 synthetic._write_tables = said
 options = dict(patients=2, recordings_per_patient=1, cycles_per_recording=2, max_rate_hz=4000)
 _, folder, _ = locate_corpus("synthetic", sys.argv[1] if sys.argv[1] != "-" else None, cache_dir=sys.argv[2], **options)
@@ -79,7 +79,7 @@ def test_an_owner_that_is_killed_is_not_waited_for(archive: Path, tmp_path: Path
     (lines,) = answers([waiting])
     owner.communicate()
     assert lines == ["made by me"] * 3 + [str([(f"{n}.wav", 200_000) for n in range(3)])]
-    # what the dead owner left half made is gone, and so is its lock
+    # the unfinished files of the killed owner are gone, and so is its lock
     (folder,) = (tmp_path / "cache" / "unpacked").iterdir()
     assert unpack(archive, tmp_path / "cache") == folder / "content"
 
@@ -94,7 +94,7 @@ def test_of_two_processes_one_writes_the_synthetic_corpus(place: str, tmp_path: 
     assert not [p for p in made.iterdir() if p.name.startswith(".")]
 
 
-def test_a_lock_clears_away_only_what_is_its_own(tmp_path: Path) -> None:
+def test_a_lock_removes_only_its_own_leftovers(tmp_path: Path) -> None:
     kept = [f".a.{_MACHINE}abcd1234.part2", f".a.b.{_MACHINE}abcd1234.part", f".b.{_MACHINE}abcd1234.part"]
     for name in (f".a.{_MACHINE}abcd1234.part", *kept):
         (tmp_path / name).mkdir()

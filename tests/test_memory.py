@@ -1,4 +1,4 @@
-"""Memory that does not suffice, for real: one line with the batch, its length and smaller settings, exit code 2."""
+"""Real lack of memory: one line with the batch, its length and smaller settings, exit code 2."""
 
 import re
 import subprocess
@@ -33,9 +33,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def limited(megabytes, *arguments):
-    """A command in a process that may take so much more memory once everything is imported.
+    """Run a command in a process that may allocate so many megabytes after its imports.
 
-    Not a fork of this one: what earlier tests let go of, it could take without asking for more.
+    It is not a fork: a fork could reuse memory that earlier tests freed.
     """
     command = [sys.executable, "-c", LIMITED, str(megabytes), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -103,7 +103,7 @@ def test_smaller_batches_are_trained_where_a_large_one_is_refused(large_recipe, 
 
 
 @needs_proc
-def test_a_length_that_nothing_can_hold_is_one_line_and_keeps_the_earlier_run(tiny_recipe, tmp_path):
+def test_a_cycle_too_long_for_memory_is_one_line_and_keeps_the_earlier_run(tiny_recipe, tmp_path):
     recipe = tiny_recipe | {"features": {"preset": "song2021", "length": "zero", "duration_s": 3600}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     done = limited(400, "train", tmp_path / "r.yaml", "--output_dir", tmp_path / "run")
@@ -116,14 +116,14 @@ def test_a_length_that_nothing_can_hold_is_one_line_and_keeps_the_earlier_run(ti
     assert not (tmp_path / "frozen").exists()
 
 
-def test_a_batch_that_another_setting_makes_names_that_one(tiny_recipe):
+def test_the_message_names_the_setting_of_the_batch_size(tiny_recipe):
     for sampler, key in (
         ({"name": "patient_balanced", "patients": 2, "samples": 4}, "sampler.samples"),
         ({"name": "shuffle"}, "train.batch_size"),
     ):
         recipe = tiny_recipe | {"sampler": sampler, "loss": {"auxiliary": {"patient": {"weight": 0.1}}}}
         setting = batch_setting(Recipe(**recipe), sampler["name"], 8)
-        assert setting.key == key and setting.accumulation == 0  # a loss over pairs may not accumulate
+        assert setting.key == key and setting.accumulation == 0  # accumulation would change a loss over pairs
 
 
 def test_validation_that_does_not_fit_names_its_own_batch(tiny_recipe, tmp_path, capsys, monkeypatch):
@@ -131,20 +131,20 @@ def test_validation_that_does_not_fit_names_its_own_batch(tiny_recipe, tmp_path,
     from laennec.training import embeddings as embed
     from laennec.training import schedules as schedule
 
-    honest = LaennecForAudioClassification.embed
+    original = LaennecForAudioClassification.embed
 
     def greedy(self, values, *arguments, **settings):
         if not self.training and values.shape[0] > 4:
             torch.empty(len(values) * 10**14)
-        return honest(self, values, *arguments, **settings)
+        return original(self, values, *arguments, **settings)
 
     monkeypatch.setattr(LaennecForAudioClassification, "embed", greedy)
-    for module in (schedule, embed):  # as beside a GPU: a CPU answers one cycle at a time
+    for module in (schedule, embed):  # in batches, as on a GPU; a CPU encodes one cycle at a time
         monkeypatch.setattr(module, "encodes_one_by_one", lambda device: False)
     recipe = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     command = ["train", str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "run"), "--overwrite"]
-    # embedding halves by itself, so the run ends well once the advice has made validation's batches small enough
+    # embedding halves its batches itself, so the run succeeds once validation uses the batch size of the message
     advised, sizes = [], []
     while main([*command, *advised]) == 2:
         err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The model as transformers sees it: registered, saved, loaded, refused."""
+"""The model as a transformers model: registered, saved, loaded, and refused where it does not fit."""
 
 import json
 import subprocess
@@ -136,7 +136,7 @@ def test_forward_with_labels_gives_the_plain_mean_loss(which):
     assert torch.equal(model(x, labels=labels, return_dict=False)[0], out.loss)
 
 
-def test_embeddings_may_stand_for_features_and_one_of_them_is_needed():
+def test_forward_takes_features_or_embeddings_and_needs_one_of_them():
     model = small_model().eval()
     out = model(features())
     assert torch.equal(model(embeddings=out.embeddings).logits, out.logits)
@@ -146,7 +146,7 @@ def test_embeddings_may_stand_for_features_and_one_of_them_is_needed():
 
 @pytest.mark.parametrize("which", LABEL_SETS)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_saved_model_comes_back_to_the_bit(tmp_path, which, frozen):
+def test_a_saved_model_loads_bit_for_bit(tmp_path, which, frozen):
     problem, names = LABEL_SETS[which]
     model = small_model(problem, names, frozen_encoder=frozen, thresholds={names[0]: 0.3}, temperatures={names[0]: 2.0})
     model.head.standardise(torch.randn(20, model.head.mean.numel()))
@@ -199,7 +199,7 @@ def test_only_an_encoder_that_is_not_frozen_learns(frozen):
     for seed in range(3):
         model(features(seed=seed), labels=torch.ones(3, 2)).loss.backward()
         optimizer.step()
-    # a frozen encoder keeps its batch statistics too
+    # a frozen encoder also keeps its batch statistics
     same = [torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items()]
     assert all(same) if frozen else not any(s for s, v in zip(same, before.values(), strict=True) if v.ndim > 1)
 
@@ -217,7 +217,7 @@ def test_a_relu_comes_before_the_last_layer_and_is_saved(tmp_path):
         ensemble_models([made, again])
 
 
-def test_standardising_by_training_embeddings_is_what_the_head_sees():
+def test_the_head_gets_standardised_embeddings():
     model = small_model()
     embeddings = torch.randn(50, model.head.mean.numel()) * 7 + 3
     model.head.standardise(embeddings)
@@ -228,7 +228,7 @@ def test_standardising_by_training_embeddings_is_what_the_head_sees():
 
 @pytest.fixture(scope="module")
 def head_only(released, tmp_path_factory):
-    """A head on the released encoder, saved without it."""
+    """A model on the released encoder, saved as the head alone."""
     folder = tmp_path_factory.mktemp("head")
     encoder = load_encoder(released)
     model = small_model(encoder=encoder, frozen_encoder=True, base_model_name_or_path="somebody/base").eval()
@@ -261,7 +261,7 @@ def test_a_head_only_checkpoint_finds_the_base_that_its_config_names(head_only, 
 
 def test_a_head_saved_with_a_relative_base_finds_it_from_any_folder(released, tmp_path, monkeypatch):
     monkeypatch.chdir(released.parents[1])
-    named = "/".join(released.parts[-2:])  # of the form of a Hub id
+    named = "/".join(released.parts[-2:])  # looks like a Hub id
     small_model(encoder=load_encoder(named), frozen_encoder=True, base_model_name_or_path=named).save_pretrained(
         tmp_path / "head"
     )
@@ -284,7 +284,7 @@ def test_a_head_refuses_another_base_and_says_where_it_looked(head_only, release
 
 
 def foreign(tmp_path, kind, shared_root):
-    """A checkpoint that is no laennec model, or not the one its config.json describes."""
+    """A checkpoint of another library, or one that does not match its config.json."""
     folder = tmp_path / kind
     if kind == "transformers AST":
         small = ASTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)

@@ -1,4 +1,4 @@
-"""`laennec prepare --export`: what it says, what it refuses."""
+"""`laennec prepare --export`: its output and its errors."""
 
 from pathlib import Path
 

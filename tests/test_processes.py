@@ -1,4 +1,4 @@
-"""Work in several processes: nothing is lost with one that dies, and none is left behind."""
+"""Work in several processes: a killed process loses no results, and no process outlives its parent."""
 
 import os
 import time
@@ -44,14 +44,14 @@ def test_every_item_has_its_result_and_few_are_taken_ahead():
     assert not list(in_processes(double, [], 2))
 
 
-def test_a_process_that_dies_costs_only_an_item_that_kills_it_again(tmp_path):
+def test_only_an_item_that_kills_two_processes_has_no_result(tmp_path):
     items = [1, -2, 3, -4.5, *range(5, 12)]
     found = dict(in_processes(partial(die, str(tmp_path)), items, 2))
     assert isinstance(found.pop(-2), Died)
     assert found == {item: 2 * item for item in items if item != -2}
 
 
-def test_what_the_work_raises_is_raised_and_ends_all():
+def test_an_exception_of_the_work_is_raised_and_ends_all_processes():
     with pytest.raises(ZeroDivisionError):
         list(in_processes(fail, [1, 2], 2))
     with pytest.raises(InputError, match="1 or more"):
@@ -69,7 +69,7 @@ def test_workers_end_with_their_parent(tmp_path, ending):
     wait_until(lambda: not any(map(is_alive, workers)))
 
 
-def test_a_module_of_a_step_is_not_the_file_of_that_name_in_the_working_directory(tmp_path, monkeypatch):
+def test_a_file_in_the_working_directory_does_not_shadow_a_standard_module(tmp_path, monkeypatch):
     (tmp_path / "html.py").write_text("raise SystemExit('not the standard module')")
     (tmp_path / "my_own_code.py").write_text("import torch\n\n\nclass Mine(torch.nn.Module):\n    pass\n")
     monkeypatch.chdir(tmp_path)

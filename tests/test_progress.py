@@ -8,7 +8,7 @@ from laennec import progress
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now_s = 1000.0

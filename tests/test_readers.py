@@ -1,6 +1,6 @@
-"""What people and other programs write, broken in a thousand ways: a result or an error of one line, each time.
+"""Damaged files of people and other programs: every reader gives a result or an error of one line.
 
-The same readers and the same ways of breaking as the fuzzer in tests/soak, which goes on for longer and by coverage.
+The readers and the ways of damage are those of the fuzzer in tests/soak, which runs longer and is guided by coverage.
 """
 
 import random
@@ -23,7 +23,7 @@ READERS = [reader for group in GROUPS.values() for reader in group]
 
 
 def by_bytes(content: bytes, draw: random.Random) -> bytes:
-    """A file broken without regard to its form."""
+    """File content damaged at random bytes, without regard to its format."""
     at, end = sorted(draw.choices(range(len(content) + 1), k=2))
     word = draw.choice(WORDS).encode(errors="replace")
     return draw.choice(
@@ -41,7 +41,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(reader: Reader,
             assert (fault := fault_of(reader, tmp_path, content)) is None, (fault, content)
 
 
-# what the fuzzer found, each once an error of ours
+# inputs that the fuzzer found; each revealed a bug of laennec
 FOUND = {
     "evidence of a run": b'{"config": {"train": 1}, "corpus": {}}',
     "journal": journal_line(journal=3, identity={})
@@ -57,12 +57,12 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_the_fuzzer_found_stays_mended(name: str, tmp_path: Path) -> None:
+def test_inputs_that_the_fuzzer_found_stay_fixed(name: str, tmp_path: Path) -> None:
     (reader,) = [reader for reader in READERS if reader.name == name]
     assert fault_of(reader, tmp_path, FOUND[name]) is None
 
 
-def test_an_error_of_ours_is_told_from_one_of_the_file(tmp_path: Path) -> None:
+def test_a_bug_of_a_reader_is_told_from_an_input_error(tmp_path: Path) -> None:
     def broken(folder: Path, content: bytes) -> object:
         raise KeyError("ours")
 

@@ -1,4 +1,4 @@
-"""Every recipe is read and run for two steps, on the synthetic corpus where its own data is not at hand."""
+"""Every recipe is read and run for two steps, on the synthetic corpus where its own data is missing."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ NAMES = [f"{p.parent.name}/{p.stem}" for p in RECIPES]
 
 @pytest.fixture(scope="module")
 def tiny_whisper(tmp_path_factory):
-    """A random Whisper encoder of the smallest size, as a folder like a download."""
+    """A tiny Whisper encoder with random weights, in the folder layout of a download."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
     folder = tmp_path_factory.mktemp("whisper")
@@ -36,7 +36,7 @@ def tiny_whisper(tmp_path_factory):
 
 
 def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
-    """Flags that put small things of the same kind in the place of downloads and large corpora."""
+    """Flags that replace downloads and large corpora by small ones of the same kind."""
     flags = {
         "train.max_steps": 2,
         "train.batch_size": min(recipe.train.batch_size, 8),
@@ -75,7 +75,7 @@ def few_recordings(shared_data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def general_audio(some_recordings, tmp_path_factory):
-    """Twins of the data sets of general audio, each in the layout that its recipes read."""
+    """Small copies of the general audio data sets, each in the layout that its recipes read."""
     folder = tmp_path_factory.mktemp("general_audio")
     github = audio_twins.esc50_github(folder / "github", some_recordings)
     return {
@@ -86,7 +86,7 @@ def general_audio(some_recordings, tmp_path_factory):
 
 
 def own_recordings(corpus, folder, whole):
-    """A user's folder: the sounds of a corpus with one table of cycles, or of a diagnosis for each recording."""
+    """A user's folder: the sounds of a corpus with one table, of cycles or of a diagnosis for each recording."""
     folder.mkdir()
     rows = ["recording,patient_id,diagnosis"] if whole else ["recording,start_s,end_s,label,patient_id"]
     for number, sound in enumerate(sorted(corpus.glob("*.wav"))):
@@ -125,7 +125,7 @@ def test_a_recipe_pre_trains_for_two_steps_and_trains_on_from_there(
     path, small_corpus, tiny_ast, tiny_whisper, few_recordings, shared_root, tmp_path
 ):
     flags = stand_ins(Recipe.from_yaml(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
-    # groups by age and sex are small among few recordings
+    # few recordings give small groups of equal age and sex
     flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
     if Recipe.from_yaml(path).corpus.name == "sprsound":
         flags["corpus.data_dir"] = str(few_recordings)
@@ -167,7 +167,7 @@ def test_a_study_can_be_planned_in_any_folder(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
 def test_a_search_draws_what_its_recipe_can_have(path):
-    """It is named like the recipe of recipes/sprsound that it is for."""
+    """A search has the file name of its recipe in recipes/sprsound."""
     space, recipe = Space.read(path, "search"), Recipe.from_yaml(ROOT / "recipes" / "sprsound" / path.name)
     assert space.trials > 1 and path.read_text().startswith("# ")
     for key, setting in space.space.items():

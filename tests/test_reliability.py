@@ -1,4 +1,4 @@
-"""The table of promises: a row of a script replaces its own and no other, and the page shows what the file says."""
+"""The table of promises: each script replaces only its own row, and the page shows the rows of the file."""
 
 import json
 import sys

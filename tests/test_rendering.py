@@ -1,4 +1,4 @@
-"""Untrusted text is shown as it is: no links, no HTML, no broken tables."""
+"""Untrusted text is shown literally: no links, no HTML, no broken tables."""
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What the soak kills with: a command's children are traced with it, and those that outlive it are named."""
+"""tests/soak/traced.py: children of a command are traced too, and those that outlive it are killed and named."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ STAYS = "import time; time.sleep(3600)"
 
 
 def seen(work):
-    """What a process sees that adopts what its children leave; the tests' own children are none of its business."""
+    """The result of `work` in a process that adopts orphans; a fork, so that it does not adopt the tests' children."""
 
     def adopting():
         adopt()

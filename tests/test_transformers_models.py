@@ -1,4 +1,4 @@
-"""A whole model around transformers' encoders: saved, exported head-only, loaded, trained, with LoRA."""
+"""Models with transformers' encoders: saved, exported head-only, loaded, trained, and with LoRA."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ FAMILIES = {kind: TINY[kind][1] for kind in ("whisper", "hubert", "wavlm", "data
 
 @pytest.fixture(scope="module")
 def breathing(shared_data: Path):
-    """Real breathing, at any rate."""
+    """A function: real breath sounds at a given sampling rate."""
     path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
     wave, rate = sf.read(path, dtype="float32", frames=4 * sf.info(path).samplerate)
 
@@ -49,7 +49,7 @@ def test_a_full_model_comes_back_through_the_auto_classes(kind: str, breathing, 
     encoder = random_encoder(kind)
     digest = encoder_digest(encoder)
     model = classifier(encoder, projection_dim=4)
-    assert encoder_digest(model.encoder) == digest  # putting it into a model leaves it as it was
+    assert encoder_digest(model.encoder) == digest  # a model does not change the weights of its encoder
     LaennecFeatureExtractor(encoder.presets[0]).save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     again = AutoModelForAudioClassification.from_pretrained(tmp_path).eval()
@@ -80,7 +80,7 @@ def test_a_head_alone_comes_back_with_its_base_and_with_no_other(kind: str, brea
 
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
-# what attention calls its queries and values, or where that is out of reach, the layers between
+# names of the query and value layers, or of the feed-forward layers where LoRA cannot change those
 TARGETS = {
     "wavlm": ["intermediate_dense", "output_dense"],
     "wav2vec2-bert": ["linear_q", "linear_v"],
@@ -89,7 +89,7 @@ TARGETS = {
 
 
 def trained(model, features, steps: int = 3):
-    """The model after some steps, in eval mode."""
+    """Train the model for some steps; return it in eval mode."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(steps):
@@ -127,7 +127,7 @@ def test_adapters_and_last_layers_of_every_family_learn(kind: str, breathing, tm
     assert moved and moved <= learns < set(start)
 
 
-def test_adapters_that_wavlm_would_read_past_are_refused() -> None:
+def test_adapters_on_layers_that_wavlm_bypasses_are_refused() -> None:
     pytest.importorskip("peft")
     model = classifier(random_encoder("wavlm"))
     with pytest.raises(InputError, match=r"uses the weights of q_proj directly.*intermediate_dense"):

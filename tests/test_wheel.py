@@ -1,4 +1,4 @@
-"""The wheel and the sdist, installed where nothing of the checkout is at hand."""
+"""The wheel and the sdist, installed without access to the checkout."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ NUMBER = re.compile(r"\d+\.\d+")
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """Wheel and sdist of a copy of what git knows."""
+    """Wheel and sdist, built from a copy of the files that git tracks."""
     copy, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -52,7 +52,7 @@ def test_wheel_and_sdist_hold_recipes_templates_and_metadata(dist):
 
 @pytest.fixture(scope="module")
 def installed(dist, tmp_path_factory):
-    """The wheel in an environment of its own: call it with a folder and a command line."""
+    """The wheel in its own environment: a function of a folder and the words of a command."""
     place = tmp_path_factory.mktemp("wheel") / "environment"
     venv.create(place, with_pip=False)
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -62,7 +62,7 @@ def installed(dist, tmp_path_factory):
             capture_output=True, text=True, check=True,
         ).stdout.strip()
     )  # fmt: skip
-    # its dependencies are those of this environment, but for the checkout that is installed there
+    # the dependencies come from this environment; its editable install of the checkout has no effect there
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     zipfile.ZipFile(next(dist.glob("*.whl"))).extractall(site)
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
@@ -97,7 +97,7 @@ CLOCK = re.compile(r"\d+(\.\d+)? s\b")
 
 
 def first_prediction(data: Path, folder: Path) -> None:
-    """The first eight seconds of a recording of SPRSound."""
+    """Files of the tutorial: the first eight seconds of a recording of SPRSound."""
     sound, rate = soundfile.read(data / "sprsound" / "train" / "wav" / "40976541_2.7_1_p1_3305.flac")
     (folder / "recordings").mkdir()
     for name in ("recording.wav", "recordings/a.wav", "recordings/b.wav"):
@@ -105,7 +105,7 @@ def first_prediction(data: Path, folder: Path) -> None:
 
 
 def train_in_python(data: Path, folder: Path) -> None:
-    """101 recordings of ICBHI 2017, and one of them to predict."""
+    """Files of the tutorial: 101 recordings of ICBHI 2017, and one of them to predict."""
     (folder / "icbhi").symlink_to(data / "icbhi2017_subset")
     (folder / "icbhi2017_tables").symlink_to(data / "icbhi2017_tables")
     (folder / "recording.wav").symlink_to(data / "icbhi2017_subset" / "201_1b1_Ar_sc_Meditron.flac")
@@ -147,12 +147,12 @@ def transcripts(page: str, folder: Path, run) -> list[tuple[str, str, str]]:
 
 
 def without_results(text: str) -> str:
-    """The lines of a transcript without what another rounding of a training can change."""
+    """The lines of a transcript without the results that rounding in training can change."""
     lines = [line for line in text.splitlines() if not line.startswith(("warning:", "note:", "kept:"))]
     return re.sub(" +", " ", RESULT.sub("#", "\n".join(lines)))
 
 
-# what is trained differs a little on another processor, what the model in the package predicts hardly
+# results of a training differ between processors; predictions of the model in the package hardly do
 @pytest.mark.parametrize("prepare", [first_prediction, train_in_python, own_recordings])
 def test_the_transcripts_of_a_tutorial_are_what_its_commands_print(prepare, installed, shared_data, released, tmp_path):
     (tmp_path / released.name).symlink_to(released)

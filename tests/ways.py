@@ -1,4 +1,4 @@
-"""Recipes of every kind on the small corpus: what a promise about training has to hold for."""
+"""Recipes of every kind on the small corpus, for tests of training that must pass with all of them."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ PROJECTION = {"head": {"projection_dim": 8, "dropout": 0.2}}
 
 
 def ways(ast: Path) -> dict[str, dict[str, Any]]:
-    """What each way puts in place of the tiny recipe's settings.
+    """Settings of each kind of recipe, which replace those of the tiny recipe.
 
     Args:
         ast: A folder with a tiny AST.
@@ -122,5 +122,5 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(tiny_recipe: dict[str, Any], way: dict[str, Any], **train: Any) -> dict[str, Any]:
-    """The tiny recipe with a way's settings, and some of training on top."""
+    """The tiny recipe with the settings of one kind of recipe, and further training settings."""
     return {**tiny_recipe, **way, "train": {**tiny_recipe["train"], **way.get("train", {}), **train}}

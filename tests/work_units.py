@@ -1,4 +1,4 @@
-"""Work for processes that tests start; they import it by name."""
+"""Functions and predictors for child processes of the tests, which import this module by name."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def double(number):
 
 
 def die(folder, number):
-    """Kill this process on negative numbers, the first time only where there is a fraction."""
+    """Kill this process on a negative number: a whole number each time, a fractional one only the first time."""
     if number < 0:
         mark = Path(folder) / str(number)
         if number == int(number) or not mark.exists():
@@ -23,7 +23,7 @@ def die(folder, number):
 
 
 def sleep(folder, number):
-    """Never end; say which process this is."""
+    """Write a file named by the process id, then sleep for ten minutes."""
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(600)
 
@@ -33,7 +33,7 @@ def fail(number):
 
 
 class Elsewhere(Predictor):
-    """A predictor that does something more in the process that it is sent to."""
+    """A predictor that can do something more when another process unpickles it."""
 
     def __init__(self, predictor, *more):
         self.__dict__ |= vars(predictor) | {"more": more}
@@ -48,7 +48,7 @@ class Elsewhere(Predictor):
 
 
 class KillingPredictor(Elsewhere):
-    """Kills its process on sound of one length, each time or, with a file to mark it, the first time only."""
+    """Kills its process on sound of one length: each time or, with a marker file, only the first time."""
 
     def __call__(self, sound, *arguments, **settings):
         samples, mark = self.more
@@ -60,7 +60,7 @@ class KillingPredictor(Elsewhere):
 
 
 class TellingPredictor(Elsewhere):
-    """Writes down which GPUs its process may use."""
+    """Writes the GPUs that its process may use to a file."""
 
     @classmethod
     def made_again(cls, packed, more):

@@ -69,11 +69,11 @@ class TestAnswersThatAreNoNumbers:
     @pytest.mark.parametrize("write", [predict, embed])
     def test_the_other_recordings_go_on(self, tiny_run, sounds, tmp_path, write):
         made = Predictor(*load_model(tiny_run))
-        honest, calls = made.backend.embed, []
+        original, calls = made.backend.embed, []
 
         def sometimes(waveforms):
             calls.append(len(waveforms))
-            return honest(waveforms) * (np.nan if len(calls) == 1 else 1)
+            return original(waveforms) * (np.nan if len(calls) == 1 else 1)
 
         made.backend.embed = sometimes
         done = write(Embedder(made) if write is embed else made, sounds, tmp_path)

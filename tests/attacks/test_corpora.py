@@ -520,12 +520,12 @@ def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
 def test_what_is_written_counts_not_what_is_declared(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     archive({f"{n}.txt": bytes(1 << 20) for n in range(16)})(tmp_path / "x.zip")
-    honest = zipfile.ZipFile.infolist
+    original = zipfile.ZipFile.infolist
 
     def little(opened):
-        for info in honest(opened):
+        for info in original(opened):
             info.file_size = 0
-        return honest(opened)
+        return original(opened)
 
     monkeypatch.setattr(zipfile.ZipFile, "infolist", little)
     left = [bytes(1 << 20)] * 16

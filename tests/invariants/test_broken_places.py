@@ -308,10 +308,10 @@ def test_a_termination_just_before_a_file_is_shown_leaves_what_was_there(
 ):
     out = tmp_path / "out"
     out.mkdir()
-    before, honest, asked = tree(scored_run), os.fsync, []
+    before, original, asked = tree(scored_run), os.fsync, []
 
     def then_terminated(descriptor):
-        honest(descriptor)
+        original(descriptor)
         if not asked:
             asked.append(descriptor)
             terminate()

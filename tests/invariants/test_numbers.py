@@ -56,13 +56,13 @@ def test_it_stops_within_the_step_and_goes_on_from_the_last_good_checkpoint(
     recipe, tmp_path, capsys, monkeypatch, kind
 ):
     assert run(recipe, tmp_path / "straight") == 0
-    honest, calls = Objective.forward, []
+    original, calls = Objective.forward, []
 
     def spoilt(self, outputs, *arguments):
         calls.append(1)
         if len(calls) == 7:  # an epoch has 5 steps
             outputs.logits = outputs.logits * float("nan") if kind == "loss" else Overflow.apply(outputs.logits)
-        return honest(self, outputs, *arguments)
+        return original(self, outputs, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "forward", spoilt)
@@ -90,10 +90,10 @@ def test_wherever_it_comes_from_it_stops_at_once_and_names_the_batch(tiny_recipe
     train = {**tiny_recipe["train"], **way.get("train", {})}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({**tiny_recipe, **way, "train": train}))
-    honest, steps = Objective.forward, []
+    original, steps = Objective.forward, []
 
     def spoilt(self, *arguments):
-        terms = honest(self, *arguments)
+        terms = original(self, *arguments)
         steps.append(1)
         if len(steps) == 7:
             name = list(terms)[-1]  # the auxiliary one where there is one
@@ -114,20 +114,20 @@ def test_wherever_it_comes_from_it_stops_at_once_and_names_the_batch(tiny_recipe
 @pytest.mark.parametrize("what", ["a weight", "a running statistic"])
 def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch, what):
     """An update may overflow where loss and gradient did not; the checkpoint before it is the one to keep."""
-    honest = LaennecTrainer._save_checkpoint
+    original = LaennecTrainer._save_checkpoint
 
     def spoilt(self, *arguments):
-        honest(self, *arguments)
+        original(self, *arguments)
         tensors = self.model.named_parameters() if what == "a weight" else self.model.named_buffers()
         name, tensor = next((n, t) for n, t in tensors if "running_var" in n or what == "a weight")
         hurt.append(name)
         # after the last step of the second epoch, when no forward pass is left to notice
-        honest_log = self.log
+        original_log = self.log
 
         def log(*given):
             if self.state.global_step == 10:
                 tensor.data.view(-1)[0] = float("inf")
-            honest_log(*given)
+            original_log(*given)
 
         self.log = log
 

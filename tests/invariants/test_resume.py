@@ -51,11 +51,11 @@ def test_stopping_and_going_on_changes_nothing(tiny_recipe, tiny_ast, tmp_path, 
         return train(Recipe(**{**settings, "output_dir": str(tmp_path / name)}))
 
     wanted = what_it_left(run("straight"))
-    honest, stops = LaennecTrainer.train, 0
+    original, stops = LaennecTrainer.train, 0
 
     def interrupted(self, *arguments, **settings):
         self.add_callback(StopAfter(step_of(stops, every)))  # the middle of an epoch included
-        return honest(self, *arguments, **settings)
+        return original(self, *arguments, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(LaennecTrainer, "train", interrupted)
@@ -87,11 +87,11 @@ def test_pre_training_goes_on_too(tiny_recipe, tmp_path, monkeypatch):
         return {k: v.tobytes() for k, v in weights.items()}, record["history"], record["embeddings"]
 
     wanted = run("straight")
-    honest, stops = LaennecTrainer.train, 0
+    original, stops = LaennecTrainer.train, 0
 
     def interrupted(self, *arguments, **settings):
         self.add_callback(StopAfter((2, 4, 5, 7, 100)[stops]))
-        return honest(self, *arguments, **settings)
+        return original(self, *arguments, **settings)
 
     monkeypatch.setattr(LaennecTrainer, "train", interrupted)
     while stops < 5:

@@ -92,7 +92,7 @@ def test_another_split_in_the_cache_another_folder_and_order_of_files(recipe, tm
     assert main(["train", str(path), "--output_dir", str(tmp_path / "cold")]) == 0
     fresh_cache("warm")  # with embeddings of the same cycles, met by others in their shards
     assert main(["train", str(path), "--output_dir", str(tmp_path / "other"), "--corpus.split_seed", "5"]) == 0
-    honest, honest_scan = os.listdir, os.scandir
+    original, original_scan = os.listdir, os.scandir
 
     class Backwards(list):
         def __enter__(self):
@@ -104,8 +104,8 @@ def test_another_split_in_the_cache_another_folder_and_order_of_files(recipe, tm
         def close(self):
             pass
 
-    monkeypatch.setattr(os, "listdir", lambda *a: sorted(honest(*a), reverse=True))
-    monkeypatch.setattr(os, "scandir", lambda *a: Backwards(sorted(honest_scan(*a), key=lambda e: e.name)[::-1]))
+    monkeypatch.setattr(os, "listdir", lambda *a: sorted(original(*a), reverse=True))
+    monkeypatch.setattr(os, "scandir", lambda *a: Backwards(sorted(original_scan(*a), key=lambda e: e.name)[::-1]))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["train", str(path), "--output_dir", "warm"]) == 0

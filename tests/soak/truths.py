@@ -62,11 +62,11 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
 
     from laennec.training.trainer import LaennecTrainer
 
-    honest, stops = LaennecTrainer.train, 0
+    original, stops = LaennecTrainer.train, 0
 
     def interrupted(self: Any, *arguments: Any, **settings: Any) -> Any:
         self.add_callback(StopAfter(stops % 7 + 1))
-        return honest(self, *arguments, **settings)
+        return original(self, *arguments, **settings)
 
     LaennecTrainer.train = interrupted  # type: ignore[method-assign]
     try:
@@ -75,7 +75,7 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
                 stops += 1
                 run(out.name, "cache", save_steps=1)
     finally:
-        LaennecTrainer.train = honest  # type: ignore[method-assign]
+        LaennecTrainer.train = original  # type: ignore[method-assign]
     return stops - 1
 
 
@@ -122,11 +122,11 @@ def splits(corpora: int, out: Path | None) -> None:
     from hypothesis import settings
 
     begun, count, made = time.perf_counter(), 0, 0
-    honest = test_leak_guard.split
+    original = test_leak_guard.split
 
     def counted(*arguments: Any) -> Any:
         nonlocal count, made
-        result = honest(*arguments)
+        result = original(*arguments)
         count, made = count + 1, made + (result is not None)
         return result
 

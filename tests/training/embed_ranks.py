@@ -46,21 +46,21 @@ def material(seed=0):
 def embedded(folder, pause_s=0.0, announce=None):
     """All embeddings, and how many cycles each call of this very process embedded."""
     model, extractor, dataset, keys = material()
-    own, honest = [], embed.embed_waveforms
+    own, original = [], embed.embed_waveforms
 
     def counted(model, extractor, waveforms):
         own.append(len(waveforms))
         if announce is not None:
             announce(len(own))
         time.sleep(pause_s)
-        return honest(model, extractor, waveforms)
+        return original(model, extractor, waveforms)
 
     embed.embed_waveforms = counted
     try:
         cache = embed.EmbeddingCache(Path(folder), model, extractor)
         return embed.embed_cycles(dataset, keys, cache), own
     finally:
-        embed.embed_waveforms = honest
+        embed.embed_waveforms = original
 
 
 def main(folder, name, others, pause_s):

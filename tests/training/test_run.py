@@ -143,9 +143,9 @@ def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_pa
     }
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
     calls = []
-    honest = LaennecForAudioClassification.embed
+    original = LaennecForAudioClassification.embed
     monkeypatch.setattr(
-        LaennecForAudioClassification, "embed", lambda self, *a: calls.append(len(a[0])) or honest(self, *a)
+        LaennecForAudioClassification, "embed", lambda self, *a: calls.append(len(a[0])) or original(self, *a)
     )
     first = run(tiny_recipe, tmp_path / "a", **changes)
     record = json.loads((first / "run.json").read_text())
@@ -164,11 +164,11 @@ def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tm
         "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze", "copies": 2},
     }
     seen = {}
-    honest = experiment.EmbeddingDataset
+    original = experiment.EmbeddingDataset
 
     def remember(embeddings, labels, *ids):
         seen.setdefault("training", (embeddings, labels))
-        return honest(embeddings, labels, *ids)
+        return original(embeddings, labels, *ids)
 
     monkeypatch.setattr(experiment, "EmbeddingDataset", remember)
     run(tiny_recipe, tmp_path / "run", **changes)
@@ -221,10 +221,10 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
     from laennec.training.trainer import LaennecTrainer
 
     moved = []
-    honest = LaennecTrainer.training_step
+    original = LaennecTrainer.training_step
 
     def watched(self, model, inputs, *rest):
-        loss = honest(self, model, inputs, *rest)
+        loss = original(self, model, inputs, *rest)
         gradients = {
             n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
         }
@@ -249,10 +249,10 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
 def test_add_pulls_together_cycles_of_one_label_and_one_patient(tiny_recipe, tmp_path, monkeypatch, labels):
     from laennec.losses import AngularDistanceDistributionLoss
 
-    counted, honest = [], AngularDistanceDistributionLoss.forward
+    counted, original = [], AngularDistanceDistributionLoss.forward
 
     def watched(self, embeddings, ids):
-        terms = honest(self, embeddings, ids)
+        terms = original(self, embeddings, ids)
         counted.append((int((ids[:, None] == ids).sum()) - len(ids), self.pairs["add_mu_pos"]))
         return terms
 

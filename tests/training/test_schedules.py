@@ -56,11 +56,11 @@ def test_contradicting_settings_stop_before_training_in_one_line(tiny_recipe, tm
 
 
 def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, monkeypatch):
-    passes, honest = [], LaennecTrainer.compute_loss
+    passes, original = [], LaennecTrainer.compute_loss
 
     def counted(self, model, *arguments, **settings):
         passes.append(model.training)
-        return honest(self, model, *arguments, **settings)
+        return original(self, model, *arguments, **settings)
 
     monkeypatch.setattr(LaennecTrainer, "compute_loss", counted)
     found = {}
@@ -93,10 +93,10 @@ def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, mo
 
 
 def test_an_embedding_that_is_no_number_stops_the_run_and_names_step_and_cycle(tiny_recipe, tmp_path, monkeypatch):
-    honest, seen = CycleDataset.__getitem__, []
+    original, seen = CycleDataset.__getitem__, []
 
     def spoilt(self, key):
-        item = honest(self, key)
+        item = original(self, key)
         if isinstance(key, tuple) and key[0] == 3:
             seen.append(self.cycle_ids[3])
             item["waveform"] = np.full_like(item["waveform"], np.nan)
@@ -111,10 +111,10 @@ def test_an_embedding_that_is_no_number_stops_the_run_and_names_step_and_cycle(t
 def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
     from laennec.training.data import split_data as parts
 
-    honest = parts.targets_of
+    original = parts.targets_of
 
     def alike(*arguments):
-        targets = honest(*arguments)
+        targets = original(*arguments)
         targets.labels[:] = 0
         targets.class_ids[:] = 0
         return targets
