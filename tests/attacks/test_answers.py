@@ -1,4 +1,4 @@
-"""Models that answer with what is no number: named, never written."""
+"""Models that output NaN or infinity: the error names them, and no result is written."""
 
 import json
 import math
@@ -20,12 +20,12 @@ from laennec.inference.batch.run import Predictor, predict
 from laennec.inference.embed import Embedder, embed
 
 
-class TestAnswersThatAreNoNumbers:
-    """NaN is neither above a threshold nor below it, so it is no answer."""
+class TestNonFinitePredictions:
+    """NaN is neither above nor below a threshold, so it is no prediction."""
 
     @pytest.fixture
     def broken(self, tiny_run, tmp_path):
-        """Makes a copy of the model whose weights of this part overflow."""
+        """A function that copies the model and makes the weights of one part overflow."""
 
         def make(part, value):
             folder = shutil.copytree(tiny_run / "model", tmp_path / "model")
@@ -87,11 +87,11 @@ class TestAnswersThatAreNoNumbers:
             json_text({"x": [value]})
 
 
-def test_a_flipped_bit_of_stored_predictions_fits_nothing(tiny_run, tmp_path):
+def test_nothing_is_fitted_to_damaged_predictions(tiny_run, tmp_path):
     run, draw, refused = shutil.copytree(tiny_run, tmp_path / "run"), random.Random(5), 0
     path = run / "predictions-validation.parquet"
     whole, before = path.read_bytes(), read_validation(path)
-    end = len(whole) - int.from_bytes(whole[-8:-4], "little")  # its pages; Parquet has no checksum of the rest
+    end = len(whole) - int.from_bytes(whole[-8:-4], "little")  # end of the pages; the footer has no checksum
     for place in draw.sample(range(4, end - 8), 60):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
         try:

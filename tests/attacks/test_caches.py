@@ -1,4 +1,4 @@
-"""Damaged caches, and other files at the place and time of known ones: the result is that of an empty cache."""
+"""Damaged caches, and files replaced by others of equal path, size and time: the result is that of an empty cache."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> tuple[LaennecForAudioC
 
 
 def result(corpus: Path, root: Path, embedder: tuple) -> str:
-    """The hash of everything that a training would read, in a process that has verified nothing yet."""
+    """The hash of everything that a training would read, as in a new process that has verified no entry yet."""
     cache._verified.clear()
     table = load_corpus("synthetic", corpus, protocol="none", cache_dir=root)
     duplicates = check_duplicates(table, root)
@@ -72,7 +72,7 @@ def result(corpus: Path, root: Path, embedder: tuple) -> str:
 
 @pytest.fixture(scope="module")
 def synced() -> set[Path]:
-    """The files of the filled cache that were synced."""
+    """Files of the filled cache that were written with fsync."""
     return set()
 
 
@@ -96,7 +96,7 @@ def filled(
 
 @pytest.fixture
 def damaged(filled: tuple[Path, str]) -> tuple[Path, str]:
-    """The cache at its place, which the table names; what a test does to it is undone."""
+    """The filled cache, restored after each test; at its original path, which its tables contain."""
     kept = filled[0].with_name("kept")
     shutil.copytree(filled[0], kept, copy_function=shutil.copy2)
     yield filled
@@ -117,7 +117,7 @@ def test_a_damaged_entry_changes_no_bit(damaged, corpus, embedder, kind, damage)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hashes"])
-def test_entries_under_the_names_of_others_change_no_bit(damaged, corpus, embedder, kind):
+def test_exchanged_entries_change_no_bit(damaged, corpus, embedder, kind):
     root, expected = damaged
     entries = sorted(path for path in (root / kind).rglob("*") if path.is_file() and path.name != "files.json")
     contents = [path.read_bytes() for path in entries]
@@ -130,9 +130,9 @@ def test_entries_under_the_names_of_others_change_no_bit(damaged, corpus, embedd
 
 
 def cut_the_power(root: Path, synced: set[Path], draw: random.Random) -> None:
-    """Leave what a disk may hold of a cache: of what was not synced, blocks, ends and names are lost at random.
+    """Simulate a power cut: files written without fsync lose blocks, ends and names at random.
 
-    Sizes and times stay those of the whole files where blocks alone are lost.
+    Where only blocks are lost, sizes and times stay those of the complete files.
     """
     shares = {part: draw.choice([0, 0.1, 1]) for part in KINDS}
     of_blocks, ends, names = draw.choice([0.2, 1]), draw.choice([0, 0, 0.5]), draw.choice([0, 0, 0.2])
@@ -152,7 +152,7 @@ def cut_the_power(root: Path, synced: set[Path], draw: random.Random) -> None:
     for path in entries:
         if path not in synced and path not in stores and at(path):
             lose(path)
-    for store in stores:  # what is remembered of a file's times holds for what is left of it
+    for store in stores:  # the stored sizes and times must match the damaged files, else these would be hashed again
         known = json.loads(cache.read_entry(store))
         for name, (size, *_, sha256) in known.items():
             now = os.stat(name)
@@ -181,14 +181,14 @@ def test_a_damaged_entry_is_named_and_removed(tmp_path, caplog):
     assert cache.read_entry(place) is None and not place.exists() and str(place) in caplog.text
 
 
-def test_an_embedding_that_is_no_number_is_not_kept(tmp_path, embedder):
+def test_a_non_finite_embedding_is_not_cached(tmp_path, embedder):
     embeddings = EmbeddingCache(tmp_path, *embedder)
     with pytest.raises(InputError, match="not a number"):
         embeddings.add([b"k" * 32], np.full((1, 8), np.nan, np.float32))
     assert not list(tmp_path.rglob("*.safetensors")) and b"k" * 32 not in embeddings
 
 
-# ---------------------------------------------------------------- which file is it?
+# ---------------------------------------------------------------- identity of files
 
 
 def same_size_and_time(path: Path, content: bytes) -> None:
@@ -200,7 +200,7 @@ def same_size_and_time(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("how", ["written", "renamed", "copied"])
-def test_a_file_of_equal_size_and_time_is_another_one(tmp_path, monkeypatch, how):
+def test_a_replaced_file_of_equal_size_and_time_is_detected(tmp_path, monkeypatch, how):
     monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
     one, other = tmp_path / "one.wav", tmp_path / "other.wav"
     for path, content in ((one, b"one"), (other, b"two")):
@@ -216,7 +216,7 @@ def test_a_file_of_equal_size_and_time_is_another_one(tmp_path, monkeypatch, how
     assert cache.hash_files([one], tmp_path / "cache")[one] == hashlib.sha256(b"two").hexdigest() != first
 
 
-def test_a_relative_path_is_not_that_of_another_folder(tmp_path, monkeypatch):
+def test_equal_relative_paths_in_two_folders_are_two_files(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
     found = {}
     for ward in ("ward-1", "ward-2"):
@@ -258,7 +258,7 @@ def test_labels_or_audio_replaced_change_the_fingerprint(tmp_path, monkeypatch, 
 # ---------------------------------------------------------------- two machines on a folder without shared locks
 
 
-def test_both_fill_one_cache(corpus, embedder, tmp_path):
+def test_machines_without_shared_locks_fill_one_cache(corpus, embedder, tmp_path):
     alone = result(corpus, tmp_path / "alone", embedder)
     place = tmp_path / "shared"
     names = ["one", "more", "third"]
@@ -281,7 +281,7 @@ def test_a_folder_in_the_place_of_an_entry_is_removed(damaged, corpus, embedder,
     assert result(corpus, root, embedder) == expected
 
 
-def test_entries_and_folders_of_others_are_not_believed(tmp_path):
+def test_moved_entries_and_folders_are_not_used(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         cache.write_entry(tmp_path / name / "entry", name.encode())

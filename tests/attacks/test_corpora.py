@@ -1,7 +1,7 @@
-"""Corpora and tables of careless or hostile people: each ends as a corpus, or as an error of one line.
+"""Careless or hostile corpora and tables: each loads as a corpus or gives an error of one line.
 
-An attack writes a folder and returns what `laennec prepare --check` and loading have to say of it: a pattern that both
-say, naming the file and, of a table, the line; or the rows that the corpus has to load with.
+An attack writes a folder and returns what `laennec prepare --check` and loading must give: a pattern that both messages
+match, with the file and, for a table, the line; or the rows of the loaded corpus.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def sound(path, seconds=2.0, rate=8000, channels=1, **settings):
     seed = sum(path.name.encode("utf-8", "surrogateescape"))
     samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (int(seconds * rate), channels))
     kind = settings | {"format": path.suffix[1:].upper()}
-    with path.open("wb") as file:  # libsndfile takes not every name
+    with path.open("wb") as file:  # libsndfile cannot open every file name
         soundfile.write(file, samples.astype(np.float32), rate, **kind)
 
 
@@ -46,7 +46,7 @@ def pair(folder):
 
 
 def outcome(corpus, folder, cache, **options):
-    """What the check lists and what loading raises; every one of them is a line."""
+    """Problems of the check, the error of loading, and the table; checks that each message is one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -180,7 +180,7 @@ def test_a_table_is_read_as_it_is_meant_or_refused_at_its_line(attack, tmp_path)
     assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", words)
 
 
-def test_a_row_that_stands_there_twice_counts_once(tmp_path):
+def test_a_repeated_row_counts_once(tmp_path):
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_text(HEADER + "a,0,1,normal,P1\na,0.0,1.0,normal,P1\nb,0,1,normal,P2\n")
     assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", ["a 0 1 P1", "b 0 1 P2"])
@@ -212,7 +212,7 @@ def test_a_label_file_is_read_as_it_is_meant_or_refused(attack, tmp_path):
     assert_outcome("folder", tmp_path / "mine", tmp_path / "cache", words)
 
 
-# ---------------------------------------------------------------- what lies in the folder
+# ---------------------------------------------------------------- other contents of the folder
 
 
 def enormous(folder):
@@ -221,7 +221,7 @@ def enormous(folder):
 
 def a_socket(folder):
     here = os.getcwd()
-    os.chdir(folder)  # the name of a socket is short
+    os.chdir(folder)  # the path of a socket must be short
     try:
         with socket.socket(socket.AF_UNIX) as opened:
             opened.bind("x.wav")
@@ -310,7 +310,7 @@ def test_a_name_in_another_normal_form_is_found(tmp_path):
 
 
 def test_nothing_is_written_beside_the_recordings(tmp_path):
-    """As on a folder without the right to write, which an administrator has always."""
+    """Stands for a read-only folder, because root may write to every folder."""
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_text(HEADER + "a,0,1,normal,P1\n")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine", *(tmp_path / "mine").rglob("*"))}
@@ -446,7 +446,7 @@ def archive(members, **settings):
 
 
 def told_less(path):
-    """A member that declares less than it holds, in both of its headers."""
+    """A member that contains more than both of its headers declare."""
     archive({"a.txt": bytes(1 << 22)})(path)
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", 1 << 22), struct.pack("<I", 9)))
 
@@ -517,7 +517,7 @@ def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
     assert refused > 0
 
 
-def test_what_is_written_counts_not_what_is_declared(tmp_path, monkeypatch):
+def test_the_limit_counts_unpacked_bytes_not_declared_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     archive({f"{n}.txt": bytes(1 << 20) for n in range(16)})(tmp_path / "x.zip")
     original = zipfile.ZipFile.infolist
@@ -575,8 +575,8 @@ print(codes, peak() - before)
 """
 
 
-def test_memory_does_not_follow_the_rate_of_a_recording(tmp_path):
-    """A minute at 192 kHz, checked and decoded; read whole it took 550 MB, and twenty minutes twenty times that."""
+def test_memory_does_not_grow_with_the_sampling_rate(tmp_path):
+    """Checks and decodes a minute at 192 kHz; reading it as a whole took 550 MB, and 20 minutes would take 11 GB."""
     (tmp_path / "mine").mkdir()
     with soundfile.SoundFile(tmp_path / "mine" / "a.flac", "w", 192_000, 1, subtype="PCM_16") as file:
         file.write(np.random.default_rng(0).uniform(-0.5, 0.5, 192_000))

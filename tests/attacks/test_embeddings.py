@@ -1,4 +1,4 @@
-"""Damaged and exchanged embeddings: on resumption and in a search they are refused, never joined or believed."""
+"""Damaged or exchanged embeddings: resumed commands and searches refuse them."""
 
 import json
 import random
@@ -122,7 +122,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("attack", STRANGE)
-def test_a_strange_index_is_one_line(embedded, tiny_run, sounds, attack):
+def test_an_invalid_index_is_one_line(embedded, tiny_run, sounds, attack):
     out, _ = embedded
     table = pq.read_table(out / EMBEDDINGS)
     changed = STRANGE[attack](table)

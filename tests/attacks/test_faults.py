@@ -1,4 +1,4 @@
-"""Studies whose process is killed, terminated or interrupted in mid-run."""
+"""Studies that are killed, terminated or interrupted while they run, and data that change between runs."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_a_step_ends_with_its_study(tmp_path, monkeypatch, ending, deaf):
 
 @pytest.fixture(scope="module")
 def study(tiny_recipe, tmp_path_factory):
-    """Writes a study of two seeds into a folder; returns the words of its command."""
+    """A function that writes a study of two seeds into a folder and returns the words of its command."""
     recipe = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe | {"name": "tiny", "output_dir": None}))
 
@@ -74,7 +74,7 @@ def study(tiny_recipe, tmp_path_factory):
 
 
 def figures(folder):
-    """What a study found, without what it took."""
+    """Results of a study, without times."""
     content = json.loads((folder / "out" / "results.json").read_text())
     assert "missing" not in content["study"]
     rows = [{key: value for key, value in row.items() if key in ("name", "seed", "figures", "split", "epoch")}
@@ -84,7 +84,7 @@ def figures(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(study, tmp_path_factory):
-    """The folder of a study that nobody ended."""
+    """The folder of a study that ran without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
     done = laennec(*study(folder)).done(WAIT_S)
     assert done.returncode == 0, done
@@ -93,7 +93,7 @@ def undisturbed(study, tmp_path_factory):
 
 @pytest.fixture
 def begun(study, undisturbed, tmp_path):
-    """The words of the command of a study that has its first seed."""
+    """The command of a study whose first seed is finished."""
     shutil.copytree(undisturbed / "out" / "tiny" / "0", tmp_path / "out" / "tiny" / "0")
     return study(tmp_path)
 
@@ -168,5 +168,5 @@ def test_a_study_keeps_no_run_on_labels_that_were_replaced(on_own_corpus, tmp_pa
     assert main(command) == 2
     assert "holds a run on other data" in capsys.readouterr().err
     for path in folder.glob("*.txt"):
-        path.write_text("")  # results can be gathered where the corpus is not at hand
+        path.write_text("")  # results can be gathered where the corpus is not available
     assert main(command) == 0

@@ -1,4 +1,4 @@
-"""Hostile and unlucky files of users: results beside other files, recordings that change place, names that act."""
+"""Hostile and unlucky files: results beside other files, replaced recordings, names with control characters."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ def folder(sounds, tmp_path):
     return tmp_path
 
 
-# ---------------------------------------------------------------- what lies in the folder of the results
+# ---------------------------------------------------------------- other files in the results folder
 
 OF_A_USER = [
     "x.json", "x.txt", "x.labels.txt", "x.selections.txt", "x.png", "x.parquet", "x.npz", "predictions.csv",
@@ -61,7 +61,7 @@ OF_A_USER = [
 
 @pytest.fixture(scope="module")
 def beside(loaded, sounds, tmp_path_factory):
-    """A folder with files of a user in which recordings were predicted, and one in which they were embedded."""
+    """Two folders with files of a user, into which predictions and embeddings were written."""
     folder = tmp_path_factory.mktemp("beside")
     for part in ("predict", "embed"):
         for name in OF_A_USER:
@@ -96,13 +96,13 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("name", "kind"), FOREIGN)
-def test_what_no_journal_claims_is_replaced_by_overwriting_alone(predictor, folder, name, kind):
+def test_a_file_that_no_journal_lists_is_replaced_only_with_overwrite(predictor, folder, name, kind):
     (folder / "theirs").write_text("theirs")
     if kind == "link":
         (folder / name).symlink_to(folder / "theirs")
     else:
         (folder / name).write_text("theirs")
-    for _ in range(2):  # being refused claims nothing
+    for _ in range(2):  # a refused run does not claim the file
         with pytest.raises(InputError) as error:
             predict(predictor, [folder / "x.wav"], folder)
         said = str(error.value)
@@ -120,10 +120,10 @@ def test_results_of_another_folder_that_were_copied_here_are_not_replaced(predic
     with pytest.raises(InputError, match=r"y.laennec.json: was not written by an earlier run"):
         predict(predictor, [folder / "x.wav", folder / "y.wav"], folder / "out")
     assert (folder / "out" / "y.laennec.json").read_text() == "theirs"
-    predict(predictor, [folder / "x.wav"], folder / "out")  # these are ours
+    predict(predictor, [folder / "x.wav"], folder / "out")  # written by laennec
 
 
-def test_a_journal_that_was_lost_makes_results_nobodys(predictor, folder):
+def test_results_without_their_journal_are_not_replaced(predictor, folder):
     predict(predictor, [folder / "x.wav"], folder / "out")
     (folder / "out" / JOURNAL).write_bytes(b'{"xx')
     with pytest.raises(InputError, match="was not written by an earlier run"):
@@ -132,7 +132,7 @@ def test_a_journal_that_was_lost_makes_results_nobodys(predictor, folder):
 
 
 @pytest.mark.parametrize("name", [JOURNAL, "laennec.journal.7.jsonl"])
-def test_a_file_of_a_journals_name_that_is_none_stays(predictor, folder, name):
+def test_another_file_with_the_name_of_a_journal_is_kept(predictor, folder, name):
     (folder / "out").mkdir()
     (folder / "out" / name).write_text("my journal\n")
     with pytest.raises(InputError, match=f"{name}: is not a journal of this version"):
@@ -156,7 +156,7 @@ def test_corrected_results_are_an_annotation_and_never_overwritten(predictor, fo
     assert not predict(predictor, [folder / "x.wav"], folder / "other", **settings).failed
 
 
-def test_results_in_a_folder_of_annotations_are_none(predictor, folder):
+def test_results_are_not_read_as_annotations(predictor, folder):
     (folder / "x.txt").write_text("0.1\t1.5\tx\n")
     predict(predictor, [folder / "x.wav"], folder, formats=FORMATS)
     done = predict(predictor, [folder / "x.wav"], folder / "out", annotation=folder)
@@ -166,7 +166,7 @@ def test_results_in_a_folder_of_annotations_are_none(predictor, folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "folder with a table", "synthetic", "sprsound", "hub"])
-def test_results_in_a_corpus_are_none_of_its_files(predictor, small_corpus, sounds, tmp_path, kind):
+def test_results_are_not_read_as_files_of_a_corpus(predictor, small_corpus, sounds, tmp_path, kind):
     corpus, name = tmp_path / "corpus", kind.split()[0]
     if kind == "synthetic":
         shutil.copytree(small_corpus, corpus)
@@ -197,11 +197,11 @@ def test_results_in_a_corpus_are_none_of_its_files(predictor, small_corpus, soun
     assert before.recordings and after.lines() == before.lines()
 
 
-# ---------------------------------------------------------------- which recording it is
+# ---------------------------------------------------------------- identity of recordings
 
 
 def replaced(path, sound):
-    """Another recording of this name, of the same size and modification time."""
+    """Replace a recording by another file of the same name, size and modification time."""
     before = path.stat()
     other, rate = soundfile.read(path, dtype="int16")
     soundfile.write(path.with_name("new.wav"), other[::-1], rate, subtype="PCM_16")
@@ -211,7 +211,7 @@ def replaced(path, sound):
 
 
 def rewritten(path, sound):
-    """Other samples in the same file."""
+    """Write other samples into the same file."""
     before, content = path.stat(), bytearray(path.read_bytes())
     content[2000:3000] = bytes(reversed(content[2000:3000]))
     with path.open("r+b") as file:
@@ -284,7 +284,7 @@ def test_results_have_names_that_every_file_system_keeps_apart(predictor, sounds
 @pytest.mark.parametrize(
     "words", [["{x}", "--out", ""], ["{x}", "", "--out", "out"], ["{x}", "--out", "out", "--base="]]
 )
-def test_a_variable_that_is_unset_is_no_folder(tiny_run, folder, monkeypatch, capsys, words):
+def test_an_empty_path_is_refused(tiny_run, folder, monkeypatch, capsys, words):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as ended:
         main(["predict", str(tiny_run), *(word.format(x=folder / "x.wav") for word in words)])
@@ -292,7 +292,7 @@ def test_a_variable_that_is_unset_is_no_folder(tiny_run, folder, monkeypatch, ca
     assert os.listdir(folder) == ["x.wav"]
 
 
-# ---------------------------------------------------------------- names that act
+# ---------------------------------------------------------------- names with control characters
 
 FORGERIES = [
     "crackle\n9.000\t9.900\twheeze 0.99",
@@ -328,7 +328,7 @@ def test_a_name_forges_no_row(tmp_path, capfd, text, what):
     assert is_harmless(track.replace("\t", "")) and is_harmless(table.replace("\t", ""))
 
 
-def test_no_name_acts_when_a_file_of_results_is_shown(predictor, folder, tmp_path):
+def test_control_characters_in_names_are_escaped_in_results(predictor, folder, tmp_path):
     names = [f"x{act}.wav" for act in (ESCAPE, "\x7f\x9b2J", "\u202e", "\r\n9")]
     for name in names:
         shutil.copy(folder / "x.wav", folder / name)
@@ -395,7 +395,7 @@ ACTING = [
 
 
 @pytest.mark.parametrize("attack", ACTING)
-def test_no_name_acts_on_the_terminal(tiny_run, folder, capfd, attack):
+def test_control_characters_in_names_are_escaped_on_the_terminal(tiny_run, folder, capfd, attack):
     arguments = attack(str(tiny_run), folder)
     capfd.readouterr()
     with contextlib.suppress(SystemExit):  # argparse
@@ -418,6 +418,6 @@ def test_a_name_that_is_no_text_is_written_in_every_format(predictor, sounds, tm
     assert len(done.predicted) == 1 and not done.failed
 
 
-def test_a_name_changes_no_direction_of_reading(capfd):
+def test_a_name_cannot_change_the_text_direction(capfd):
     say("patient \u202e1\u2069.wav")
     assert capfd.readouterr().out == "patient \\u202e1\\u2069.wav\n"

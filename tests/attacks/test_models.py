@@ -1,7 +1,7 @@
-"""Settings and weights of a model from a stranger: whatever they say, one line says what is wrong, and nothing is run.
+"""Invalid settings and weights of an untrusted model: one line says what is wrong, and no code runs.
 
-Each attack is a change of one file of a good model. It is tried on everything that loads a model in Python; one of each
-file is tried on the commands too.
+Each attack changes one file of a valid model. It is tried on everything that loads a model in Python; one attack on
+each file is also tried on the commands.
 """
 
 import copy
@@ -58,7 +58,7 @@ def inner(**changes):
 
 
 def nested(depth, members=2):
-    """Ensembles of ensembles, each of so many members."""
+    """Configuration of nested ensembles, each with so many members."""
     config = {"model_type": "laennec-cnn", "channels": [4, 8]}
     for _ in range(depth):
         config = {"model_type": "laennec-ensemble", "members": members, "encoder_config": config}
@@ -72,7 +72,7 @@ def deep(depth):
     return {"extra": value}
 
 
-# what is written to config.json -> what the line names
+# name -> (changes of config.json, part of the message)
 OF_CONFIG = {
     **{
         f"temperature {value!r}": ({"temperatures": {"crackle": value}}, "temperatures.crackle")
@@ -228,7 +228,7 @@ OF_CONFIG = {
     "number of 5000 digits": ({"extra": 10**4000}, "extra"),
 }  # fmt: skip
 
-# what is written to preprocessor_config.json -> what the line names
+# name -> (changes of preprocessor_config.json, part of the message)
 OF_FRONT_END = {
     **{
         f"{name} {value!r}": ({name: value}, name)
@@ -297,7 +297,7 @@ OF_FRONT_END = {
     "NaN where nothing reads it": ({"auto_map": {"a": [NAN]}}, "auto_map"),
 }
 
-# what is written to onnx.json -> what the line names
+# name -> (changes of onnx.json, part of the message)
 OF_FACTS = {
     "file above": ({"file": "../model.onnx"}, "file"),
     "label recording": ({"labels": ["recording", "wheeze"]}, "labels"),
@@ -327,7 +327,7 @@ OF_FACTS = {
     "nested 100 deep": (deep(100), "nested"),
     "NaN where nothing reads it": ({"extra": [NAN]}, "extra"),
 }
-# what is written to preprocessor_config.json beside onnx.json
+# name -> (changes of preprocessor_config.json beside onnx.json, part of the message)
 BESIDE_FACTS = {
     "length long": ({"length": "long"}, "length"),
     "keep middle": ({"keep": "middle"}, "keep"),
@@ -338,7 +338,7 @@ BESIDE_FACTS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A small model without records of its training, as a stranger can leave them out, and a file for onnxruntime."""
+    """A small model without training records, which an attacker can leave out, and an ONNX model."""
     root = tmp_path_factory.mktemp("models")
     features = LaennecFeatureExtractor("song2021", length="natural")
     encoder = load_encoder(None, type="cnn", channels=[4, 8])
@@ -350,7 +350,7 @@ def models(tmp_path_factory):
 
 
 def merged(values, changes):
-    """Settings with others in their place, those of the encoder one by one."""
+    """Settings with changes; changes of the encoder's settings are merged key by key."""
     values = copy.deepcopy(values)
     for name, change in changes.items():
         if name == "encoder_config" and isinstance(change, dict) and "members" not in change:
@@ -362,7 +362,7 @@ def merged(values, changes):
 
 @pytest.fixture
 def spoilt(models, tmp_path):
-    """Copies a model and changes one of its files."""
+    """A function that copies a model and changes one of its files."""
 
     def make(kind, file, changes):
         folder = tmp_path / kind
@@ -375,7 +375,7 @@ def spoilt(models, tmp_path):
 
 
 def assert_refused(load, *said):
-    """Loading fails with one printable line that says what, and what to do."""
+    """Check that loading fails with one printable line that contains `said` and a remedy."""
     with pytest.raises(InputError) as error:
         load()
     line = str(error.value)
@@ -418,7 +418,7 @@ def test_labels_cannot_be_columns_of_the_tables():
     assert set(CYCLE_FEATURES) - {"crackle", "wheeze"} <= COLUMNS and set(_COPIED) - {"crackle", "wheeze"} <= COLUMNS
 
 
-# ---------------------------------------------------------------- every way in
+# ---------------------------------------------------------------- commands, predictor and pipeline
 
 
 @pytest.mark.parametrize("command", ["predict", "embed", "evaluate", "export"])
@@ -472,7 +472,7 @@ def test_a_model_that_could_not_be_loaded_again_is_never_made(values):
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0], ids=["zero", "negative"])
-def test_a_spread_that_cannot_divide(spoilt, value):
+def test_a_spread_of_zero_or_less_is_refused(spoilt, value):
     folder = spoilt("torch", CONFIG, {})
     state = load_file(folder / "model.safetensors")
     state["head.spread"][3] = value
@@ -490,7 +490,7 @@ def test_groups_of_another_size_than_the_weights_say(tmp_path, changes):
     assert_refused(lambda: AutoModelForAudioClassification.from_pretrained(tmp_path), next(iter(changes)))
 
 
-# what a model says of its size, far from that of its weights: (encoder, other settings of it)
+# settings that declare a size far from that of the weights: name -> (encoder, changed settings)
 SIZES = {
     "a million channels": ("cnn", {"channels": [1_000_000, 1_000_000]}),
     "width of a million": ("ast", {"hidden_size": 1_000_000}),
@@ -514,7 +514,7 @@ SMALL = {
         "conv_dim": [4] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
     },
 }  # fmt: skip
-# each is tried with no more memory than a program that has loaded a model needs, and half a GiB
+# each is loaded with half a GiB of memory beyond that of a program that has loaded a model
 TRIED = """
 import json, resource, sys
 import torch
@@ -542,7 +542,7 @@ print(json.dumps({folder: tried(ways[way], folder) for folder, way in folders}))
 
 @pytest.fixture(scope="module")
 def sized(tmp_path_factory):
-    """What loading says for each of the sizes, as a whole model and as an encoder for training, in one process."""
+    """Messages of loading each of the sizes, as a whole model and as an encoder for training, in one process."""
     root = tmp_path_factory.mktemp("sizes")
     for kind, settings in SMALL.items():
         encoder = load_encoder(None, type=kind, **settings)
@@ -575,11 +575,11 @@ def sized(tmp_path_factory):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
 @pytest.mark.parametrize("name", SIZES)
-def test_a_size_that_the_weights_have_not_takes_no_memory(sized, name):
+def test_a_size_that_differs_from_the_weights_takes_no_memory(sized, name):
     assert sized[name]
     for line in sized[name].values():
         assert line.isprintable() and ";" in line and len(line) < 700, line
-        assert "memory" not in line, line  # what torch says of memory that it tried to take
+        assert "memory" not in line, line  # torch's message if it tried to allocate the size
 
 
 @pytest.mark.parametrize("names", [["crackle"], ["crackle", "wheeze", "rhonchus"]])
@@ -596,6 +596,6 @@ def test_labels_of_another_number_than_the_file_has_logits_are_refused(tmp_path,
 
 
 @pytest.mark.parametrize("names", [["duration_s", "b"], ["spans", "b"], ["x", "x_highest"], ["x_share", "x"]])
-def test_labels_are_no_columns_of_the_table_of_recordings(names):
+def test_labels_must_not_be_columns_of_the_table_of_recordings(names):
     with pytest.raises(InputError, match="a column of the tables"):
         laennec.LaennecConfig(id2label=dict(enumerate(names)))

@@ -1,4 +1,4 @@
-"""The page as a stranger on the network meets it: too many requests, too large ones, foreign names."""
+"""Hostile requests to the web page: too many, too large, for other host names, or for other files."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ from forked import Forked
 from laennec.cli.main import main
 from laennec.inference.page import app, server
 
-pytest.importorskip("gradio")  # here, so that processes of the tests have it already
+pytest.importorskip("gradio")  # imported here, so that forked processes have it already
 WAIT_S = 120  # generous: a busy machine must not fail a test
-FILES = 1024  # the limit of open files in the server's process
+FILES = 1024  # limit of open files of the server process
 BOUNDARY = b"--stranger\r\nContent-Disposition: form-data; name="
 UPLOAD = "POST /gradio_api/upload HTTP/1.1\r\nHost: {}\r\nContent-Type: multipart/form-data; boundary=stranger\r\n"
 
 
 class Served:
-    """A page in a process of its own, in a folder for its uploads, log and switches."""
+    """The web page in a forked process; its folder has the uploads, the log and `busy`, which blocks predictions."""
 
     def __init__(self, run, folder):
         self.folder, self.log = folder, folder / "log"
@@ -68,7 +68,7 @@ class Served:
         return httpx.get(f"{self.address}/config", timeout=WAIT_S).status_code == 200
 
     def connect(self, words=b""):
-        """A connection that says some words."""
+        """A connection that sends some bytes."""
         host, port = self.host.split(":")
         connection = socket.create_connection((host, int(port)), timeout=WAIT_S)
         with contextlib.suppress(ConnectionError):
@@ -93,7 +93,7 @@ def served(tiny_run, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_uploads(request):
-    """Every test begins without uploads."""
+    """Delete all uploads before every test."""
     if "served" in request.fixturenames:
         for folder in request.getfixturevalue("served").kept.iterdir():
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -116,7 +116,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("words", UNFINISHED.values(), ids=UNFINISHED)
-def test_more_unfinished_requests_than_open_files_stop_nobody(served, many_files, words):
+def test_more_unfinished_requests_than_open_files_block_no_other_request(served, many_files, words):
     logged = len(served.said())
     with contextlib.ExitStack() as stack:
         for _ in range(FILES + 76):
@@ -171,7 +171,7 @@ def test_uploads_together_have_a_limit(served):
     assert served.upload(b"a" * 900_000).status_code == 200
 
 
-def test_an_upload_counts_what_arrived_since_it_began(served):
+def test_uploads_that_arrive_during_an_upload_count(served):
     begin = BOUNDARY + b'"files"; filename="a.wav"\r\n\r\n'
     words = UPLOAD.format(served.host).encode() + b"Content-Length: 1900000\r\n\r\n" + begin
     with served.connect(words) as slow:
@@ -202,7 +202,7 @@ def test_many_small_files_count_as_what_they_take_of_a_disk(served):
     assert [answer.status_code for answer in answers] == [200, 200, 413] and len(served.uploads()) == 1800
 
 
-def test_a_body_without_a_length_is_for_uploads_alone(served):
+def test_only_uploads_may_have_no_content_length(served):
     answer = httpx.post(f"{served.address}/gradio_api/queue/join", content=iter([b"{"]), timeout=WAIT_S)
     assert answer.status_code == 413
 
@@ -218,7 +218,7 @@ def test_an_aborted_upload_leaves_no_file(served, length):
 
 @pytest.fixture
 def uploaded(served, small_corpus):
-    """Where a recording lies that was uploaded."""
+    """Path of an uploaded recording on the server."""
     return served.upload(sorted(small_corpus.glob("*.wav"))[0].read_bytes()).json()[0]
 
 
@@ -255,10 +255,10 @@ def test_a_request_names_no_file_but_uploads(served, uploaded, name, place):
     (served.folder / "private.txt").write_text("0.1 0.2 private\n")
     path = name.format(private=served.folder / "private.txt", kept=served.kept)
     before = served.uploads()
-    if place in ("file", "upload"):  # the latter looks like the address for uploads
+    if place in ("file", "upload"):  # the latter looks like the upload address
         link = path.replace("\0", "%00") + ("/upload" if place == "upload" else "")
         answer = httpx.get(f"{served.address}/gradio_api/file={link}", timeout=WAIT_S)
-        assert answer.status_code in (403, 404)  # httpx shortens what leads upwards
+        assert answer.status_code in (403, 404)  # httpx removes ".." from addresses
     else:
         given = {
             "recording": [file_data(path), None],

@@ -1,4 +1,4 @@
-"""Records of runs that somebody edited or a disk damaged: the card names the record in one line."""
+"""Edited or damaged run records: `laennec card` names the record in one line."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Reviews whose files were damaged, or written by a stranger: no answer changes in silence, and none ends a review."""
+"""Damaged or forged review files: no answer changes without a message, and a review continues."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def answers(sounds, tmp_path):
     return made
 
 
-def test_a_flipped_bit_changes_no_answer_in_silence(answers, capsys):
+def test_a_flipped_bit_changes_no_answer_without_a_message(answers, capsys):
     whole, before, draw = answers.journal.read_bytes(), answers.active(), random.Random(0)
     for place in draw.sample(range(len(whole) - 1), 60):
         flipped = bytes([whole[place] ^ 1 << draw.randrange(8)])
@@ -57,7 +57,7 @@ OF_A_STRANGER = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in OF_A_STRANGER for value in OF_A_STRANGER[name]])
-def test_a_line_that_is_no_answer_is_left_out_and_told(answers, capsys, name, value):
+def test_an_invalid_line_is_skipped_with_a_message(answers, capsys, name, value):
     lines = answers.journal.read_bytes().splitlines(keepends=True)
     said = json.loads(lines[1]) | {name: value}
     del said["xxh3"]
@@ -77,7 +77,7 @@ def review(tiny_run, small_corpus, tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", ["", "0.000 2.000 of an earlier review.wav", None])
-def test_a_press_on_a_page_of_an_earlier_server_answers_nothing(review, key):
+def test_a_button_press_on_a_page_of_an_earlier_server_has_no_effect(review, key):
     assert review.next() is not None
     said, _ = pressed(review, {item.key: item for item in review.items}, "crackle", key, "ann", [])
     assert "reload it" in said and review.answers.active() == []

@@ -1,4 +1,4 @@
-"""Models that a training starts from or learns from: their damaged notes, and outputs that are no numbers."""
+"""Initial models and teachers of a training: damaged notes on their patients, and outputs of NaN or infinity."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-# a damaged note names no held-out patient, which is not to be taken for a note without any
+# a damaged note names no patient; it must not pass as a note of a model that has seen none
 DAMAGES = {
     ("patients",): (None, True, 7, "P1", {"P1": 1}, [7], [None]),
     ("corpus",): ([], {}, 7),
@@ -37,7 +37,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("place", "value"), [(place, value) for place in DAMAGES for value in DAMAGES[place]])
-def test_a_note_of_another_form_is_no_note_without_patients(run, splits, place, value):
+def test_a_damaged_note_is_refused(run, splits, place, value):
     note = copy.deepcopy(json.loads((run / TRAINED_ON).read_text())["sets"][0])
     inner = note[place[0]] if len(place) > 1 else note
     inner[place[-1]] = value
@@ -61,7 +61,7 @@ def test_training_sets_of_another_form_are_one_line(run, sets):
 
 
 @pytest.mark.parametrize("value", [3e38, -3e38])
-def test_a_teacher_that_outputs_no_numbers_teaches_nothing(run, tiny_recipe, splits, value):
+def test_a_teacher_with_non_finite_outputs_is_refused(run, tiny_recipe, splits, value):
     weights = load_file(run / "model" / "model.safetensors")
     for name in ("head.classifier.weight", "head.classifier.bias"):
         weights[name] = torch.full_like(weights[name], value)

@@ -1,4 +1,4 @@
-"""Full and read-only disks, lost shares, terminations: one line, nothing half-written, earlier results stay."""
+"""Full and read-only disks, lost network shares, SIGTERM: one line, no unfinished files, earlier results stay."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def scored_run(scored_once, tmp_path):
 
 
 def lines_into(place, run, corpus, recipe):
-    """Every command that writes, into a folder that cannot take it; the run itself lies there too."""
+    """Command lines of every command that writes, with outputs below `place`."""
     return {
         "train": ["train", recipe, "--output_dir", str(place / "new")],
         "predict": ["predict", str(run), str(corpus), "--out", str(place / "out")],
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_line_and_keeps_all(scored_run, small_corpus, recipe,
 def test_a_disk_that_fills_up_in_mid_run_is_one_line_and_the_run_goes_on(
     recipe, disk, tmp_path, capfd, monkeypatch, part, kilobytes
 ):
-    """While waveforms or embeddings of a frozen encoder are cached, or a checkpoint is written."""
+    """The disk is full while waveforms or embeddings of a frozen encoder are cached, or a checkpoint is written."""
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
     place, run = disk(part, kilobytes), tmp_path / "run"
     line = ["train", recipe, "--output_dir", str(run), "--train.epochs", "1"]
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_in_mid_run_is_one_line_and_the_run_goes_on(
 
 
 def test_a_file_size_limit_is_one_line(scored_run, small_corpus, recipe, tmp_path, capfd):
-    """As a quota: set for this process alone, and only while the command runs, so that no report of tests is hit."""
+    """A limit on file sizes, like a quota: only while the command runs, so that it does not affect pytest's files."""
     import resource
 
     for name, line in lines_into(tmp_path / "place", scored_run, small_corpus, recipe).items():
@@ -154,7 +154,7 @@ def test_a_file_size_limit_is_one_line(scored_run, small_corpus, recipe, tmp_pat
 def test_an_error_of_a_lost_share_is_one_line_and_the_command_resumes(
     tiny_run, small_corpus, tmp_path, capfd, monkeypatch, number, said
 ):
-    """The system's own error where a batch notes its settings: one line, and the same command goes on afterwards."""
+    """A system error while prediction writes its settings gives one line, and the same command then continues."""
     assert said in str(system_error("x", OSError(number, os.strerror(number), "/share/file")))
     from laennec.inference.batch import run as predict
 
@@ -170,7 +170,7 @@ def test_an_error_of_a_lost_share_is_one_line_and_the_command_resumes(
 
 
 class When:
-    """Does something to this process's surroundings as soon as a file shows that work is under way."""
+    """Calls a function in a thread as soon as a file that matches a pattern exists."""
 
     def __init__(self, folder, pattern, act):
         self.thread = threading.Thread(target=self._watch, args=(folder, pattern, act), daemon=True)
@@ -217,7 +217,7 @@ def test_recordings_on_a_share_that_is_lost_during_prediction(tiny_run, small_co
 
 
 @pytest.mark.soak
-def test_a_run_folder_that_is_lost_while_it_is_trained_into(tiny_recipe, disk, tmp_path, capfd, monkeypatch):
+def test_a_run_folder_on_a_share_that_is_lost_during_training(tiny_recipe, disk, tmp_path, capfd, monkeypatch):
     (tmp_path / "server").mkdir()
     share = disk("share")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**tiny_recipe, "train": {**tiny_recipe["train"], "epochs": 5}}))
@@ -326,8 +326,8 @@ def test_a_termination_just_before_a_file_is_shown_leaves_what_was_there(
     assert main(line) == 0
 
 
-def test_a_termination_that_a_library_loses_comes_again(monkeypatch, capfd):
-    """An exception in what C calls back is printed and forgotten; the process must end all the same."""
+def test_a_sigterm_whose_exception_is_lost_is_repeated(monkeypatch, capfd):
+    """An exception in a callback from C is printed and lost; the repeated signal must still end the process."""
     from laennec.cli import env
     from laennec.cli import main as program
 

@@ -1,7 +1,8 @@
-"""What others send: models, data and settings that want to run code, read or write elsewhere, or never end.
+"""Hostile models, data and settings that try to run code, to read or write elsewhere, or never to end.
 
-Each case is one attack through the command line. It is refused in one line with exit code 2, or it has no effect and
-the command does its work; in either case no code of it ran, the files of others are as they were, and it ended soon.
+Each case is one attack through the command line. The command refuses it in one line with exit code 2, or does its work
+without any effect of the attack. In either case none of its code runs, other files stay unchanged, and the command ends
+soon.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ CODE = "import pathlib\npathlib.Path({ran!r}).write_text('ran')\nclass Evil:\n  
 
 
 class Runs:
-    """A pickle that makes a folder when it is read."""
+    """A pickle that creates a folder when it is unpickled."""
 
     def __init__(self, place):
         self.place = str(place)
@@ -46,7 +47,7 @@ class Runs:
 
 
 class Stage:
-    """A place with a victim, a canary, and whatever an attack is made of."""
+    """Folder of one attack, with private files (`victim`); `ran` exists if code of the attack ran."""
 
     def __init__(self, place, run, corpus):
         self.place, self.run, self.corpus = place, run, corpus
@@ -85,7 +86,7 @@ class Stage:
         return ["prepare", name, "--data-dir", str(folder), *(x for option in options for x in ("--option", option))]
 
     def folder(self):
-        """A corpus of one's own: recordings with a CSV."""
+        """A folder corpus: a recording and a table."""
         folder = self.place / "mine"
         folder.mkdir()
         shutil.copy(self.sound, folder / "a.wav")
@@ -93,7 +94,7 @@ class Stage:
         return folder
 
     def table(self, name):
-        """A data set of general audio whose table names a recording."""
+        """Command for a data set of general audio whose table names this recording."""
         folder = self.place / "set"
         (folder / "audio").mkdir(parents=True)
         shutil.copy(self.sound, folder / "audio" / "a.wav")
@@ -149,7 +150,7 @@ def text_of(name, text):
 
 
 def in_the_place_of(name, make_file):
-    """A file of the model that is something else."""
+    """A model with one file replaced by what `make_file` creates."""
 
     def make(stage):
         model = stage.model()
@@ -215,7 +216,7 @@ def base_elsewhere(name):
 
 
 def encoder(change):
-    """Weights for training that are somebody else's folder."""
+    """Training from the encoder folder of a stranger, with one change."""
 
     def make(stage):
         from laennec.encoders import load_encoder
@@ -329,7 +330,7 @@ def archive(*members, mode=None):
 
 
 def declared_size(stage):
-    """A zip file that says it unpacks to more than any disk holds."""
+    """A zip file that declares more content than fits on any disk."""
     path = stage.place / "corpus.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a.wav", bytes(1 << 20))
@@ -340,7 +341,7 @@ def declared_size(stage):
 
 
 def mine(name, make_file, *more):
-    """A folder of one's own of which one file is something else."""
+    """A folder corpus with one file replaced by what `make_file` creates."""
 
     def make(stage):
         folder = stage.folder()
@@ -386,7 +387,7 @@ def parquet_with_pickles(stage):
 
 
 def objects_called(name):
-    """Object arrays of numpy, which are pickles, under the name of a recording."""
+    """A numpy object array, which is a pickle, under the name of a recording."""
 
     def make_file(stage, path):
         with path.open("wb") as file:
@@ -396,7 +397,7 @@ def objects_called(name):
 
 
 def saved_elsewhere(stage):
-    """A data set as `save_to_disk` writes it, whose state names a file of others."""
+    """A data set as `save_to_disk` writes it, whose state names a file outside its folder."""
     folder = stage.place / "set"
     datasets.Dataset.from_dict({"label": ["x"]}).save_to_disk(folder)
     state = json.loads((folder / "state.json").read_text())
@@ -499,7 +500,7 @@ SETTINGS = {
 
 
 class TooLongError(AssertionError):
-    """An attack that has not ended."""
+    """The command did not end in time."""
 
 
 @contextlib.contextmanager
@@ -508,8 +509,9 @@ def ends_soon():
         raise TooLongError("did not end")
 
     handlers = [(number, signal.signal(number, end)) for number in (signal.SIGVTALRM, signal.SIGUSR1)]
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)  # of this process's own time, for machines are busy
-    asleep = threading.Timer(4 * LONGEST_S, os.kill, (os.getpid(), signal.SIGUSR1))  # what waits uses no time
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)  # CPU time, because machines may be busy
+    # a blocked process uses no CPU time
+    asleep = threading.Timer(4 * LONGEST_S, os.kill, (os.getpid(), signal.SIGUSR1))
     asleep.start()
     try:
         yield
@@ -530,7 +532,7 @@ ALL = {name: case for table in (MODELS, DATA, SETTINGS) for name, case in table.
 
 
 @pytest.mark.parametrize("attack", ALL)
-def test_is_refused_in_one_line(stage, capfd, attack):
+def test_an_attack_is_refused_in_one_line(stage, capfd, attack):
     make, said = ALL[attack]
     arguments = make(stage)
     capfd.readouterr()
@@ -543,11 +545,11 @@ def test_is_refused_in_one_line(stage, capfd, attack):
     assert stage.secrets() == stage.before
 
 
-# ---------------------------------------------------------------- what has no effect
+# ---------------------------------------------------------------- attacks without effect
 
 
 def code_beside(stage):
-    """Code and its names in both configurations, as for trust_remote_code."""
+    """Python files that both configurations name, as for trust_remote_code."""
     model = stage.model(
         auto_map={"AutoConfig": "evil.Evil", "AutoModelForAudioClassification": "evil.Evil"}, trust_remote_code=True
     )
@@ -568,7 +570,7 @@ def pickles_beside(stage):
 @pytest.mark.parametrize("make", [code_beside, pickles_beside])
 def test_code_beside_a_model_is_never_run(stage, make, monkeypatch):
     model = make(stage)
-    monkeypatch.chdir(model)  # nothing is imported from where one stands, either
+    monkeypatch.chdir(model)  # nothing is imported from the working directory either
     assert main(stage.predict(model)) == 0
     for loads in ("AutoModelForAudioClassification", "AutoFeatureExtractor", "AutoConfig"):
         import transformers
@@ -580,7 +582,7 @@ def test_code_beside_a_model_is_never_run(stage, make, monkeypatch):
     assert not stage.ran.exists() and stage.secrets() == stage.before
 
 
-def test_a_pipeline_that_a_model_brings_along_is_refused(stage):
+def test_a_custom_pipeline_of_a_model_is_refused(stage):
     pipelines = {"audio-classification": {"impl": "evil.Evil", "pt": ["AutoModelForAudioClassification"]}}
     model = stage.model(custom_pipelines=pipelines)
     (model / "evil.py").write_text(CODE.format(ran=str(stage.ran)))
@@ -592,8 +594,8 @@ def test_a_pipeline_that_a_model_brings_along_is_refused(stage):
     assert not stage.ran.exists()
 
 
-def test_transformers_own_way_to_a_model_is_as_narrow(stage):
-    """`from_pretrained` of the Auto class, which looks for adapters before laennec is asked."""
+def test_from_pretrained_of_transformers_refuses_the_same_attacks(stage):
+    """`from_pretrained` of the Auto class, which looks for adapters before it calls laennec."""
     from transformers import AutoModelForAudioClassification
 
     for name in ("base at an absolute path", "adapters that name another base", "weights that are a link elsewhere"):
@@ -605,7 +607,7 @@ def test_transformers_own_way_to_a_model_is_as_narrow(stage):
 
 
 def test_a_run_follows_its_own_base_and_no_other(stage, monkeypatch, capfd):
-    """The base of a head that was trained here is found; with its place changed in the model's config it is not."""
+    """A head finds its base where it was trained; on another machine only its run does, by the path in its recipe."""
     from laennec.encoders import load_encoder
 
     weights = stage.place / "weights"
@@ -631,7 +633,7 @@ def test_a_run_follows_its_own_base_and_no_other(stage, monkeypatch, capfd):
     assert main(stage.predict(stage.place / "head", "--base", str(weights))) == 0
 
 
-# ---------------------------------------------------------------- output folders that lie in wait
+# ---------------------------------------------------------------- traps in output folders
 
 
 def linked_journal(stage, out):
@@ -679,7 +681,7 @@ def test_overwriting_a_run_takes_links_away_and_leaves_what_they_lead_to(stage, 
     assert not (stage.place / "out" / "kept").exists() and stage.secrets() == stage.before
 
 
-def test_a_record_that_names_a_place_has_nothing_written_there(stage, capfd):
+def test_nothing_is_written_to_a_path_that_a_record_names(stage, capfd):
     run = shutil.copytree(stage.run, stage.place / "run")
     record = json.loads((run / "run.json").read_text())
     record["config"]["corpus"]["data_dir"] = record["corpus"]["data_dir"] = str(stage.victim / "new")
@@ -690,10 +692,10 @@ def test_a_record_that_names_a_place_has_nothing_written_there(stage, capfd):
     assert not (stage.victim / "new").exists()
 
 
-# ---------------------------------------------------------------- words that browsers and spreadsheets act on
+# ---------------------------------------------------------------- names that spreadsheets would run
 
 
-def test_names_of_recordings_are_no_formulas(stage, monkeypatch):
+def test_names_of_recordings_are_not_written_as_formulas(stage, monkeypatch):
     monkeypatch.chdir(stage.place)
     for name in ("=cmd|'calc'!A0.wav", "+1.wav", "@SUM(A1).wav"):
         shutil.copy(stage.sound, stage.place / name)

@@ -1,4 +1,4 @@
-"""No split that promises other people in its parts ever shares one, and no sound slips through under a second name."""
+"""Splits that promise disjoint patients share none, and one recording under two names is detected."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ NAMES = st.text("abc01 _-#'ñ中", min_size=1, max_size=6) | st.integers(0, 300)
 PEOPLE = st.lists(
     st.tuples(
         st.lists(st.integers(1, 5), min_size=1, max_size=4),  # cycles of each recording
-        st.sampled_from([None, *LABELS]),  # all alike, or mixed
+        st.sampled_from([None, *LABELS]),  # the label of all cycles, or None for mixed labels
         st.sampled_from(["Al", "Pr", "Tc", None]),
         st.sampled_from(["Meditron", "Litt3200"]),
         st.sampled_from(["sc", "mc"]),
@@ -32,12 +32,12 @@ PEOPLE = st.lists(
     min_size=1,
     max_size=14,
 )
-# one patient with nearly everything
+# one patient has nearly all cycles
 LOPSIDED = [([5] * 40, None, "Al", "Meditron", "mc")] + [([1], "normal", "Al", "Litt3200", "sc")] * 8
 
 
 def corpus_of(people, names, draw):
-    """A cycle table of these people under any names, in any order; recordings are often called alike."""
+    """A cycle table of these patients with any names, in random order; many recordings have similar names."""
     rows = []
     for person, (recordings, only, place, device, mode) in enumerate(people):
         patient = names[person] if person < len(names) else f"p{person}"
@@ -60,7 +60,7 @@ def corpus_of(people, names, draw):
 
 
 def split(table, protocol, fold, fraction, seed, draw):
-    """The split, or None where the corpus has too few people for it."""
+    """The split, or None where the corpus has too few patients for it."""
     given = {}
     recordings, patients = sorted(set(table["recording_id"])), sorted(set(table["patient_id"]))
     if protocol.startswith("official"):
@@ -86,7 +86,7 @@ ANY_CORPUS = given(
 
 
 def keeps_its_promise(people, names, protocol, fold, fraction, seed):
-    """Split a random corpus, and hold the split to what its protocol promises."""
+    """Split a random corpus and check what the protocol promises of the split."""
     draw = np.random.default_rng(seed)
     table = corpus_of(people, names, draw)
     fold = fold if protocol == "patient-5fold" else 0
@@ -99,7 +99,7 @@ def keeps_its_promise(people, names, protocol, fold, fraction, seed):
     result, given_too = made
     part = pd.Series("", index=table.index)
     for name, rows in result.splits.items():
-        part.iloc[rows] = part.iloc[rows] + name  # a row in two parts would carry two names
+        part.iloc[rows] = part.iloc[rows] + name  # a row in two splits would get two names
     assert set(part) <= {"train", "validation", "test"}
     for one, other in itertools.combinations(result.splits, 2):
         left, right = table[part == one], table[part == other]
@@ -130,7 +130,7 @@ def first_of(corpus):
     return min(corpus.glob("*.wav"))
 
 
-# what can be done to a sound: (samples as float64, rate) -> (samples, ending, subtype)
+# changes of a sound: (float64 samples, rate) -> (samples, suffix, subtype)
 FORMS = {
     "the same file": None,
     "flac": lambda x, rate: (x, ".flac", "PCM_16"),
@@ -144,7 +144,7 @@ FORMS = {
 
 
 def doubled(corpus, folder, form, cycles=True):
-    """The corpus with one recording once more, under another patient's name and in another form."""
+    """A copy of the corpus with one recording twice, the second time under another patient and in another form."""
     shutil.copytree(corpus, folder)
     source = first_of(folder)
     rest = source.stem.split("_", 1)[1]
@@ -171,13 +171,13 @@ def test_prepare_names_both_files(small_corpus, tmp_path, capsys, form):
     assert main([*command, "--check"]) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
     assert "the same sound under 2 names" in line and str(source) in line and str(target) in line
-    # without a split there is nothing to refuse, and still it is said
+    # without a split nothing is refused, but a warning is printed
     assert main([*command, "--protocol", "none"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert str(source) in line and str(target) in line
 
 
-def test_sounds_that_are_not_the_same_are_let_be(small_corpus, tmp_path, capsys):
+def test_different_sounds_are_accepted(small_corpus, tmp_path, capsys):
     assert main(["prepare", "synthetic", "--data-dir", str(small_corpus), "--check"]) == 0
     assert "no problems" in capsys.readouterr().out
 
@@ -188,8 +188,8 @@ def recipe_with(tiny_recipe, folder, path, seed):
     return path
 
 
-def seed_that_parts(folder, source, target, apart=True):
-    """A split seed under which the two recordings are in different parts, train and test."""
+def seed_that_separates(folder, source, target, apart=True):
+    """A split seed that puts the two recordings into train and test, or both into train (`apart=False`)."""
     from laennec.corpora import load_corpus
 
     for seed in range(40):
@@ -201,10 +201,10 @@ def seed_that_parts(folder, source, target, apart=True):
 
 
 @pytest.mark.parametrize("form", ["flac", "a shallower file"])
-def test_training_refuses_a_split_that_a_second_name_breaks(tiny_recipe, small_corpus, tmp_path, capsys, form):
+def test_training_refuses_a_split_with_one_sound_in_train_and_test(tiny_recipe, small_corpus, tmp_path, capsys, form):
     folder = tmp_path / "corpus"
     source, target = doubled(small_corpus, folder, FORMS[form])
-    recipe = recipe_with(tiny_recipe, folder, tmp_path / "r.yaml", seed_that_parts(folder, source, target))
+    recipe = recipe_with(tiny_recipe, folder, tmp_path / "r.yaml", seed_that_separates(folder, source, target))
     for command in ("train", "pretrain"):
         more = ["--pretrain.epochs", "1"] if command == "pretrain" else []
         assert main([command, str(recipe), "--output_dir", str(tmp_path / command), *more]) == 2
@@ -216,7 +216,7 @@ def test_training_refuses_a_split_that_a_second_name_breaks(tiny_recipe, small_c
 def test_a_cut_is_said_aloud_and_stamped_on_every_number(tiny_recipe, small_corpus, tmp_path, capsys, caplog):
     folder, out = tmp_path / "corpus", tmp_path / "run"
     source, target = doubled(small_corpus, folder, FORMS["a cut"], cycles=False)
-    recipe = recipe_with(tiny_recipe, folder, tmp_path / "r.yaml", seed_that_parts(folder, source, target))
+    recipe = recipe_with(tiny_recipe, folder, tmp_path / "r.yaml", seed_that_separates(folder, source, target))
     assert main(["train", str(recipe), "--output_dir", str(out), "--train.epochs", "1"]) == 0
     assert "the same sound under 2 names" in caplog.text
     origin = json.loads((out / "run.json").read_text())["corpus"]["provenance"]

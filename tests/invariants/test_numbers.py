@@ -1,4 +1,4 @@
-"""A number that is none stops a run at once, says whose it was, and costs nothing that was saved."""
+"""NaN or infinity stops a run at once; the message names its source, and saved checkpoints stay valid."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from runs import what_it_left
 
 
 class Overflow(torch.autograd.Function):
-    """The identity whose gradient is infinite: what a backward pass in low precision may leave of a finite loss."""
+    """The identity with an infinite gradient, as a low-precision backward pass may give for a finite loss."""
 
     @staticmethod
     def forward(ctx, x):
@@ -75,7 +75,7 @@ def test_it_stops_within_the_step_and_goes_on_from_the_last_good_checkpoint(
     assert what_it_left(tmp_path / "run") == what_it_left(tmp_path / "straight")
 
 
-# a term of its own kind, pre-training, bfloat16, a resting encoder: whose number it is and in which step
+# other sources of NaN: an auxiliary term, pre-training, bfloat16, a frozen encoder
 ELSEWHERE = {
     "auxiliary": {"loss": {"auxiliary": {"add": {"weight": 0.2}}}},
     "pretrain": {"pretrain": {"views": ["raw"], "epochs": 3, "batch_size": 8}},
@@ -96,7 +96,7 @@ def test_wherever_it_comes_from_it_stops_at_once_and_names_the_batch(tiny_recipe
         terms = original(self, *arguments)
         steps.append(1)
         if len(steps) == 7:
-            name = list(terms)[-1]  # the auxiliary one where there is one
+            name = list(terms)[-1]  # the auxiliary term, if there is one
             terms[name] = terms[name] * float("inf")
         return terms
 
@@ -113,7 +113,7 @@ def test_wherever_it_comes_from_it_stops_at_once_and_names_the_batch(tiny_recipe
 
 @pytest.mark.parametrize("what", ["a weight", "a running statistic"])
 def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch, what):
-    """An update may overflow where loss and gradient did not; the checkpoint before it is the one to keep."""
+    """An update may overflow although loss and gradient are finite; the checkpoint before it is kept."""
     original = LaennecTrainer._save_checkpoint
 
     def spoilt(self, *arguments):
@@ -121,7 +121,7 @@ def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch
         tensors = self.model.named_parameters() if what == "a weight" else self.model.named_buffers()
         name, tensor = next((n, t) for n, t in tensors if "running_var" in n or what == "a weight")
         hurt.append(name)
-        # after the last step of the second epoch, when no forward pass is left to notice
+        # after the last step of the second epoch, when no further forward pass can detect it
         original_log = self.log
 
         def log(*given):
@@ -142,11 +142,11 @@ def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch
     assert run(recipe, tmp_path / "run") == 0
 
 
-# ---------------------------------------------------------------- sounds that are hardly any
+# ---------------------------------------------------------------- degenerate sounds
 
 
 def odd_sounds(rate):
-    """float32 waveforms of half a second that a recording may well hold."""
+    """Degenerate float32 waveforms of half a second that may occur in recordings."""
     size = rate // 2
     time = np.arange(size) / rate
     made = {
@@ -175,7 +175,7 @@ def test_odd_sounds_have_finite_features_in_every_batch_and_augmentation(preset)
     rate = extractor.sampling_rate
     sounds = odd_sounds(rate)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one is far too loud
+        warnings.simplefilter("ignore")  # "far too loud" gives a warning
         for name, sound in sounds.items():
             alone = extractor([sound], sampling_rate=rate)["input_values"]
             assert bool(torch.isfinite(alone).all()), name

@@ -1,4 +1,4 @@
-"""Nothing phones home: with the network closed everything local works, and nothing so much as asks for the network."""
+"""No local command needs the network or tries to use it."""
 
 import json
 import os
@@ -21,14 +21,14 @@ print(json.dumps([main(line) for line in json.loads(sys.argv[1])]))
 
 
 def online_environment(log):
-    """As on a machine with a network: nothing tells a library to keep off it."""
+    """Environment of a machine with a network: no variable sets a library offline or turns telemetry off."""
     offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
     telling = ("DISABLE_TELEMETRY", "DO_NOT_TRACK", "GRADIO_ANALYTICS_ENABLED")
     return {k: v for k, v in os.environ.items() if k not in (*offline, *telling)} | {LOG: str(log)}
 
 
 def without_network():
-    """What runs a command in a network of its own that leads nowhere; nothing where the system does not allow it."""
+    """Prefix that runs a command in an empty network namespace, or [] where the system does not allow it."""
     for command in (["unshare", "-n"], ["unshare", "-r", "-n"]):
         if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
             return command
@@ -52,7 +52,7 @@ def test_the_guard_of_this_suite_refuses_other_machines_here_and_in_processes(tm
 
 
 def test_the_work_from_corpus_to_report_asks_for_no_network(small_corpus, tiny_recipe, tmp_path):
-    """Without HF_HUB_OFFLINE, in a process that has no network at all where the system can give it none."""
+    """Without HF_HUB_OFFLINE, and without any network where the system allows it."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny_recipe))
     run, model = str(tmp_path / "run"), str(tmp_path / "model")
     lines = [
@@ -74,7 +74,7 @@ def test_the_work_from_corpus_to_report_asks_for_no_network(small_corpus, tiny_r
 
 
 def test_the_page_asks_for_no_network(tiny_run, tmp_path):
-    """Gradio would otherwise ask for its newest version and count the start."""
+    """By default, Gradio looks up its newest version and reports each start."""
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

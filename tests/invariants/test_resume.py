@@ -1,4 +1,4 @@
-"""A run that was stopped and gone on with is the run that was not stopped: no bit differs."""
+"""A run that is stopped and resumed is bit for bit the same as a run without a stop."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from runs import what_it_left
 from ways import settings_of, ways
 
 EVERY_STEP = ("draws and mixing",)
-# now in the middle of an epoch, now at its end; `make soak` stops after every step of all ways
+# stopped in the middle and at the end of epochs; `make soak` stops after every step for all kinds of recipes
 SOME_STEPS = ("alternation", "balance and warm-up", "accumulated, weighted, impatient")
 NAMES = list(ways("ast"))
 
@@ -34,7 +34,7 @@ class StopAfter(TrainerCallback):
 
 
 def step_of(stops, every):
-    """After which step of a phase the run is stopped this time."""
+    """The step of a phase after which the run stops this time."""
     return stops % 7 + 1 if every else (3, 5, 8, 10)[(stops - 1) % 4]
 
 
@@ -65,7 +65,7 @@ def test_stopping_and_going_on_changes_nothing(tiny_recipe, tiny_ast, tmp_path, 
                 assert stops < 60
                 run("stopped")
             except KeyboardInterrupt:
-                if way == "lora":  # a checkpoint leaves the base out
+                if way == "lora":  # a checkpoint does not contain the base encoder
                     (weights, *_) = (tmp_path / "stopped").rglob("checkpoint-*/model.safetensors")
                     assert all(".lora_" in name for name in load_file(weights) if name.startswith("encoder."))
     assert stops > 2

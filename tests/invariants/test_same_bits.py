@@ -1,4 +1,4 @@
-"""The same seed gives the same bits: on a CPU nothing but the recipe and the data has a say in what a run leaves."""
+"""The same seed gives the same bits: on a CPU, the result of a run depends on the recipe and the data alone."""
 
 import json
 import os
@@ -25,7 +25,7 @@ QUICK = ("frozen", "contrast of mixtures")
 
 @pytest.fixture
 def recipe(tiny_recipe, tiny_ast, tmp_path):
-    """Writes the recipe of a way; gives its path."""
+    """A function that writes a recipe of one kind and returns its path."""
 
     def write(way, **train):
         path = tmp_path / "recipe.yaml"
@@ -37,7 +37,7 @@ def recipe(tiny_recipe, tiny_ast, tmp_path):
 
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
-    """Each call has commands find another, empty cache."""
+    """A function that sets another, empty cache for the commands."""
 
     def change(name):
         monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / f"cache {name}"))
@@ -46,7 +46,7 @@ def fresh_cache(tmp_path, monkeypatch):
 
 
 def scored(run):
-    """The bytes of what an evaluation leaves: predictions and figures."""
+    """The bytes of an evaluation's files: predictions and metrics."""
     folder = run / "evaluation-test"
     return [(folder / name).read_bytes() for name in ("predictions.parquet", "metrics.json")]
 
@@ -75,7 +75,7 @@ def test_zero_one_and_four_workers_and_any_batches_of_evaluation(recipe, tmp_pat
 
 
 def test_a_loss_with_class_weights_is_that_of_all_cycles_whatever_the_batches(recipe, tmp_path):
-    """A weighted mean of weighted means is no mean; the epoch that is kept would hang on it."""
+    """A weighted mean of batch means is not the weighted mean of all cycles; it could change the best epoch."""
     path, losses = recipe("two stages", epochs=1), []
     for rows in (3, 64):
         out = tmp_path / str(rows)
@@ -90,7 +90,7 @@ def test_another_split_in_the_cache_another_folder_and_order_of_files(recipe, tm
     path = recipe("frozen")
     fresh_cache("cold")
     assert main(["train", str(path), "--output_dir", str(tmp_path / "cold")]) == 0
-    fresh_cache("warm")  # with embeddings of the same cycles, met by others in their shards
+    fresh_cache("warm")  # with embeddings of the same cycles, but other neighbours in their shards
     assert main(["train", str(path), "--output_dir", str(tmp_path / "other"), "--corpus.split_seed", "5"]) == 0
     original, original_scan = os.listdir, os.scandir
 
@@ -115,7 +115,7 @@ def test_another_split_in_the_cache_another_folder_and_order_of_files(recipe, tm
 
 @pytest.mark.soak
 def test_two_processes_with_other_hash_seeds_and_threads(recipe, tmp_path):
-    """The recipe rules how many threads train; evaluation has as many as the environment gives it."""
+    """The recipe sets the number of training threads; evaluation uses the number from the environment."""
     path, found = recipe("mobilenet", epochs=1), []
     for seed, threads in (("1", "1"), ("2", "3")):
         out = tmp_path / seed

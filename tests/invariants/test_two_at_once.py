@@ -1,4 +1,4 @@
-"""Two processes with one folder: the same results, nobody waits for ever, and the dead own nothing."""
+"""Two processes with one folder: the results are the same, no process waits for ever, a killed one holds no lock."""
 
 import json
 import os
@@ -33,7 +33,7 @@ with {lock}(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder():
-    """Starts processes that have the lock of a path, and ends them."""
+    """A function that starts a process which holds the lock of a path; the processes are killed at the end."""
     started = []
 
     def hold(path, *more, lock="lock_or_refuse"):
@@ -56,10 +56,10 @@ def test_a_folder_that_is_trained_into_is_refused_until_its_owner_is_dead(tiny_r
     line = ["train", str(tmp_path / "r.yaml")]
     lock = lock_of(tmp_path / "run" / "run.json")
     lock.parent.mkdir()
-    lock.write_text("1 another-host.example\n")  # what a lock says of its owner is nothing to go by
+    lock.write_text("1 another-host.example\n")  # the text in a lock file has no effect
     owner = laennec(*line)
     assert any("epoch 2/" in said for said in owner.stdout)
-    os.kill(owner.pid, signal.SIGSTOP)  # it lives, and does not get on
+    os.kill(owner.pid, signal.SIGSTOP)  # the owner is alive, but paused
     capsys.readouterr()
     for arguments in (line, [*line, "--overwrite"], [*line, "--seed", "3", "--overwrite"]):
         assert main(arguments) == 2
@@ -113,7 +113,7 @@ def test_in_one_process_too_a_folder_has_one_owner(tmp_path):
 
 
 def together(work, times=8):
-    """Call `work(number)` at the same time; the errors of those that had one."""
+    """Call `work(number)` in `times` threads at the same time; return the errors."""
     errors, barrier = [], threading.Barrier(times)
 
     def one(number):
@@ -131,7 +131,7 @@ def together(work, times=8):
     return errors
 
 
-def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp_path):
+def test_folders_written_to_one_path_at_once_replace_each_other_completely(tmp_path):
     def write(number):
         for turn in range(5):
             with atomic_folder(tmp_path / "result") as folder:

@@ -1,4 +1,4 @@
-"""Two processes train together; one is killed: the other ends at once and says so, and the same command goes on."""
+"""One of two training processes is killed: the other ends at once with a message, and the same command resumes."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def lives(pid):
 
 
 def ranks_of(launcher):
-    """The process of each rank."""
+    """Process ids by rank."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -52,7 +52,7 @@ def ranks_of(launcher):
 
 
 def killed(recipe, out, rank, after="epoch 2/"):
-    """Kill one rank; returns what was said and the launcher's exit code, once the other one has ended too."""
+    """Kill one rank, wait until the other has ended too, and return stderr and the launcher's exit code."""
     launcher = subprocess.Popen(command(recipe, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in launcher.stdout:
         if after in line:
@@ -81,7 +81,7 @@ def test_a_rank_that_is_killed_takes_the_other_with_it_in_a_line_and_another_num
 @needs_proc
 @pytest.mark.soak
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_same_command_goes_on_to_the_bits_of_an_undisturbed_run(recipe, tmp_path, rank):
+def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_run(recipe, tmp_path, rank):
     for after in ("epoch 2/", "epoch 6/"):
         said, code = killed(recipe, tmp_path / "run", rank, after)
         assert code != 0 and "another process of this launch has ended" in said
