@@ -1,9 +1,9 @@
-"""Hostile and unlucky input: settings and weights of models, files, tables, caches, the page, kills of a study.
+"""Run all attacks: hostile or damaged models, files, tables, caches and requests, and kills of a study.
 
     python tests/soak/attacks.py --out docs/results/reliability.json
 
-The cases of tests/attacks, those that a usual test run leaves out included. Each is an attack: what comes of it has to
-be a result with the same bits as ever, or one line that says what is wrong, where, and what to do.
+These are the tests of tests/attacks, also those that a usual test run leaves out. Each attack must give a result with
+unchanged bits, or one line that says what is wrong, where, and what to do.
 """
 
 import subprocess

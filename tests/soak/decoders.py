@@ -1,12 +1,12 @@
-"""Thousands of malformed recordings: each gives audio or a typed error, in seconds, in little memory.
+"""Read thousands of malformed recordings: each gives audio or a typed error, in seconds and with little memory.
 
     python tests/soak/decoders.py --files 6000 --out docs/results/reliability.json
 
-The files are made from valid ones of every container: cut off, header fields and chunk sizes overwritten, bits flipped,
-samples that are no numbers, no channels, 2^31 samples declared, another container's name. A worker reads each of them
-whole, block by block, and its header alone. What kills the worker, what takes longer than 5 s, samples that are no
-numbers, two ways of reading that differ, and any error that is not a `DecodeError` of one line count against the
-reader. A sound file of each container is read in between and must give its audio.
+The files are damaged copies of valid files of every container: cut off, header fields and chunk sizes overwritten, bits
+flipped, NaN samples, no channels, 2^31 samples declared, suffix of another container. A worker process reads each file
+as a whole, block by block, and its header alone. Faults of the reader are: the worker dies, it takes longer than 5 s,
+it gives NaN, the ways of reading differ, or an error is not a `DecodeError` of one line. An intact file of each
+container is read in between and must give its audio.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".caf", ".txt", "")
 
 
 def valid(draw: random.Random, kind: str, subtype: str, finite: bool = False) -> bytes:
-    """A second of sound, sometimes with samples that are no numbers where the container has them."""
+    """A second of sound, sometimes with NaN or infinite samples where the container allows them."""
     rate = draw.choice((8000, 16000, 24000, 48000) if subtype == "OPUS" else (4000, 8000, 16000, 44100))
     rate = 8000 if subtype == "MPEG_LAYER_III" else rate
     sound = np.random.default_rng(draw.randrange(2**31)).standard_normal((rate, draw.choice((1, 2)))) * 0.1
@@ -59,7 +59,7 @@ def valid(draw: random.Random, kind: str, subtype: str, finite: bool = False) ->
 
 
 def malformed(draw: random.Random, whole: bytes, way: str) -> bytes:
-    """A sound file broken one way."""
+    """A file damaged in one way."""
     content = bytearray(whole)
     head = max(1, min(len(content) - 8, 120))
     at = draw.randrange(len(content))
@@ -93,9 +93,9 @@ def malformed(draw: random.Random, whole: bytes, way: str) -> bytes:
 
 
 def _overwrite_promise(draw: random.Random, whole: bytes, content: bytearray, way: str) -> None:
-    """Overwrite what a header says of channels, rate or length, in any container that says it in one place."""
+    """Overwrite channels, rate or length in the header, in containers that store it in one place."""
     channels, rate = draw.choice((0, 0, 3, 255, 65535)), draw.choice((0, 1, 7, 10**6, 2**31, 2**32 - 1))
-    places = {  # sign -> distance to (channels, rate, length), and how they are written
+    places = {  # marker -> offsets of (channels, rate, length) from it, and the byte order
         b"fmt ": (10, 12, None, "<"), b"COMM": (8, None, 10, ">"), b"desc": (36, None, None, ">"),
         b".snd": (20, 16, 8, ">"), b"data": (None, None, 4, "<"), b"fact": (None, None, 8, "<"),
         b"vorbis": (10, 11, None, "<"), b"OpusHead": (9, 12, None, "<"),
@@ -122,7 +122,7 @@ def _overwrite_promise(draw: random.Random, whole: bytes, content: bytearray, wa
 
 
 def write_files(folder: Path, files: int, seed: int) -> Iterator[tuple[Path, str]]:
-    """The files one after the other, and how each was broken; whoever asks for the next is done with the last."""
+    """Yield each file and how it was damaged; a file is deleted when the next one is requested."""
     draw = random.Random(seed)
     for number in range(files):
         kind, subtype = KINDS[number % len(KINDS)]
@@ -136,7 +136,7 @@ def write_files(folder: Path, files: int, seed: int) -> Iterator[tuple[Path, str
 
 
 def verdict(path: str | Path) -> str:
-    """What came of a file: "audio", "typed error", or what counts against the reader."""
+    """Result of reading a file: "audio", "typed error", or a fault of the reader."""
     from laennec.audio.recording import DecodeError, read_header, read_recording
     from laennec.audio.streaming import open_recording
 
@@ -183,7 +183,7 @@ for line in sys.stdin:
 
 
 def start() -> subprocess.Popen[bytes]:
-    """A worker that has imported what it needs."""
+    """Start a worker and wait until its imports are done."""
     worker = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", WORKER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
@@ -194,9 +194,7 @@ def start() -> subprocess.Popen[bytes]:
 
 
 def answers_in_time(worker: subprocess.Popen[bytes]) -> bool:
-    """Whether an answer comes before the worker has computed for so long (or slept for a minute); a busy machine may
-    let it wait.
-    """
+    """Whether the worker answers within LIMIT_S of CPU time and WAIT_S of wall time (more, as machines may be busy)."""
     begun, until = computed_s(worker.pid), time.monotonic() + WAIT_S
     while time.monotonic() < until and computed_s(worker.pid) - begun < LIMIT_S:
         if select.select([worker.stdout], [], [], 0.2)[0]:
@@ -205,7 +203,7 @@ def answers_in_time(worker: subprocess.Popen[bytes]) -> bool:
 
 
 def computed_s(pid: int) -> float:
-    """Processor time that a process has taken, in seconds."""
+    """CPU time of a process in seconds."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -214,7 +212,7 @@ def computed_s(pid: int) -> float:
 
 
 def read_all(files: Iterator[tuple[Path, str]]) -> Iterator[tuple[Path, str, str]]:
-    """What came of each file; a worker that dies or hangs is replaced."""
+    """Yield the result of each file; a worker that dies or hangs is replaced."""
     worker = None
     for path, way in files:
         worker = worker or start()
@@ -231,7 +229,7 @@ def read_all(files: Iterator[tuple[Path, str]]) -> Iterator[tuple[Path, str, str
 
 
 def main() -> None:
-    """Read all of them and write what was seen."""
+    """Read all files and write the row."""
     parser: argparse.ArgumentParser = parser_of(__doc__)
     parser.add_argument("--files", type=int, default=6000)
     options = parser.parse_args()

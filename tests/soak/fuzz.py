@@ -1,11 +1,11 @@
-"""A coverage-guided fuzz of everything that reads text: a result or a typed error, no hang, little memory.
+"""Coverage-guided fuzzing of everything that reads text: a result or a typed error, no hang, little memory.
 
     python tests/soak/fuzz.py --minutes 10 --out docs/results/reliability.json
 
-Needs atheris (the extra `soak`). The readers of `readers.py` in four groups, each for so many minutes, one after the
-other. An input counts against the reader where anything but a result or an `InputError` of one line comes of it, where
-it takes longer than 5 s, or where the process takes more than 1 GB; it is written into `--found`, once for each place.
-Half of the inputs are broken byte by byte, half by putting something else in place of a part of their structure.
+Needs atheris (the extra `soak`). The readers of `readers.py` run in four groups, each for so many minutes, one after
+the other. An input is a fault of its reader if the outcome is not a result or an `InputError` of one line, if it takes
+longer than 5 s, or if the process needs more than 1 GB; it is written to `--found`, once for each place in the code.
+Half of the inputs are mutated byte by byte, half by replacing a part of their structure.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from rows import parser_of, put
 
 LIMIT_S, LIMIT_MB, LONGEST = 5, 1000, 4096
-WAIT_S = 60  # of a process that sleeps; what it computes is what counts on a busy machine
+WAIT_S = 60  # wall time, for a process that sleeps; LIMIT_S is CPU time, because machines may be busy
 WORDS = (
     "nan", "inf", "-inf", "1e400", "-1", "0", "99999999999999999999", "0x10", "1_0", "\u00bd", "\u0663", "\u2028",
     "\u0000", "\\ud800", "\ufeff", "null", "true", "~", "[", "{", "\"", "\t", ";", ",", "\r", "\\\t1\t2", "&a", "*a",
@@ -40,7 +40,7 @@ STRANGE: tuple[Any, ...] = (
 
 
 def broken(value: Any, draw: random.Random) -> Any:
-    """A structure with something else in one place."""
+    """A copy of a structure with one value replaced."""
     if isinstance(value, dict) and value and draw.random() < 0.85:
         key = draw.choice(list(value))
         how = draw.random()
@@ -56,7 +56,7 @@ def broken(value: Any, draw: random.Random) -> Any:
 
 
 def restructured(content: bytes, form: str, draw: random.Random) -> bytes | None:
-    """A file of the same form whose structure is broken in one to three places; None where it has none."""
+    """A file of the same format with one to three values of its structure replaced; None if it has no structure."""
     import yaml
 
     try:
@@ -67,12 +67,12 @@ def restructured(content: bytes, form: str, draw: random.Random) -> bytes | None
             value = broken(value, draw)
         lines[at] = json.dumps(value, ensure_ascii=draw.random() < 0.5)
         return "\n".join([*lines, *([""] if form == "jsonl" else [])]).encode(errors="replace")
-    except Exception:  # what is broken already is broken byte by byte
+    except Exception:  # invalid files are mutated byte by byte
         return None
 
 
 def work(group: str, found: Path, flags: list[str]) -> None:
-    """The fuzzing process of one group; ends by the flags of libFuzzer."""
+    """Fuzz one group in this process, until libFuzzer's flags end it."""
     import logging
     import warnings
 
@@ -83,7 +83,7 @@ def work(group: str, found: Path, flags: list[str]) -> None:
     with atheris.instrument_imports(include=["laennec"]):
         from readers import GROUPS, fault_of
 
-        for reader in GROUPS[group]:  # every import is done before anything is counted
+        for reader in GROUPS[group]:  # do all imports before time is measured
             with tempfile.TemporaryDirectory() as folder:
                 fault_of(reader, Path(folder), reader.seeds[0])
     readers = GROUPS[group]
@@ -125,10 +125,10 @@ def work(group: str, found: Path, flags: list[str]) -> None:
 
 
 def fuzz(group: str, seconds: float, found: Path, seed: int) -> dict[str, int]:
-    """Fuzz a group for so long, beginning anew where an input stopped the process."""
+    """Fuzz a group for so many seconds; restart after an input that ended the process."""
     from readers import GROUPS
 
-    # in memory where there is such a place: what is written aside is forced to disk
+    # in memory where possible, because atomic writes call fsync
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
         corpus = Path(scratch) / "corpus"
         corpus.mkdir()
@@ -166,7 +166,7 @@ def fuzz(group: str, seconds: float, found: Path, seed: int) -> dict[str, int]:
 
 
 def main() -> None:
-    """Fuzz every group and write what was seen."""
+    """Fuzz every group and write the rows."""
     if "--work" in sys.argv:
         at = sys.argv.index("--work")
         _, group, _, found, *flags = sys.argv[at:]
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def soak(group: str, found: Path, options: argparse.Namespace) -> bool:
-    """Fuzz a group and keep its row; whether the promise held."""
+    """Fuzz a group and write its row; return whether the promise holds."""
     from readers import GROUPS
 
     found.mkdir(parents=True, exist_ok=True)

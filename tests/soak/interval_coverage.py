@@ -1,12 +1,12 @@
-"""Studies drawn from a model's predictions: how often the 95 % intervals hold the truth, and how wide they are.
+"""Simulated studies from a model's predictions: how often 95 % intervals contain the true value, and how wide they are.
 
     python tests/soak/interval_coverage.py --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt \
         --out docs/results/reliability.json
 
-The patients of SPRSound's train part are predicted out of fold by two linear heads on a frozen encoder, of which the
-second reads half of the embedding. A study draws some of the patients with replacement; the truth is the score of all,
-or its difference between the heads. Beside the intervals of `laennec.evaluation` those of the percentiles of a
-bootstrap over patients are drawn from the same studies.
+Two linear heads on a frozen encoder predict the patients of SPRSound's train split out of fold; the second head gets
+half of the embedding. A study draws some of the patients with replacement; the true value is the score of all patients,
+or the difference between the heads. The intervals of `laennec.evaluation` are compared with percentiles of a bootstrap
+over patients on the same studies.
 """
 
 import sys
@@ -32,7 +32,7 @@ AREAS = FIGURES[:2]
 
 
 def predicted_out_of_fold(data_dir: str, weights: str) -> pd.DataFrame:
-    """Events of the train part with logits of two heads that their patient had no part in."""
+    """Events of the train split with logits of two heads that were trained without their patient."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
     from sklearn.pipeline import make_pipeline
@@ -64,7 +64,7 @@ def percentiles(predictions: Predictions, draws: int, seed: int) -> dict[str, np
 
 
 def main() -> None:
-    """Draw studies and count the intervals that hold the truth."""
+    """Draw studies and count the intervals that contain the true value."""
     parser = parser_of(__doc__)
     parser.add_argument("--data-dir", default="data/sprsound")
     parser.add_argument("--weights", default="weights/mn04_as_mAP_432.pt")

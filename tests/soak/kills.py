@@ -1,13 +1,12 @@
-"""kill -9 at any moment: every command ends as if nothing had happened when it is simply given again.
+"""kill -9 at any moment: the same command, run again, ends as if it had not been killed.
 
     python tests/soak/kills.py --kills 50 --aimed 100 --out docs/results/reliability.json
 
-Each command runs on a synthetic corpus and is killed, at a moment drawn over its whole length, or (where the system
-lets us trace) exactly before a drawn change of its output folder or of the caches: a file made, written, synced,
-renamed, removed. It is given again until it ends by itself. What it leaves must be, to the last bit, what an
-undisturbed run left, with no temporary file beside it, in the caches or in the system's folder for them; anything that
-a person would have had to do by hand counts as a failure. The commands run in processes forked from one that has the
-libraries imported, so that the moments fall on work and not on imports.
+Each command runs on a synthetic corpus and is killed, either at a random moment or (where the system allows ptrace)
+exactly before a random change of its output folder or of the caches: a file created, written, synced, renamed or
+removed. It is run again until it ends by itself. Its files must be bit for bit those of an undisturbed run, with no
+temporary file beside them, in the caches or in the temporary folder; needing any manual step counts as a failure. The
+commands run in forks of a process that has imported the libraries, so that kills hit work and not imports.
 """
 
 import hashlib
@@ -50,18 +49,18 @@ FROZEN = {
 CORPUS = {"patients": 16, "recordings_per_patient": 1, "cycles_per_recording": 4, "max_rate_hz": 4000}
 TEMPORARY = (".part", ".old", ".incomplete", ".tmp", ".writing")
 TIMED = (".log", ".cost.json", "-cost.png", "report.html")
-# of records: what says when, where and how long
+# keys of records that say when, where and how long a command ran
 PASSING = ("created", "command", "line", "timings", "hardware", "seconds", "peak_memory_mb", "cost")
 
 
 def command(arguments: list[str], cache: Path, said: Path) -> Callable[[], int]:
-    """What a child does: one command of laennec, with caches of its own, and its words in a file."""
+    """A function for a child process: run one command with its own caches, and write its output to the file `said`."""
 
     def work() -> int:
         words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(words, stream)
-        # the libraries have looked at the environment already
+        # the imported libraries have read the environment already
         os.environ.update(LAENNEC_CACHE=str(cache), TMPDIR=str(cache.parent / f"{cache.name}-tmp"))
         tempfile.tempdir = os.environ["TMPDIR"]
         from laennec.cli.main import main
@@ -72,7 +71,7 @@ def command(arguments: list[str], cache: Path, said: Path) -> Callable[[], int]:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file's content, of a record without what says when and how long."""
+    """The hash of a file's content; records are hashed without the keys of PASSING."""
     content = path.read_bytes()
     if path.name in ("run.json", "laennec.json", "recipe.json", "results.json"):
         content = json.dumps(lasting(json.loads(content)), sort_keys=True).encode()
@@ -82,14 +81,14 @@ def digest(path: Path) -> str:
 
 
 def lasting(value: Any) -> Any:
-    """A record without what differs from run to run."""
+    """A record without the values that differ from run to run."""
     if isinstance(value, dict):
         return {k: lasting(v) for k, v in value.items() if k not in PASSING}
     return [lasting(v) for v in value] if isinstance(value, list) else value
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Hashes of all files that a folder holds; temporary ones count."""
+    """Hashes of all files in a folder, temporary ones included."""
     return {p.relative_to(folder).as_posix(): digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -99,9 +98,9 @@ def run_left(out: Path) -> object:
 
 
 def evaluation_left(out: Path) -> tuple[object, int]:
-    """Metrics, predictions and report of a scoring, and how often the run says that it was scored."""
+    """Metrics, predictions and report of an evaluation, and the number of evaluations in the run record."""
     place = out / "evaluation-test"
-    # the report and the copy of the record say the count too, which is compared by itself
+    # the report and the copied record also contain this number, which is compared separately
     files = {name: text for name, text in tree(place).items() if name not in ("report.html", "run.json")}
     record = {k: v for k, v in json.loads((place / "run.json").read_text()).items() if k != "evaluations"}
     report = (place / "report.html").stat().st_size > 10_000
@@ -109,23 +108,23 @@ def evaluation_left(out: Path) -> tuple[object, int]:
 
 
 def evaluation_left_late(out: Path) -> object:
-    """The same where a kill came after the results were shown: the command given again is another scoring, counted."""
+    """As `evaluation_left`, after a kill when the results were in place: the second run is another evaluation."""
     kept, times = evaluation_left(out)
     return kept, times > 1
 
 
 def study_left(out: Path) -> object:
-    """Runs, scores and results of a study, and the names of all its files: some say how long it took."""
+    """Runs, scores and results of a study without files that contain times, and the names of all its files."""
     files = {name: text for name, text in tree(out).items() if not name.endswith(TIMED)}
     return files, sorted(p.relative_to(out).as_posix() for p in out.rglob("*"))
 
 
 def cache_left(cache: Path) -> object:
-    """What lies in the caches, by name, and what of it is waveforms and embeddings, by content."""
+    """Contents of the cached waveforms and embeddings, and the names of all files in the caches."""
     if not cache.exists():
         return None
     made = {part: tree(cache / part) for part in ("waveforms", "embeddings") if (cache / part).exists()}
-    # locks of `datasets` stay after every run; hashes are remembered of files that are older than some seconds
+    # `datasets` keeps its locks after every run; hashes are stored only for files older than some seconds
     kept = [p for p in cache.rglob("*") if p.suffix != ".lock" or p.name.startswith(".")]
     names = sorted(p.relative_to(cache).as_posix() for p in kept if p.relative_to(cache).parts[0] != "hashes")
     return made, names
@@ -133,13 +132,13 @@ def cache_left(cache: Path) -> object:
 
 @dataclass
 class Case:
-    """A command, what it writes, and what has to be there before it."""
+    """A command, the function that reads its results, and the preparation it needs."""
 
     name: str
     arguments: Callable[[Path], list[str]]
     left: Callable[[Path], object]
     is_done: Callable[[Path], bool] = lambda out: False
-    late: Callable[[Path], object] | None = None  # what to compare after a kill of what was done; None: `left`
+    late: Callable[[Path], object] | None = None  # compared after a kill of a finished command; None: `left`
     prepare: Callable[[Path], object] = lambda out: None
     share: int = 1
 
@@ -163,7 +162,7 @@ class Soak:
         self.wanted = self._left(case.left)
 
     def _begin(self) -> None:
-        """A new round: nothing is there but what the case needs."""
+        """Start a new round: remove all files, and prepare what the case needs."""
         for path in (self.out, self.cache, self.place / "cache-tmp"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.place.glob(".*"):
@@ -197,7 +196,7 @@ class Soak:
             self._round(once)
 
     def at_changes(self, kills: int) -> None:
-        """Kill before changes: half of them drawn from all, half from those that make, rename or remove something."""
+        """Kill before random changes: 30 % drawn from all, 70 % from those that are no write or chmod."""
         self._begin()
         folders = [self.out, self.cache, self.place]
         changes = run_traced(command(self.case.arguments(self.out), self.cache, self.said), folders).changes
@@ -217,11 +216,11 @@ class Soak:
         while self.killed < wanted:
             before = self.killed
             self._round(once)
-            if self.killed == before:  # every drawn change lay behind the end
+            if self.killed == before:  # the command ended before the drawn change
                 wanted -= 1
 
     def at_full_disks(self, tries: int) -> None:
-        """Let the disk be full from a drawn change on: the command says so, and goes on once there is room."""
+        """Fill the disk at a random change: the command reports it, and continues once there is room."""
         self._begin()
         folders = [self.out, self.cache, self.place / "cache-tmp"]
         changes = run_traced(command(self.case.arguments(self.out), self.cache, self.said), folders).changes
@@ -244,10 +243,10 @@ class Soak:
 
             self._round(once)
             self.full += 1
-        self.killed = killed  # by nobody
+        self.killed = killed  # full disks are no kills
 
     def _round(self, once: Callable[[Callable[[], int]], int | None]) -> None:
-        """Give the command until it ends by itself, and look at what is left."""
+        """Run the command until it ends by itself, then compare its files."""
         self.rounds += 1
         self._begin()
         work = command(self.case.arguments(self.out), self.cache, self.said)
@@ -274,13 +273,13 @@ class Soak:
 
 
 def once_more(work: Callable[[], int]) -> int:
-    """The command given once more where its work was done: it may say that, or tidy up and end well."""
+    """Exit code of running a finished command again; 2 counts as 0, because it may refuse to run again."""
     code = timed(work, None)
     return 0 if code == 2 else int(code or 0)
 
 
 def difference(wanted: Any, left: Any, path: str = "") -> str:
-    """Where two things differ first."""
+    """The first difference between two results, in words."""
     if type(wanted) is not type(left):
         return f"{path}: {str(wanted)[:200]} -> {str(left)[:200]}"
     if isinstance(wanted, dict):
@@ -298,7 +297,7 @@ def difference(wanted: Any, left: Any, path: str = "") -> str:
 
 
 def cases_in(place: Path, quick: bool) -> list[Case]:
-    """Every command that writes something worth keeping."""
+    """Every command that writes results."""
     corpus, finished = place / "corpus", place / "finished"
 
     def recipe(values: dict[str, Any]) -> Callable[[Path], list[str]]:
@@ -377,14 +376,14 @@ def cases_in(place: Path, quick: bool) -> list[Case]:
 
 
 def import_all() -> None:
-    """What the commands import, once, before anything is forked; none of it may compute."""
+    """Import the libraries of the commands once, before forking; nothing may be computed here."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def main() -> None:
-    """Soak every case and write what was seen."""
+    """Kill every command and write the rows."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=50, help="at random moments, over all commands")
@@ -428,7 +427,7 @@ def main() -> None:
     figures["not continued, or not the same bits"] = faults
     figures["of the commands"] = ", ".join(f"{name} {kills}" for name, kills in by_command.items())
     figures["of the changes"] = ", ".join(f"{name} {kills}" for name, kills in sorted(hits.items())) or "none aimed at"
-    of = f" of {options.only}" if options.only else ""  # never in the place of the row of all commands
+    of = f" of {options.only}" if options.only else ""  # a run with --only must not replace the row of all commands
     if disks["full from a drawn change on"]:
         goes_on = "one line says so; with room again the same command goes on, bit for bit"
         put(options.out, f"full disks{of}", f"a full disk at any write{of}: {goes_on}", disks, held=disk_faults == 0)

@@ -1,9 +1,9 @@
-"""Which lines of the package do the tests run?
+"""Measure which lines of the package the tests run.
 
     python tests/soak/lines.py [--kept] [--out docs/results/reliability.json]
 
-The tests run under coverage, with every process that they start; copies of the package that tests make elsewhere do not
-count. --kept takes what an earlier run has left. Modules below nine tenths are listed.
+The tests and all processes that they start run under coverage; copies of the package that tests make elsewhere do not
+count. --kept uses the data of an earlier run. Modules with less than 90 % are listed.
 """
 
 import json

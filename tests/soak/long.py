@@ -1,10 +1,10 @@
-"""10,000 training steps and 10,000 predicted recordings: memory, open files, threads and temporary files stay as few.
+"""10,000 training steps and 10,000 predicted recordings: memory, open files, threads and temporary files do not grow.
 
     python tests/soak/long.py --steps 10000 --files 10000 --out docs/results/reliability.json
 
-Both are ordinary commands in a process of their own, which is looked at from outside: resident memory, open files and
-threads, at every sight of how far it is (the last checkpoint, the lines of the journal). The first fifth is warm-up; of
-the rest the first tenth is compared with the last.
+Both are ordinary commands, each in its own process, which is watched from outside: resident memory, open files, threads
+and progress (the last checkpoint, or the lines of the journal). The first fifth is warm-up; the tenth after it is
+compared with the last tenth.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BATCH, EPOCH_STEPS = 2, 100
 
 @dataclass(frozen=True)
 class Sight:
-    """What was seen of a process at one time."""
+    """Measurements of a process at one time."""
 
     done: float
     memory_mb: float
@@ -49,7 +49,7 @@ class Sight:
 
 
 def look(pid: int, done: float) -> Sight | None:
-    """One sight; None once the process is gone."""
+    """Measure a process; None once it is gone."""
     place = Path(f"/proc/{pid}")
     try:
         pages = int((place / "statm").read_text().split()[1])
@@ -62,10 +62,10 @@ def look(pid: int, done: float) -> Sight | None:
 
 
 def watch(arguments: list[str], place: Path, done: Callable[[], float | None]) -> list[Sight]:
-    """Run a command to its end and look at it whenever it has got on.
+    """Run a command to its end and measure it ten times a second.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: The command failed.
     """
     temporary = place / "tmp"
     temporary.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ _FILES, _THREADS = attrgetter("files"), attrgetter("threads")
 def judge(
     out: Path | None, name: str, promise: str, wanted: int, sights: list[Sight], left: list[str], begun: float
 ) -> bool:
-    """Compare the first tenth after warm-up with the last, and keep the row."""
+    """Compare the first tenth after warm-up with the last tenth, and write the row."""
     most = max((sight.done for sight in sights), default=0.0)
     early = [s for s in sights if 0.2 * most <= s.done <= 0.3 * most]
     late = [s for s in sights if s.done >= 0.9 * most]
@@ -101,7 +101,7 @@ def judge(
         raise SystemExit(f"{name}: too few sights ({len(early)} and {len(late)}, up to {most:g} of {wanted})")
     memory = [statistics.median(s.memory_mb for s in part) for part in (early, late)]
     growth = memory[1] / memory[0] - 1
-    # the fewest of each time: a file that is just being written is no leak
+    # the minimum of each period, because a file that is just being written is no leak
     files, threads = ([min(of(s) for s in part) for part in (early, late)] for of in (_FILES, _THREADS))
     held = growth < MOST_GROWTH and files[1] <= files[0] and threads[1] <= threads[0] and not left
     figures = {
@@ -122,11 +122,11 @@ def leftovers(place: Path) -> list[str]:
 
 
 def train(place: Path, steps: int, out: Path | None) -> bool:
-    """So many steps on a synthetic corpus, an evaluation and a checkpoint every hundred."""
+    """Train so many steps on a synthetic corpus, with 100 checkpoints."""
     from laennec.corpora.synthetic import write_corpus
 
     begun = time.perf_counter()
-    # 60 % of the patients train
+    # 60 % of the patients are in train
     cycles = math.ceil(BATCH * EPOCH_STEPS / 12 / 0.97)
     corpus = write_corpus(
         place / "corpus", patients=20, recordings_per_patient=1, cycles_per_recording=cycles, max_rate_hz=4000
@@ -153,7 +153,7 @@ def train(place: Path, steps: int, out: Path | None) -> bool:
 
 
 def predict(place: Path, files: int, out: Path | None) -> bool:
-    """So many recordings of a third of a second, answered one after the other into one folder."""
+    """Predict so many recordings of a third of a second, one after the other, into one folder."""
     begun = time.perf_counter()
     sounds, answers = place / "sounds", place / "answers"
     sounds.mkdir()
@@ -163,7 +163,7 @@ def predict(place: Path, files: int, out: Path | None) -> bool:
     journal = answers / "laennec.journal.jsonl"
 
     def done() -> float | None:
-        # a line is as long as the next, to a few bytes
+        # all lines have nearly the same length
         return journal.stat().st_size if journal.exists() else None
 
     arguments = ["predict", str(place / "run"), str(sounds), "--out", str(answers), "--format", "json,csv,audacity"]
@@ -177,7 +177,7 @@ def predict(place: Path, files: int, out: Path | None) -> bool:
 
 
 def main() -> None:
-    """Train, then predict with what was trained."""
+    """Train, then predict with the trained model."""
     parser: argparse.ArgumentParser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=10_000)

@@ -1,11 +1,11 @@
-"""Mutation testing: are wrong losses, metrics, samplers and splits found out by the tests beside them?
+"""Mutation testing: do the tests detect mistakes in losses, metrics, samplers and splits?
 
     python tests/soak/mutants.py [--each 60] [--groups losses,metrics] [--out docs/results/reliability.json]
 
-Each mutant is one small mistake in one module: a comparison, an operator, a constant, a condition, a call left out. Its
-tests run in a process forked from one that has imported torch already; a mutant that some test fails on, or that does
-not come to an end, is killed. Mutants that live must stand in survivors.json with a judgement: why nobody could tell
-the difference ("equivalent"), or why it is accepted. Of each group a sample is drawn, by --seed.
+Each mutant is one small mistake in one module: a changed comparison, operator, constant or condition, or a removed
+call. The tests of the module run in a fork of a process that has imported torch already. A mutant is killed if a test
+fails or does not end. Mutants that survive must be listed in survivors.json with the reason: "equivalent" if no test
+could see a difference, or "accepted". A random sample of each group is tried (--seed).
 """
 
 import ast
@@ -71,10 +71,10 @@ class Mutant:
     """One mistake.
 
     Attributes:
-        module: Below src/laennec.
-        place: Where in its tree: how many nodes come before it.
-        turn: Which of the mistakes that this node can hold.
-        label: Function, what was there and what is there now, and which of equals it is.
+        module: Path below src/laennec.
+        place: Number of the node in the syntax tree.
+        turn: Number of the mistake among those of this node.
+        label: Function, old and new code, and a number if several mutants would have the same label.
     """
 
     module: str
@@ -84,12 +84,12 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """What it is known by, whatever lines move."""
+        """Key in survivors.json; independent of line numbers."""
         return f"{self.module}: {self.label}"
 
 
 def mistakes(node: ast.AST) -> Iterator[ast.AST]:
-    """Every mistaken form of a node."""
+    """All changed forms of a node."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
         yield ast.Compare(node.left, [_COMPARE[type(node.ops[0])]()], node.comparators)
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
@@ -117,7 +117,7 @@ def _is_none(node: ast.AST) -> bool:
 
 
 def _left_alone(node: ast.AST, parent: ast.AST) -> bool:
-    """What no test should look at: types, words of errors, docstrings, decorators."""
+    """Whether a node is not mutated: types, error messages, assertions, decorators."""
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr):
         return True
     if isinstance(parent, ast.FunctionDef | ast.ClassDef) and node in parent.decorator_list:
@@ -130,7 +130,7 @@ def _left_alone(node: ast.AST, parent: ast.AST) -> bool:
 
 
 def places(tree: ast.AST) -> Iterator[tuple[int, ast.AST, ast.AST, str]]:
-    """(number, node, parent, function) of every node that may hold a mistake, in one order."""
+    """(number, node, parent, function) of every node that may be mutated, in a fixed order."""
     number = 0
     stack: list[tuple[ast.AST, ast.AST, str]] = [
         (child, tree, "") for child in reversed(list(ast.iter_child_nodes(tree)))
@@ -148,7 +148,7 @@ def places(tree: ast.AST) -> Iterator[tuple[int, ast.AST, ast.AST, str]]:
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """All there are."""
+    """All mutants of a module."""
     tree = ast.parse((ROOT / "src" / "laennec" / module).read_text())
     found: list[Mutant] = []
     seen: dict[str, int] = {}
@@ -169,7 +169,7 @@ def _said(node: ast.AST) -> str:
 
 
 def mutated(mutant: Mutant) -> ast.Module:
-    """The module's tree with the mistake in it."""
+    """The syntax tree of the module with the mistake."""
     tree = ast.parse((ROOT / "src" / "laennec" / mutant.module).read_text())
     for number, node, parent, _ in places(tree):
         if number == mutant.place:
@@ -184,7 +184,7 @@ def mutated(mutant: Mutant) -> ast.Module:
 
 
 class _Mistaken:
-    """Finds one module with its mistake in it, and no other."""
+    """Import hook that loads one module with its mistake."""
 
     def __init__(self, module: str, tree: ast.Module) -> None:
         self.name, self.tree = "laennec." + module.removesuffix(".py").replace("/", "."), tree
@@ -207,14 +207,14 @@ class _Mistaken:
 
 
 def passes(tests: list[str], mutant: Mutant | None, seconds: float) -> bool:
-    """Whether the tests pass, in a process of its own; one that takes too long does not."""
+    """Whether the tests pass in a forked process; a timeout counts as a failure."""
     pid = os.fork()
     if not pid:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
-        signal.alarm(int(20 * seconds))  # for what waits
+        signal.alarm(int(20 * seconds))  # wall time, for a process that waits
         code = 1
         try:
             if mutant is not None:
@@ -229,12 +229,12 @@ def passes(tests: list[str], mutant: Mutant | None, seconds: float) -> bool:
 
 
 def judged(name: str, survivors: dict[str, str]) -> str:
-    """The judgement on a survivor, or ""."""
+    """The reason given for a survivor, or ""."""
     return survivors.get(name, "")
 
 
 def examine(group: str, each: int, draw: random.Random, survivors: dict[str, str]) -> dict[str, Any]:
-    """Draw mutants of a group, and see which live."""
+    """Draw mutants of a group and test which survive."""
     modules = {m: [t for t in tests if (ROOT / t).exists()] for m, tests in GROUPS[group].items()}
     every = [mutant for module in modules for mutant in mutants_of(module)]
     chosen = sorted(draw.sample(every, min(each, len(every))), key=lambda m: (m.module, m.place, m.turn))
@@ -264,13 +264,13 @@ def examine(group: str, each: int, draw: random.Random, survivors: dict[str, str
 
 
 def main() -> None:
-    """Examine the groups and keep the row."""
+    """Examine the groups and write the row."""
     parser = parser_of(__doc__ or "")
     parser.add_argument("--each", type=int, default=60, help="mutants of each group (default: %(default)s)")
     parser.add_argument("--groups", default=",".join(GROUPS))
     options = parser.parse_args()
     os.chdir(ROOT)
-    # what is imported here is imported once; nothing of laennec, for a mutant must be all there is of its module
+    # import libraries once before forking, but nothing of laennec: a fork must import the mutant alone
     for name in ("datasets", "hypothesis", "numpy", "pandas", "pytest", "scipy.stats", "sklearn.metrics", "soundfile",
                  "torch", "transformers", "transformers.trainer"):  # fmt: skip
         __import__(name)

@@ -1,10 +1,10 @@
-"""10,000 recordings on a Ray cluster of two workers: every one is answered, and memory stays as it is.
+"""10,000 recordings on a Ray cluster of two workers: every recording is predicted, and memory does not grow.
 
     python tests/soak/ray_files.py --files 10000 --out docs/results/reliability.json
 
-The recordings are computed, half a second to a second long, and the model is the one in the package. A thread looks at
-what this process and Ray's workers have in memory of their own (without what they share, which is Ray's store of
-objects). The largest process of the second half of the recordings may have a tenth more than that of the first half.
+The recordings are synthetic, half a second to a second long, and the model is the one in the package. A thread measures
+the private memory of this process and Ray's workers (without shared memory, which is Ray's object store). The largest
+process during the second half of the recordings may have at most 10 % more than that during the first half.
 """
 
 import os
@@ -27,7 +27,7 @@ RATE = 4000
 
 @dataclass(frozen=True)
 class Sight:
-    """What was in memory at one time, in MB."""
+    """Memory at one time, in MB."""
 
     done: float
     driver: float
@@ -59,32 +59,32 @@ def workers() -> list[Path]:
 
 
 class Watch(threading.Thread):
-    """Looks at memory until it is told to stop."""
+    """Measures memory until it is stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.done, self.sights, self.ended = 0.0, list[Sight](), threading.Event()
 
     def run(self) -> None:
-        """Look again and again."""
+        """Measure memory repeatedly."""
         while not self.ended.wait(EVERY_S):
             sizes = [own_mb(process) for process in workers()]
             self.sights.append(Sight(self.done, own_mb(Path("/proc/self")), max(sizes, default=0.0), sum(sizes)))
 
     def tell(self, done: float, total: int) -> None:
-        """Take note of how far it is."""
+        """Store the progress."""
         self.done = done
 
 
 def write_recordings(folder: Path, files: int, seed: int) -> None:
-    """So many recordings of noise."""
+    """Write so many recordings of noise."""
     draw = np.random.default_rng(seed)
     for number in range(files):
         soundfile.write(folder / f"{number:06d}.wav", draw.normal(0, 0.1, draw.integers(RATE // 2, RATE)), RATE)
 
 
 def answered(out: Path) -> tuple[int, int, int]:
-    """How many rows, recordings in them and timelines there are."""
+    """Numbers of rows, of recordings in them, and of timelines."""
     import pyarrow.parquet as pq
 
     names = pq.read_table(out / "laennec.predictions", columns=["recording"])["recording"].to_pylist()
@@ -92,7 +92,7 @@ def answered(out: Path) -> tuple[int, int, int]:
 
 
 def run(sounds: Path, out: Path, watch: Watch) -> int:
-    """Predict on a cluster of this machine; returns how many recordings failed."""
+    """Predict on a Ray cluster on this machine; return the number of failed recordings."""
     import ray
 
     from laennec import DEFAULT_MODEL
@@ -113,7 +113,7 @@ def run(sounds: Path, out: Path, watch: Watch) -> int:
 
 
 def main() -> None:
-    """Write the recordings, predict them and judge."""
+    """Write the recordings, predict them and write the row."""
     parser = parser_of(__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     options = parser.parse_args()

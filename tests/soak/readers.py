@@ -1,7 +1,7 @@
-"""Everything of laennec that reads text which people or other programs wrote, for the fuzzer and its short test.
+"""All readers of text that people or other programs wrote, for the fuzzer and its short test.
 
-Each reader takes a folder of its own and the bytes of one file; the contract is a result or an `InputError` of one
-line. `seeds` are sound files, from which broken ones are made.
+Each reader takes an empty folder and the bytes of one file; it must give a result or an `InputError` of one line.
+`seeds` are valid files, which the fuzzer damages.
 """
 
 import functools
@@ -66,13 +66,13 @@ b#01,b,2,1,2,0,0,normal,-0.5,-1
 
 @dataclass(frozen=True)
 class Reader:
-    """One way in.
+    """A function of laennec that reads files.
 
     Attributes:
-        name: What is read.
-        read: (folder of its own, file content) -> anything.
-        seeds: Sound files.
-        form: "text", "json", "jsonl" or "yaml": how a file is broken without losing its form.
+        name: Kind of file.
+        read: (folder, file content) -> any result.
+        seeds: Valid files.
+        form: Format in which values of the structure can be replaced: "text" (none), "json", "jsonl" or "yaml".
     """
 
     name: str
@@ -82,7 +82,7 @@ class Reader:
 
 
 def _file(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path, bytes], object]]:
-    """A reader of one path, given the content."""
+    """Make a reader of (folder, content) from a function of a path; the file gets this name."""
 
     def wrap(read: Callable[[Path], object]) -> Callable[[Path, bytes], object]:
         def with_content(folder: Path, content: bytes) -> object:
@@ -96,7 +96,7 @@ def _file(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path, byt
 
 
 def a_second_of_sound() -> bytes:
-    """A WAV file that only its length matters of."""
+    """A silent WAV file of one second."""
     samples = bytes(8000)
     head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 4000, 8000, 2, 16) + b"data" + struct.pack("<I", 8000)
     return b"RIFF" + struct.pack("<I", len(head) + 8000) + head + samples
@@ -118,7 +118,7 @@ def _labels(path: Path) -> object:
 
 
 def _refused(read: Callable[[], object]) -> object:
-    """The result, or nothing where the file was refused as it should be."""
+    """The result, or None if the file was refused with an InputError."""
     try:
         return read()
     except InputError:
@@ -143,7 +143,7 @@ def _sprsound(path: Path) -> object:
 
 
 def _folder(folder: Path, content: bytes) -> object:
-    """A folder corpus with this table, and one with this label file, down to the rows."""
+    """Load a folder corpus with this table and one with this label file, and read all rows."""
     from laennec.corpora.base import to_arrow
     from laennec.corpora.folder.corpus import Folder
 
@@ -281,14 +281,14 @@ def _metadata(name: str) -> Callable[[Path, bytes], object]:
 
 @_file("predictions.csv")
 def _predictions(path: Path) -> object:
-    """A predictions table whose columns hold what somebody typed, as it comes out of a spreadsheet."""
+    """A predictions table with arbitrary text in its columns, as from a spreadsheet."""
     import pandas as pd
 
     from laennec.evaluation.predictions import read_predictions
 
     try:
         table = pd.read_csv(path)
-    except (ValueError, pd.errors.ParserError, OverflowError):  # that reader is pandas' own
+    except (ValueError, pd.errors.ParserError, OverflowError):  # errors of pandas' reader
         return None
     answers = []
     for kind, names in (("multi_label", ["crackle", "wheeze"]), ("single_label", ["normal", "crackle"])):
@@ -314,7 +314,7 @@ def _recipe(path: Path) -> object:
 
 @_file("override.txt")
 def _override(path: Path) -> object:
-    """A value of the command line."""
+    """A recipe setting from the command line."""
     from laennec.training.recipe import Recipe
 
     text = path.read_text(errors="replace")
@@ -398,9 +398,9 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
 
 
 def fault_of(reader: Reader, folder: Path, content: bytes) -> str | None:
-    """What is wrong with how a file was taken: any error but an `InputError` of one line; None where nothing is.
+    """The fault of a reader on a file: any error but an `InputError` of one line; None if there is no fault.
 
-    A reader that does not come back, or that takes all memory, has to be stopped from outside.
+    A reader that hangs or takes all memory must be stopped from outside.
     """
     try:
         reader.read(folder, content)

@@ -1,18 +1,18 @@
-"""The rows of reliability.json, each written by the script that held the product to a promise.
+"""The rows of reliability.json, each written by the script that tests one promise.
 
-A row is what the table of `docs/results/reliability.md` shows, and is made by `keep`:
+`keep` makes the rows, and the table of `docs/results/reliability.md` shows them:
 
-    name      what the row is replaced by: one a promise ("kills", "decoders", ...)
+    name      key of the row, one for each promise ("kills", "decoders", ...)
     promise   the promise in a sentence
-    command   what was typed
-    figures   what was counted or measured, by name; numbers or short texts, in the order they are shown
-    held      whether the promise holds; a row whose promise does not hold is kept too, and says so
-    date      the day, YYYY-MM-DD
-    seconds   how long it took
+    command   the command line
+    figures   counts and measurements by name; numbers or short texts, in the order of the table
+    held      whether the promise holds; a row whose promise does not hold is written too
+    date      YYYY-MM-DD
+    seconds   duration of the script
     hardware, versions   as in a run record
 
-The file is `{"rows": [...]}`, by name. A script replaces its own row and leaves the others; where no `--out` is given
-nothing is written, so that a short run never takes the place of a long one.
+The file is `{"rows": [...]}`, sorted by name. A script replaces its own row and keeps the others. Without `--out`
+nothing is written, so that a short trial does not replace the row of a long run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _BEGUN = time.perf_counter()
 
 
 def parser_of(module_docstring: str) -> argparse.ArgumentParser:
-    """A parser with what every script here takes."""
+    """A parser with the options that all scripts share."""
     parser = argparse.ArgumentParser(description=module_docstring.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="put the row into this file")
     parser.add_argument("--seed", type=int, default=0)
@@ -36,7 +36,7 @@ def parser_of(module_docstring: str) -> argparse.ArgumentParser:
 
 
 def command() -> str:
-    """What was typed, without where anything goes."""
+    """The command line, without the options for output paths."""
     words, kept = sys.argv[1:], []
     while words:
         word = words.pop(0)
@@ -48,7 +48,7 @@ def command() -> str:
 
 
 def keep(out: Path | None, name: str, promise: str, figures: dict[str, Any], held: bool) -> None:
-    """As `put`, and end with 1 where the promise does not hold."""
+    """As `put`, and exit with 1 if the promise does not hold."""
     put(out, name, promise, figures, held)
     if not held:
         raise SystemExit(1)
@@ -57,15 +57,15 @@ def keep(out: Path | None, name: str, promise: str, figures: dict[str, Any], hel
 def put(
     out: Path | None, name: str, promise: str, figures: dict[str, Any], held: bool, begun: float | None = None
 ) -> None:
-    """Print the row, and put it into the file.
+    """Print the row and write it to the file.
 
     Args:
-        out: The file, or None to print alone.
-        name: Whose place it takes.
-        promise: In a sentence.
+        out: The file, or None to print only.
+        name: Key of the row; an earlier row with this name is replaced.
+        promise: The promise in a sentence.
         figures: Name to number or short text.
         held: Whether the promise holds.
-        begun: By `time.perf_counter`; None for when the script began.
+        begun: Start time by `time.perf_counter`; None for the start of the script.
     """
     from laennec.errors import InputError
     from laennec.files import wait_for_lock

@@ -1,9 +1,9 @@
-"""A process that is killed after some seconds, or that is killed or finds the disk full at its n-th change of folders.
+"""Kill a process after some seconds or at its n-th change of given folders, or fill the disk at that change.
 
-Decided here: ptrace with a filter of system calls (Linux on x86-64), so that only what creates, writes, renames or
-removes files stops the process, and a kill falls between two such calls and nowhere else. Where a system does not let
-us trace, `Traced.possible` says so, and kills at random moments remain. Only the process itself is killed: those that
-it started, whose changes count as its own, have to end with it, and `outlived` names the ones that do not.
+Decisions: ptrace with a filter of system calls (Linux on x86-64), so that the process stops only at calls that create,
+write, rename or remove files, and kills happen exactly between two such calls. Where the system does not allow ptrace,
+`Traced.possible` is False, and kills at random moments remain. Only the process itself is killed. Changes by its
+children count as its own; the children must end with it, and `outlived` names those that do not.
 """
 
 import ctypes
@@ -21,17 +21,17 @@ from pathlib import Path
 _TRACEME, _CONT, _GETREGS, _SETREGS, _SETOPTIONS = 0, 7, 12, 13, 0x4200
 _OPTIONS = 0x100000 | 0x80 | 0x08 | 0x04 | 0x02  # end with the tracer; stop at the filter; follow threads and children
 _AT_FILTER, _ALL = 7, 0x40000000
-ENDING_S = 60.0  # for processes to see that the one that started them is gone
+ENDING_S = 60.0  # time for children to notice that their parent is gone
 NEEDS_ROOM = ("write", "pwrite", "writev", "open", "mkdir", "link")
 _CREATES, _HERE = 0o100, 0xFFFFFF9C
-# number -> (name, the argument that is a path, or ~ the argument that is an open file)
+# number of the system call -> (name, index of the path argument, or ~index of the file descriptor argument)
 CALLS = {
     1: ("write", ~0), 18: ("pwrite", ~0), 20: ("writev", ~0), 74: ("fsync", ~0), 75: ("fdatasync", ~0),
     77: ("ftruncate", ~0), 2: ("open", 0), 257: ("open", 1), 85: ("open", 0), 82: ("rename", 0), 264: ("rename", 1),
     316: ("rename", 1), 83: ("mkdir", 0), 258: ("mkdir", 1), 84: ("remove", 0), 87: ("remove", 0), 263: ("remove", 1),
     86: ("link", 1), 265: ("link", 3), 88: ("link", 1), 266: ("link", 2), 90: ("chmod", 0), 268: ("chmod", 1),
 }  # fmt: skip
-_RELATIVE = (257, 264, 316, 258, 263, 265, 266, 268)  # the argument before is the open folder that a path starts from
+_RELATIVE = (257, 264, 316, 258, 263, 265, 266, 268)  # the path is relative to the folder of the argument before it
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _REGISTERS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
@@ -68,12 +68,12 @@ def timed(work: Callable[[], int], kill_after_s: float | None) -> int | None:
 
 
 def adopt() -> None:
-    """Make this process the parent of what its children leave behind."""
+    """Make this process the parent of orphaned descendants (PR_SET_CHILD_SUBREAPER)."""
     _libc().prctl(36, 1, 0, 0, 0)
 
 
 def outlived(within_s: float = ENDING_S) -> list[str]:
-    """Wait for the end of what ended commands had started; those that do not end are killed and named."""
+    """Wait for the descendants of ended commands; those that do not end are killed and returned by command line."""
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         try:
@@ -90,7 +90,7 @@ def outlived(within_s: float = ENDING_S) -> list[str]:
 
 
 def _be_traced(libc: ctypes.CDLL) -> None:
-    """In the child: ask to be traced, wait for the tracer, and have the kernel stop us at the calls above."""
+    """In the child: ask to be traced, wait for the tracer, and install a filter that stops at the calls above."""
     if libc.ptrace(_TRACEME, 0, 0, 0):
         os._exit(99)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -108,11 +108,11 @@ def _be_traced(libc: ctypes.CDLL) -> None:
 
 @dataclass
 class Traced:
-    """What a traced process did.
+    """Exit code and changes of a traced process.
 
     Attributes:
-        code: How it ended; None where it was killed before a change.
-        changes: (what, path) of each change it began below the folders.
+        code: Exit code; None if the process was killed before a change.
+        changes: (call, path) of each change below the folders that it started.
     """
 
     code: int | None = None
@@ -120,7 +120,7 @@ class Traced:
 
     @staticmethod
     def possible() -> bool:
-        """Whether this system lets us trace."""
+        """Whether this system allows ptrace."""
         if platform.system() != "Linux" or platform.machine() != "x86_64":
             return False
         return run_traced(lambda: 7, [Path("/nowhere")]).code == 7
@@ -129,15 +129,15 @@ class Traced:
 def run_traced(
     work: Callable[[], int], folders: list[Path], kill_at: int | None = None, full_from: int | None = None
 ) -> Traced:
-    """Fork, do the work in the child, and kill it before its n-th change below the folders, or let the disk be full.
+    """Fork, call `work` in the child, and kill it before its n-th change below the folders, or fill the disk then.
 
-    Returns when the processes that it started have ended too, or `ENDING_S` after it.
+    Returns when all processes that the child started have ended, or `ENDING_S` after the end of the child.
 
     Args:
-        work: What the child does; gives its exit code.
+        work: Function for the child; returns its exit code.
         folders: Absolute paths.
-        kill_at: n, from 1; None to let it end.
-        full_from: From the n-th change on, the folders' disk has no room for anything more.
+        kill_at: n, counted from 1; None for no kill.
+        full_from: From the n-th change on, calls that need room on the disk of the folders fail.
     """
     libc = _libc()
     leader = os.fork()
@@ -175,7 +175,7 @@ def run_traced(
             if change is not None:
                 seen.changes.append(change)
                 if len(seen.changes) == kill_at:
-                    os.kill(leader, signal.SIGKILL)  # which also skips its call, should it be at one
+                    os.kill(leader, signal.SIGKILL)  # this also skips a system call at which it is stopped
                 if full_from is not None and len(seen.changes) >= full_from and change[0] in NEEDS_ROOM:
                     _refuse(libc, pid)
         passed_on = 0 if event or number in (signal.SIGSTOP, signal.SIGTRAP) else number
@@ -184,7 +184,7 @@ def run_traced(
 
 
 def _refuse(libc: ctypes.CDLL, pid: int) -> None:
-    """Let the call before which a process stopped fail for want of room."""
+    """Make the system call before which a process stopped fail with ENOSPC."""
     block = ctypes.create_string_buffer(27 * 8)
     libc.ptrace(_GETREGS, pid, 0, ctypes.addressof(block))
     struct.pack_into("q", block, 8 * _REGISTERS.index("orig_rax"), -1)  # no such call: the kernel skips it
@@ -193,7 +193,7 @@ def _refuse(libc: ctypes.CDLL, pid: int) -> None:
 
 
 def _change(libc: ctypes.CDLL, pid: int, prefixes: tuple[str, ...]) -> tuple[str, str] | None:
-    """What a stopped process is about to change below the folders; None where it is something else."""
+    """The change below the folders that a stopped process is about to make; None if it is another call."""
     block = ctypes.create_string_buffer(27 * 8)
     if libc.ptrace(_GETREGS, pid, 0, ctypes.addressof(block)):
         return None

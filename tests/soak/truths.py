@@ -1,9 +1,9 @@
-"""Same seed, same bits; stopped and gone on with; no patient in two parts: recipes of every kind, random corpora.
+"""Reproducibility and resuming of all kinds of recipes, and splits of random corpora.
 
     python tests/soak/truths.py --corpora 2000 --out docs/results/reliability.json
 
-Each kind of recipe (tests/ways.py) is run three times: as it is; with other workers, evaluation batches and an empty
-cache; and stopped after one step after another until it ends by itself. What is left is compared to the last bit.
+Each kind of recipe (tests/ways.py) runs three times: unchanged; with other numbers of workers, other evaluation batches
+and an empty cache; and stopped every few steps until it ends. The results are compared bit by bit.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ TINY = {
 
 
 def bits_that_differ(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
-    """Differing bits of the weights; one more for predictions and one for the record where these are not the same."""
+    """Number of differing bits of the weights, plus one each if the predictions or the records differ."""
     weights = one[0].keys() ^ other[0].keys()
     found = len(weights) + sum(left != right for left, right in zip(one[1:], other[1:], strict=True))
     for name in one[0].keys() & other[0].keys():
@@ -44,7 +44,7 @@ def bits_that_differ(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
 
 
 def make_ast(folder: Path) -> Path:
-    """A random AST of the smallest size."""
+    """A tiny AST with random weights."""
     import torch
     from transformers import ASTConfig
 
@@ -56,8 +56,8 @@ def make_ast(folder: Path) -> Path:
     return folder
 
 
-def stopped_and_gone_on(run: Any, out: Path) -> int:
-    """Stop a run after a step, again and again, until it ends; says how often."""
+def stopped_and_resumed(run: Any, out: Path) -> int:
+    """Stop and resume a run after a few steps until it ends; return the number of stops."""
     from test_resume import StopAfter
 
     from laennec.training.trainer import LaennecTrainer
@@ -80,7 +80,7 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
 
 
 def bits(place: Path, out: Path | None) -> None:
-    """Two rows: the same seed, and going on."""
+    """Write two rows: same seed, and resuming."""
     from laennec.corpora.synthetic import write_corpus
     from laennec.training.recipe import Recipe
     from laennec.training.run import train
@@ -89,7 +89,7 @@ def bits(place: Path, out: Path | None) -> None:
     folder = write_corpus(place / "corpus", **small)
     tiny = {**TINY, "corpus": {"name": "synthetic", "data_dir": str(folder), "protocol": "patient-60-20-20"}}
     kinds = ways(make_ast(place / "ast"))
-    again = gone_on = stops = 0
+    again = resumed = stops = 0
     begun = time.perf_counter()
     for number, (name, way) in enumerate(kinds.items()):
 
@@ -101,23 +101,23 @@ def bits(place: Path, out: Path | None) -> None:
 
         straight = run(f"a{number}", "cache")
         other = bits_that_differ(straight, run(f"b{number}", "cold", workers=1 + 3 * (number % 2), **OTHERS))
-        stops += stopped_and_gone_on(run, place / f"c{number}")
+        stops += stopped_and_resumed(run, place / f"c{number}")
         later = bits_that_differ(straight, what_it_left(place / f"c{number}"))
         print(f"  {name}: {other} and {later} bits differ", flush=True)
-        again, gone_on = again + other, gone_on + later
+        again, resumed = again + other, resumed + later
     figures = {"kinds of recipe": len(kinds), "runs compared": 2 * len(kinds), "bits that differ": again}
     promise = "Same seed, same bits: workers, evaluation batches and what the cache holds do not matter"
     put(out, "same bits", promise, figures, again == 0, begun)
-    figures = {"kinds of recipe": len(kinds), "stops": stops, "bits that differ": gone_on}
+    figures = {"kinds of recipe": len(kinds), "stops": stops, "bits that differ": resumed}
     promise = "A training that is interrupted and resumed gives the same bits as an uninterrupted one"
-    put(out, "resume", promise, figures, gone_on == 0 and stops > 0, begun)
+    put(out, "resume", promise, figures, resumed == 0 and stops > 0, begun)
 
 
 OTHERS = {"evaluation_batch_size": 7}
 
 
 def splits(corpora: int, out: Path | None) -> None:
-    """One row: random corpora under every protocol that promises something."""
+    """Write one row: splits of random corpora by every protocol that keeps patients or recordings apart."""
     import test_leak_guard
     from hypothesis import settings
 
@@ -143,7 +143,7 @@ def splits(corpora: int, out: Path | None) -> None:
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all tests and write the rows."""
     parser = parser_of(__doc__)
     parser.add_argument("--corpora", type=int, default=2000)
     options = parser.parse_args()
