@@ -1,4 +1,4 @@
-"""One of several processes that embed the same cycles into the same cache; says what it embedded itself."""
+"""One of several processes that embed the same cycles into one cache; it records how many cycles it embedded itself."""
 
 import json
 import time
@@ -27,7 +27,7 @@ class Sounds(list):
 
 
 def material(seed=0):
-    """A tiny AST with its front end, 200 cycles of unlike lengths of which two are the same, and their keys."""
+    """A tiny AST, its front end, 200 cycles of different lengths (two of them equal), and their keys."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -44,7 +44,7 @@ def material(seed=0):
 
 
 def embedded(folder, pause_s=0.0, announce=None):
-    """All embeddings, and how many cycles each call of this very process embedded."""
+    """All embeddings, and the number of cycles of each embedding call of this process."""
     model, extractor, dataset, keys = material()
     own, original = [], embed.embed_waveforms
 
@@ -67,7 +67,7 @@ def main(folder, name, others, pause_s):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"ready.{name}").touch()
-    while len(list(folder.glob("ready.*"))) < int(others):  # begin together
+    while len(list(folder.glob("ready.*"))) < int(others):  # start together
         time.sleep(0.01)
     values, own = embedded(folder, float(pause_s), lambda n: (folder / f"at.{name}.{n}").touch())
     np.save(folder / f"values.{name}.npy", values)

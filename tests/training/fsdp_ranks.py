@@ -1,4 +1,4 @@
-"""`laennec` under FSDP, which accelerate keeps for accelerators: one line makes it shard on CPUs too."""
+"""`laennec` under FSDP on CPUs: accelerate shards only on accelerators, so the distributed type is replaced."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Trainings of small encoders and single objectives, run by one process or by two; writes what came out."""
+"""Trainings of small encoders and single objectives in one process or in two; main writes the results to a file."""
 
 import json
 from types import SimpleNamespace
@@ -39,13 +39,13 @@ AUXILIARY = {
 ROWS = 13  # in batches of 8: the second has 5, which two processes share as 3 and 2
 LABELS = np.arange(ROWS) % 3
 GROUPS = {"device drop": np.array([0, 1, -1, 1] * 4)[:ROWS], "patient drop": np.arange(ROWS) // 2 % 5}
-# in the order of the rows of both processes
+# mixing shares, partners and rows of each process, by rank
 SHARES, PARTNERS = {0: 0.7, 1: 0.4}, {0: [1, 2, 0, 4, 5, 3], 1: [1, 0]}
 UNEQUAL = {0: [0, 1, 2, 4, 5, 6], 1: [3, 7]}
 
 
 def make_encoder(kind):
-    """A transformer, or a CNN with batch statistics of all processes, and the front end it needs."""
+    """A transformer, or a CNN with batch statistics over all processes, and its front end."""
     if kind == "ast":
         ast = ASTConfig(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_length=64,
@@ -60,7 +60,7 @@ def make_encoder(kind):
 
 
 class WeightsAtEnd(TrainerCallback):
-    """Keeps the weights after the last step, those of auxiliary losses included."""
+    """Keeps the weights after the last step, including those of auxiliary losses."""
 
     def __init__(self, model, weights):
         self.model, self.weights = model, weights
@@ -84,7 +84,7 @@ def train(folder, batch_size, kind="ast"):
     sound = [s[: 9000 - 300 * (row % 4)] for row, s in enumerate(sound)]
     targets = Targets(list("abc"), LABELS, LABELS, np.arange(ROWS))
     augmentation = WaveformAugmentation(gain=Gain(1.0), shift=TimeShift(1.0))
-    # a seed whose draws put no activation within rounding of zero, where a ReLU turns it into a step
+    # with this seed no activation is so near to zero that rounding would switch its ReLU
     dataset = CycleDataset(sound, targets, [str(i) for i in range(ROWS)], 16000, 1, augmentation)
     dataset.views, dataset.groups = 2, GROUPS
     arguments = LaennecTrainingArguments(
@@ -108,7 +108,7 @@ def train(folder, batch_size, kind="ast"):
 
 
 def drawn(rows):
-    """Embeddings (2 * rows, 5) of two views of these rows of eight, first views first, and the weight they came by."""
+    """Embeddings (2 * rows, 5) of both views of some of eight rows, first views first, their weight, and the batch."""
     draw = torch.Generator().manual_seed(1)
     features = torch.randn(2, 8, 4, generator=draw, dtype=torch.float64)[:, rows].flatten(0, 1)
     weight = torch.randn(4, 5, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -122,7 +122,7 @@ def drawn(rows):
 
 
 def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, seen=lambda objective: None):
-    """Terms by name, and the gradient of the shared weight; `seen` is what single entries look at."""
+    """Loss terms by name, and the gradient of the shared weight; `seen` gives the inputs of single auxiliary losses."""
     flags = np.eye(3, dtype=np.float32)[LABELS]
     objective = make_objective(settings, multi_label, flags if multi_label else LABELS, 3, negatives=50)
     outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, auxiliary=seen(objective))
@@ -132,7 +132,7 @@ def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, seen
 
 
 def objective_alone(rows):
-    """Every loss of a recipe over pairs, when this process has only these rows of eight."""
+    """All losses over pairs, for a process that has only these of eight rows."""
     vectors, weight, batch = drawn(rows)
     auxiliary = AUXILIARY | {"tuplet": {}, "supcon": {"temperature": 0.5}}
     settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
@@ -144,7 +144,7 @@ def objective_alone(rows):
 
 
 def groups_alone(rows, weight, objective):
-    """Frame groups of these cycles, both views: as many places as the one with most groups has."""
+    """Frame groups of both views of these cycles, padded to the largest number of groups."""
     draw = torch.Generator().manual_seed(2)
     centers = torch.randn(3, 4, generator=draw)
     objective.auxiliary.losses["clustering"].loss.centers.data = centers.double()
@@ -160,10 +160,10 @@ def groups_alone(rows, weight, objective):
 
 
 def mixture_of(rank, labels):
-    """What a process mixed by itself: its own share and partners."""
+    """The mixture of one process, with its own share and partners."""
     index = torch.tensor(PARTNERS[rank])
     flags = torch.nn.functional.one_hot(labels, 3).double()
-    flags[labels == 2] = 0  # flags of a cycle with neither
+    flags[labels == 2] = 0  # class 2 has neither label
     return Mixture(SHARES[rank], index, SHARES[rank] * flags + (1 - SHARES[rank]) * flags[index], flags)
 
 
@@ -187,7 +187,7 @@ def main(out):
         rank = torch.distributed.get_rank()
         found["train"][kind] = losses
         tensors |= {f"{kind}.{name}": value for name, value in weights.items()}
-    # unequal halves; each keeps the order anchors, positives
+    # unequal halves; each half has its anchors before its positives
     for place, (terms, gradient) in enumerate([objective_alone(UNEQUAL[rank]), *mixtures_alone(rank, UNEQUAL[rank])]):
         torch.distributed.all_reduce(gradient)
         found["terms"].append(terms)

@@ -1,4 +1,4 @@
-"""The launch files of recipes/accelerate: accelerate reads each, and two processes are one of twice the batch."""
+"""The launch files of recipes/accelerate: accelerate reads each; two processes equal one with twice the batch size."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_accelerate_reads_the_launch_file(name, monkeypatch):
     arguments, *_ = _validate_launch_command(arguments)
     assert (arguments.use_fsdp, arguments.multi_gpu) == (kind == "FSDP", kind == "MULTI_GPU")
     assert arguments.num_processes == processes and arguments.num_machines == machines
-    # precision and compiling are the recipe's, so that run.json holds them
+    # precision and compilation are settings of the recipe, so that run.json records them
     assert arguments.mixed_precision == "no" and arguments.dynamo_backend == "no"
     if kind == "FSDP":
         assert arguments.fsdp_version == 2 and arguments.fsdp_state_dict_type == "FULL_STATE_DICT"
@@ -76,7 +76,7 @@ def recipe(tiny_recipe, tmp_path):
 
 
 def compare(one, two, tolerance=3e-5):  # gradients of two halves are summed in another order, and Adam divides them
-    """Curves, weights, best epoch and validation answers of two runs."""
+    """Check that two runs have equal loss curves, weights, best epochs and validation predictions."""
     records = [json.loads((run / "run.json").read_text()) for run in (one, two)]
     for first, second in zip(*(record["history"] for record in records), strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=tolerance), (first, second)
@@ -85,7 +85,7 @@ def compare(one, two, tolerance=3e-5):  # gradients of two halves are summed in 
     weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
-        # attention takes no notice of a key's bias: its gradient is rounding alone, and Adam makes steps of that
+        # a bias of the keys does not change attention: its gradient is rounding noise, which Adam scales up
         if not name.endswith("key.bias"):
             assert np.abs(value - weights[1][name]).max() < tolerance, name
     answers = [pd.read_parquet(run / "predictions-validation.parquet") for run in (one, two)]
@@ -98,7 +98,7 @@ def test_two_processes_are_one_of_twice_the_batch(recipe, frozen, tmp_path, monk
     settings = ["--encoder.trainable", "frozen"] if frozen else []
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache of two"))
     command = ["train", str(recipe), "--output_dir", str(tmp_path / "two"), *settings]
-    # once by the launch file itself; what it starts is the same then
+    # one case uses the launch file, the other starts the same processes directly
     done = ranks(2, lambda: main(command)) if frozen else launch("cpu_two_processes", "-m", "laennec", *command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("run: ") == 1
@@ -109,12 +109,12 @@ def test_two_processes_are_one_of_twice_the_batch(recipe, frozen, tmp_path, monk
     compare(tmp_path / "one", tmp_path / "two")
     caches = [read_cache(tmp_path / f"cache of {number}") for number in ("one", "two")]
     assert caches[0].keys() == caches[1].keys() and caches[0]
-    if frozen:  # what two processes embedded is to the bit what one does
+    if frozen:  # embeddings of two processes equal those of one bit for bit
         assert all(np.array_equal(caches[0][key], caches[1][key]) for key in caches[0])
 
 
 def read_cache(folder):
-    """Embeddings by key, and no key twice."""
+    """Embeddings by key; checks that no key occurs twice."""
     found = {}
     for shard in (folder / "embeddings").rglob("*.safetensors"):
         tensors = load(read_entry(shard))
@@ -130,7 +130,7 @@ def test_sharded_weights_train_as_copies_do_and_are_whole_in_the_end(recipe, tmp
     command = [script, "train", recipe, "--output_dir", tmp_path / "sharded"]
     done = launch("fsdp", *command, settings=["--num_processes", "2"])
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank in range(2):  # the root and two layers are sharded each by itself
+    for rank in range(2):  # the root and two layers are separate FSDP units
         assert f"rank {rank}: FSDP ['DTensor'] 3" in done.stdout, done.stdout
     assert main(["train", str(recipe), "--output_dir", str(tmp_path / "one"), "--train.batch_size", "8"]) == 0
     compare(tmp_path / "one", tmp_path / "sharded", 1e-4)

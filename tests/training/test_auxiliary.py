@@ -1,4 +1,4 @@
-"""Entries of loss.auxiliary, and the layers that only they need."""
+"""Entries of loss.auxiliary, and their additional layers."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from laennec.training.objectives.loss_specs import loss_specs
 from laennec.training.recipe import LossSettings
 
 
-def test_one_loss_can_be_there_twice_under_names_of_its_own():
+def test_one_loss_can_have_two_entries_with_different_names():
     given = yaml.safe_load(
         "{supcon: {views: 1}, by_sex: {loss: supcon, labels: sex, missing: own_group, on: projection}}"
     )
@@ -53,12 +53,12 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         ({"add": {"weight": float("nan")}}, "it must be finite and 0 or more"),
     ],
 )
-def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):
+def test_an_invalid_entry_is_refused_by_name(given, message):
     with pytest.raises(InputError, match=message):
         loss_specs(given)
 
 
-def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
+def test_the_gradient_is_reversed_for_the_encoder_but_not_for_the_adversary():
     entries = loss_specs({"device_adversarial": {}})
     heads = AuxiliaryHeads(entries, 4, {"device_adversarial": 3}, seed=0)
     ids = torch.tensor([0, 1, 2, 1])
@@ -75,7 +75,7 @@ def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
     torch.testing.assert_close(gradients[True][1], gradients[False][1])
 
 
-def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
+def test_heads_are_in_the_model_during_training_and_removed_afterwards():
     torch.manual_seed(0)
     encoder = load_encoder(None, type="statistics", num_mel_bins=4)
     model = LaennecForAudioClassification(

@@ -1,4 +1,4 @@
-"""Further questions with heads of their own: trained, stored, answered and scored on real recordings."""
+"""Auxiliary tasks with their own heads: trained, stored, predicted and scored on real recordings."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def corpus(shared_data, tmp_path_factory):
-    """Real recordings of every record class, and some of them once more as an unseen part (made of train patients)."""
+    """Real recordings of every record class; six of the patients, all from train, form the split test_inter."""
     folder, source = tmp_path_factory.mktemp("sprsound"), shared_data / "sprsound"
     by_class: dict[str, list] = {}
     for path in sorted((source / "train" / "json").iterdir()):
@@ -88,7 +88,7 @@ def test_each_task_has_its_loss_its_head_and_its_logit_adjustment(run):
         assert model.config.tasks[name].get("smoothing") == record["tasks"][name].get("smoothing")
         assert model.tasks[name].classifier.out_features == len(task["labels"])
     assert 0 <= record["tasks"]["event"]["smoothing"] <= 1 and "smoothing" not in record["tasks"]["record"]
-    assert model.config.label_names == ["crackle", "wheeze"]  # what everybody else asks is untouched
+    assert model.config.label_names == ["crackle", "wheeze"]  # the main labels are unchanged
 
 
 def test_an_ensemble_of_folds_fits_its_tasks_on_all_patients(recipe, tmp_path):
@@ -114,9 +114,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(recipe, run, tmp_path):
 
 
 def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys):
-    """A reader who only has the annotation and the answer files gets the printed scores."""
+    """The annotations and the submission files alone give the printed scores."""
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "model")]) == 0
-    # the unseen part alone, as somebody who was given nothing else has it
+    # a corpus with only the unseen split
     shutil.copytree(corpus / "test_inter", tmp_path / "alone" / "test_inter")
     where = ["--corpus", "sprsound", "--data-dir", str(tmp_path / "alone"), "--split", "test_inter"]
     files = ["--submission", str(tmp_path / "files"), "--out", str(tmp_path / "scored")]
@@ -139,7 +139,7 @@ def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys)
         assert {k: v for k, v in scores[task].items() if k != "smoothing"} == pytest.approx(naive), task
         assert f"task {task} " in said
     assert scores["total"] == pytest.approx(sprsound_total({task: scores[task]["Score"] for task in SPRSOUND_TASKS}))
-    # the run itself, on the corpus that has gained nothing, gives the same answers
+    # the run itself gives the same predictions on the unchanged corpus
     assert main(["evaluate", str(run), "--split", "test_inter", "--out", str(tmp_path / "own")]) == 0
     assert json.loads((tmp_path / "own" / "metrics.json").read_text())["official"] == scores
 
@@ -226,8 +226,8 @@ def test_the_fitted_logit_adjustment_is_the_best_of_a_plain_search():
     truth = [LABELS[code] for code in codes]
     for way, task in (("two", "2-1"), ("all", "2-2")):
         tried = {
-            leaning: sprsound_task(task, truth, adjusted_classes(LABELS, logits, leaning, way).tolist())["Score"]
-            for leaning in np.linspace(-6, 6, 121)
+            value: sprsound_task(task, truth, adjusted_classes(LABELS, logits, value, way).tolist())["Score"]
+            for value in np.linspace(-6, 6, 121)
         }
         own = sprsound_task(task, truth, adjusted_classes(LABELS, logits, fitted[way], way).tolist())["Score"]
         assert own == pytest.approx(max(tried.values())) and own > tried[0.0]

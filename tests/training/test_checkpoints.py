@@ -1,4 +1,4 @@
-"""Checkpoints: sealed with hashes; one that is not whole is named and passed over for the one before it."""
+"""Checkpoints have a manifest of hashes; a damaged one is named, and the one before it is used."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ def unfinished(tiny_recipe, tmp_path_factory):
 
 @pytest.fixture
 def folder(unfinished, tmp_path):
-    """checkpoint-5 and checkpoint-10; the second one refers to one of them as the best."""
+    """checkpoint-5 and checkpoint-10; the latter names one of them as the best."""
     return shutil.copytree(unfinished / "checkpoints" / "train", tmp_path / "train")
 
 
 def make_best(folder, step):
-    """Have the newest checkpoint refer to another as the best, as if it had been so when it was sealed."""
+    """Let the newest checkpoint name another one as the best, with a valid manifest."""
     newest = folder / "checkpoint-10"
     state = json.loads((newest / "trainer_state.json").read_text())
     state["best_model_checkpoint"] = str(folder / f"checkpoint-{step}")
@@ -74,18 +74,18 @@ def test_a_checkpoint_holds_what_going_on_needs_and_nothing_is_wrong_with_it(fol
 
 
 @pytest.mark.parametrize(("name", "how"), list(damages()))
-def test_a_damaged_checkpoint_is_named_and_passed_over(folder, caplog, name, how):
+def test_a_damaged_checkpoint_is_named_and_skipped(folder, caplog, name, how):
     make_best(folder, 5)
     spoil(folder / "checkpoint-10" / name, how)
     wrong = damage(folder / "checkpoint-10")
-    # whatever happened to a manifest, it no longer vouches for the files
+    # a checkpoint with a damaged manifest is not used
     assert wrong is not None and (name in wrong or name == MANIFEST)
     assert last_whole(folder) == folder / "checkpoint-5"
     assert "checkpoint-10: not whole" in caplog.text and wrong in caplog.text
     assert not (folder / "checkpoint-10").exists()
 
 
-def test_without_its_best_epoch_a_checkpoint_is_no_use(folder, caplog):
+def test_a_checkpoint_is_not_used_without_the_checkpoint_of_its_best_epoch(folder, caplog):
     make_best(folder, 5)
     spoil(folder / "checkpoint-5" / "model.safetensors", "other bits")
     assert last_whole(folder) is None
@@ -104,7 +104,7 @@ def test_another_number_of_processes_is_refused_in_one_line(folder):
     assert (folder / "checkpoint-10").is_dir()
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(unfinished, tiny_recipe, tmp_path, caplog):
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(unfinished, tiny_recipe, tmp_path, caplog):
     straight = train(Recipe(**{**tiny_recipe, "output_dir": str(tmp_path / "straight")}))
     out = shutil.copytree(unfinished, tmp_path / "run")
     spoil(out / "checkpoints" / "train" / "checkpoint-10" / "optimizer.pt", "missing")

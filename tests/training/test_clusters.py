@@ -1,4 +1,4 @@
-"""CycleGuardian's layers and terms, against loops over single groups."""
+"""CycleGuardian's layers and loss terms, against loops over single groups."""
 
 import math
 from pathlib import Path

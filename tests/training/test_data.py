@@ -85,7 +85,7 @@ def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():
     assert double[1]["other_views"] == []
 
 
-def test_a_random_part_is_another_one_in_each_epoch_and_view_and_prediction_sees_the_cycle():
+def test_random_crops_differ_by_epoch_and_view_and_prediction_uses_the_whole_cycle():
     dataset = make(None)
     dataset.crop_samples, dataset.views = 3, 2
     dataset.waveforms = [np.arange(7, dtype=np.float32)] * 4
@@ -108,7 +108,7 @@ def test_first_views_stand_before_second_ones_and_labels_once():
     assert np.array_equal(batch["waveforms"][3], dataset[(3, 1)]["other_views"][0])
     assert batch["labels"].shape == (2, 2) and batch["class_ids"].tolist() == [0, 3]
     assert batch["group_ids"]["device drop"].tolist() == [0, 1]
-    host = batch["on_host"]  # draws read their counters without waiting for a device
+    host = batch["on_host"]  # copies on the CPU, so that draws do not wait for the GPU
     assert all(isinstance(values, np.ndarray) for values in host.values())
     assert host["epochs"].tolist() == [1, 1] and host["lengths"].tolist() == batch["lengths"].tolist()
 
@@ -163,7 +163,7 @@ def twelve(single_label=False, seed=0, **draws):
 
 
 def drawn(dataset, rows, batch_size, workers, epoch=3):
-    """Sound and label of each cycle, by its number, however the batches were made."""
+    """Sound and label of each cycle by its number, for any batches and workers."""
     keys = [(row, epoch) for row in rows]
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch_size, sampler=keys, num_workers=workers, collate_fn=collate_cycles

@@ -1,4 +1,4 @@
-"""bf16, recomputed activations and compiled layers: what is learned stays what it is."""
+"""bf16, gradient checkpointing and compiled layers do not change what is learned."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def make(kind):
 
 
 def batches(extractor):
-    """Cycles of other lengths in every batch: padded, equally long, one alone."""
+    """Batches of different lengths: padded cycles, cycles of equal length, a single cycle."""
     draw = np.random.default_rng(0)
     for seconds in ((1.0, 0.6, 0.3), (0.7, 0.9, 0.5), (0.4, 0.4, 0.4), (0.8, 0.3, 0.5), (1.1, 0.2, 0.7), (0.9,)):
         sounds = [draw.standard_normal(int(s * 16000)).astype(np.float32) * 0.1 for s in seconds]
@@ -81,15 +81,15 @@ def test_compiled_layers_give_the_same_gradients_in_few_graphs_for_all_lengths(k
             if p.grad is not None:
                 assert float((p.grad - q.grad).abs().max()) <= 1e-5 * largest, name
     seen = len(graphs)
-    # with a mask and without, for several cycles and for one
+    # graphs with and without a mask, for several cycles and for one
     assert 1 <= seen <= 4
     model.eval()
-    with torch.no_grad(), uncompiled(True):  # what is validated is what is predicted with
+    with torch.no_grad(), uncompiled(True):  # validation uses the uncompiled layers, as prediction does
         assert torch.equal(model(**batch).logits, plain.eval()(**batch).logits)
     assert len(graphs) == seen
 
 
-def test_what_cannot_be_compiled_stays_as_it_is_and_says_so_in_one_line(caplog):
+def test_layers_that_cannot_be_compiled_train_uncompiled_with_one_line(caplog):
     import torch._inductor.config as inductor
 
     torch._dynamo.reset()
@@ -106,7 +106,7 @@ def test_what_cannot_be_compiled_stays_as_it_is_and_says_so_in_one_line(caplog):
 
 @pytest.fixture
 def curve(tiny_recipe, tmp_path):
-    """Losses of two epochs and the weights after them."""
+    """A function: losses of two epochs and the weights after them."""
 
     def run(kind, name, *settings, code=0):
         encoder = {"ast": {"type": "ast", "config": AST}, "cnn": tiny_recipe["encoder"]}[kind]
@@ -123,23 +123,23 @@ def curve(tiny_recipe, tmp_path):
 
 
 @pytest.mark.soak
-def test_bf16_and_recomputed_activations_learn_the_same(curve):
+def test_bf16_and_gradient_checkpointing_learn_the_same(curve):
     losses, weights = curve("ast", "plain")
     found, others = curve("ast", "recomputed", "--train.gradient_checkpointing", "true")
     assert found == pytest.approx(losses, abs=1e-6)
     assert all(np.abs(weights[name] - others[name]).max() < 1e-5 for name in weights)
     found, others = curve("ast", "bf16", "--train.bf16", "true")
     assert found != losses and found == pytest.approx(losses, abs=0.02)
-    assert {str(value.dtype) for value in others.values()} == {"float32"}  # weights stay what they are
+    assert {str(value.dtype) for value in others.values()} == {"float32"}  # weights stay float32
 
 
-def test_recomputing_what_cannot_be_is_one_line(curve, capsys):
+def test_gradient_checkpointing_without_transformer_layers_is_one_line(curve, capsys):
     curve("cnn", "run", "--train.gradient_checkpointing", "true", code=2)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "train.gradient_checkpointing" in err and "leave it out" in err
 
 
-def test_only_beside_a_gpu_batches_are_read_ahead_and_pinned():
+def test_batches_are_prefetched_and_pinned_only_with_a_gpu():
     alone, beside = device_settings(None, False), device_settings(None, True)
     assert alone["use_cpu"] and not beside["use_cpu"]
     assert (alone["dataloader_num_workers"], alone["dataloader_pin_memory"]) == (0, False)
@@ -167,7 +167,7 @@ def test_a_gpu_that_accelerate_is_told_to_leave_alone_is_left_alone(monkeypatch)
 
 def test_a_warning_about_the_data_is_printed_by_the_first_process_of_a_launch_alone(monkeypatch):
     printed = {}
-    for rank in ("1", "0"):  # the last one leaves the level as it was
+    for rank in ("1", "0"):  # rank 0 comes last, because it does not change the log level
         monkeypatch.setenv("RANK", rank)
         configure_process(torch.get_num_threads())
         printed[rank] = logging.getLogger("laennec.training.tables").isEnabledFor(logging.WARNING)

@@ -1,4 +1,4 @@
-"""A teacher's probabilities are a part of the training labels, and of nothing else."""
+"""A teacher's probabilities change the training labels and nothing else."""
 
 import json
 

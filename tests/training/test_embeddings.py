@@ -62,7 +62,7 @@ def test_batches_hold_every_row_once_and_little_padding():
 
 
 def embedded_together(model, extractor, waveforms):
-    """In batches, as beside a GPU."""
+    """Embed in batches, as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed_module, "encodes_one_by_one", lambda device: False)
         return embed_waveforms(model, extractor, waveforms)
@@ -72,7 +72,7 @@ def test_an_embedding_does_not_depend_on_its_neighbours(model, extractor):
     waveforms = sounds()
     together = embed_waveforms(model, extractor, waveforms)
     alone = np.concatenate([embed_waveforms(model, extractor, [w]) for w in waveforms])
-    assert np.array_equal(together, alone)  # to the last bit, and whatever threads there are
+    assert np.array_equal(together, alone)  # bit for bit, with any number of threads
     torch.set_num_threads(3)
     try:
         assert np.array_equal(embed_waveforms(model, extractor, waveforms), alone)
@@ -91,7 +91,7 @@ def test_cycles_that_share_a_batch_have_the_bits_that_they_have_alone(context):
     config = LaennecConfig(encoder_config=encoder.config, num_labels=2, concatenated_context=context > 0)
     model = LaennecForAudioClassification(config, encoder).eval()
     draw = np.random.default_rng(0)
-    # 0.1 to 0.9 s: batches of 1 to 16 cycles, some of which fill their width
+    # 0.1 to 0.9 s: batches of 1 to 16 cycles, some without padding
     cycles = [draw.standard_normal(n).astype(np.float32) for n in [*draw.integers(3200, 28800, 40), *[16 * 320] * 3]]
     if context:
         cycles = [InContext(own, cycles[row : row + 1], []) for row, own in enumerate(cycles[1:])]
@@ -107,7 +107,7 @@ def test_cycles_that_share_a_batch_have_the_bits_that_they_have_alone(context):
     assert np.abs(embedded_together(model, extractor, cycles) - alone).max() < 1e-5
 
 
-def test_the_cache_is_addressed_by_what_makes_an_embedding(model, extractor, tmp_path):
+def test_the_cache_folder_depends_on_model_and_front_end(model, extractor, tmp_path):
     def folder(m=model, e=extractor):
         return EmbeddingCache(tmp_path, m, e).folder
 
@@ -130,7 +130,7 @@ def test_a_cycle_key_changes_with_sound_span_rate_filter_and_draw():
     assert len(keys) == 7 and key() == key()
 
 
-def test_a_torn_shard_is_named_and_made_again(model, extractor, tmp_path, caplog):
+def test_a_damaged_shard_is_named_and_made_again(model, extractor, tmp_path, caplog):
     cache = EmbeddingCache(tmp_path, model, extractor)
     keys = [bytes([i]) * 32 for i in range(3)]
     cache.add(keys, np.ones((3, 8), np.float32))
@@ -158,7 +158,7 @@ def finish(*processes):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The embeddings that one process makes."""
+    """The embeddings of a single process."""
     values, own = embed_ranks.embedded(tmp_path_factory.mktemp("alone"))
     assert sum(own) == embed_ranks.CYCLES - 1 and len(own) >= 8
     return values
@@ -174,15 +174,15 @@ def test_shards_hold_every_row_once_in_order_of_length(samples, data):
     assert flat == sorted(flat, reverse=True)
     assert all(len(shard) <= 512 for shard in shards) and all(len(shard) >= 16 for shard in shards[:-1])
     total = sum(samples[row] for row in rows)
-    for shard in shards:  # none is more than a sixteenth of the work, but for its last or its first sixteen cycles
+    for shard in shards:  # without its last cycle, a shard of more than 16 cycles is less than 1/16 of the work
         held = [samples[row] for row in shard]
         assert sum(held[:-1]) < total / 16 or len(shard) <= 16
 
 
-def test_a_killed_process_leaves_its_shards_and_nobody_waits_for_it(alone, tmp_path):
+def test_shards_of_a_killed_process_are_reused_and_no_process_waits_for_it(alone, tmp_path):
     killed, beside = start(tmp_path, "killed", 2, 1.5), start(tmp_path, "beside", 2, 0.6)
     deadline = time.monotonic() + 600
-    while not (tmp_path / "at.killed.2").exists():  # one of its shards is whole, the second is begun
+    while not (tmp_path / "at.killed.2").exists():  # it has finished one shard and started the second
         time.sleep(0.01)
         assert killed.poll() is None and time.monotonic() < deadline
     killed.send_signal(signal.SIGKILL)
@@ -191,7 +191,7 @@ def test_a_killed_process_leaves_its_shards_and_nobody_waits_for_it(alone, tmp_p
     assert np.array_equal(np.load(tmp_path / "values.beside.npy"), alone)
     values, own = embed_ranks.embedded(tmp_path)
     assert own == [] and np.array_equal(values, alone) and list(tmp_path.rglob("*.part")) == []
-    # what the killed one had finished was not made again, and what it had begun was
+    # the finished shard of the killed process was not made again, the unfinished one was
     made = json.loads((tmp_path / "own.beside.json").read_text())
     assert len(made) == len(list(tmp_path.rglob("*.safetensors"))) - 1
 
@@ -206,7 +206,7 @@ def test_a_process_that_hangs_over_a_shard_is_not_waited_for_for_ever(alone, tmp
     assert np.array_equal(values, alone) and "embedding its cycles here too" in caplog.text
 
 
-def test_a_set_of_cycles_that_overlaps_another_takes_what_is_there(alone, tmp_path):
+def test_a_set_of_cycles_reuses_the_embeddings_of_an_overlapping_set(alone, tmp_path):
     model, extractor, dataset, keys = embed_ranks.material()
     cache = EmbeddingCache(tmp_path, model, extractor)
     some = list(range(0, 200, 3))
@@ -215,7 +215,7 @@ def test_a_set_of_cycles_that_overlaps_another_takes_what_is_there(alone, tmp_pa
     assert np.array_equal(values[some], alone[some]) and np.abs(values - alone).max() < 1e-5
 
 
-# ---------------------------------------------------------------- too little memory
+# ---------------------------------------------------------------- lack of memory
 
 TIGHT = """
 import resource, sys
@@ -254,7 +254,7 @@ def tight(megabytes, seconds):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_batch_that_does_not_fit_is_halved_and_a_cycle_that_does_not_is_one_line():
-    done = tight(55, 4.0)  # between what one such cycle takes and what 15 take
+    done = tight(55, 4.0)  # enough for one such cycle, but not for 15
     assert done.returncode == 0, done.stderr[-3000:]
     difference, distinct = map(float, done.stdout.split())
     assert difference < 1e-5 and distinct
@@ -265,7 +265,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_cycle_that_does_not_is_one_li
     assert "features.duration_s: 30" in said
 
 
-def test_a_batch_is_the_rows_one_by_one():
+def test_a_batch_equals_its_single_rows():
     draw = np.random.default_rng(0)
     embeddings, labels = draw.normal(size=(3, 9, 4)).astype(np.float32), draw.random((3, 9, 2)).astype(np.float32)
     for ids in ((), [f"cycle {row}" for row in range(9)]):
@@ -278,7 +278,7 @@ def test_a_batch_is_the_rows_one_by_one():
         assert np.array_equal(batch["embeddings"].numpy(), drawn)
 
 
-def test_a_head_learns_alone_as_it_does_in_its_model(tmp_path):
+def test_training_a_head_alone_equals_training_it_in_its_model(tmp_path):
     draw = np.random.default_rng(0)
     data = EmbeddingDataset(draw.normal(size=(1, 8, 8)).astype(np.float32), draw.random((1, 8, 2)).astype(np.float32))
     weights = []

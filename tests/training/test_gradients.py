@@ -1,4 +1,4 @@
-"""Ratios of the gradients of auxiliary losses and the task loss, and the rule that holds them."""
+"""Ratios of the gradients of auxiliary losses to that of the task loss, and the rule that keeps them constant."""
 
 import json
 
@@ -45,7 +45,7 @@ def step(settings, progress=1.0, seed=0):
 
 
 def gradient(loss, embeddings):
-    """Norm of a gradient by a backward pass of its own."""
+    """Norm of the gradient of one loss, from a separate backward pass."""
     embeddings.grad = None
     loss.backward(retain_graph=True)
     return float(embeddings.grad.norm())
@@ -94,15 +94,15 @@ def test_the_factor_is_the_balance_over_the_moving_average_at_the_largest_weight
             assert logged["grad_ratio_supcon"] == pytest.approx(0.5 / 8)
 
 
-def test_sums_of_an_interrupted_epoch_go_on_to_the_bit():
+def test_sums_of_an_interrupted_epoch_resume_bit_for_bit():
     sums = TermSums()
     sums.add({"ce": torch.tensor(1.0)}, None, {"grad_ratio_add": 0.1 + 0.2})
     sums.add({"ce": torch.tensor(2.0)}, None)
     sums.running["add"] = (1 / 3, 1.9)
     again = TermSums.from_dict(json.loads(json.dumps(sums.to_dict())))
-    assert again.means() == sums.means() and sums.means()["grad_ratio_add"] == 0.1 + 0.2  # of one step, not of two
+    assert again.means() == sums.means() and sums.means()["grad_ratio_add"] == 0.1 + 0.2  # over one step
     assert again.running == sums.running
-    assert TermSums.from_dict({"terms": {}, "counts": {}, "steps": 0}).running == {}  # of a checkpoint before 0.2
+    assert TermSums.from_dict({"terms": {}, "counts": {}, "steps": 0}).running == {}  # from before 0.2
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -1,4 +1,4 @@
-"""What is looked at before the first step."""
+"""Checks before the first training step."""
 
 import logging
 
@@ -24,17 +24,17 @@ CLASSES = np.arange(12) % 3
 
 
 def dataset_of(rows, metadata):
-    """Training data with these columns."""
+    """A data set with these metadata columns."""
     ids = np.arange(rows)
     return CycleDataset(None, Targets(["a"], ids, ids, ids, metadata), list(map(str, ids)), 8000, 0)
 
 
 def lines_of(specs, sampler, size, devices):
-    """The lines about pairs."""
+    """The lines about positive pairs, without the line about the sampler."""
     return coverage_lines("shuffle", sampler, size, CLASSES, specs, {"device drop": devices})[1:]
 
 
-def test_one_class_is_nothing_to_learn():
+def test_labels_of_one_class_are_refused():
     flags = np.tile(np.float32([1, 0]), (4, 1))
     with pytest.raises(InputError, match=r"all 4 training cycles have the same label \(crackle 1, wheeze 0\)"):
         refuse_one_class(Targets(["crackle", "wheeze"], flags, np.ones(4, int), np.arange(4)))
@@ -43,7 +43,7 @@ def test_one_class_is_nothing_to_learn():
     refuse_one_class(Targets(["a", "b"], CLASSES[:2], CLASSES[:2], np.arange(2)))
 
 
-def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
+def test_groups_follow_the_entries_and_unknown_cycles_are_named(caplog):
     entries = loss_specs({"add": {}, "x": {"loss": "supcon", "labels": "sex"}, "patient": {}})
     metadata = {"cycle_id": list("pqrs"), "sex": ["F", None, "M", "F"], "patient_id": list("aabb")}
     with caplog.at_level(logging.WARNING):
@@ -57,7 +57,7 @@ def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
         groups_of_data(dataset_of(2, {"device": ["m", "m"]}), loss_specs({"d": {"loss": "supcon", "labels": "device"}}))
 
 
-def test_two_views_need_draws_and_no_mixing():
+def test_two_views_need_augmentation_without_mixing():
     entries = loss_specs({"supcon": {}})
     check_draws(entries, mixes=False, draws=True)
     check_draws(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
@@ -67,7 +67,7 @@ def test_two_views_need_draws_and_no_mixing():
         check_draws(entries, mixes=True, draws=True)
 
 
-def test_groups_by_a_label_need_labels_that_stay():
+def test_groups_by_label_need_labels_that_augmentation_keeps():
     entries = loss_specs({"add": {"labels": "class + patient"}})
     check_draws(entries, mixes=False, draws=True)
     for name, draws in (("mix", {"mixes": True}), ("concatenate_probability", {"mixes": False, "concatenates": True})):
@@ -98,7 +98,7 @@ def test_batches_without_a_pair_stop_the_run_and_name_the_sampler(given, sampler
         coverage_lines("shuffle", sampler, size, CLASSES, loss_specs(given), groups)
 
 
-def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
+def test_positive_pairs_of_batches_are_reported_without_unknown_cycles():
     entries = loss_specs({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
     devices = np.array([-1] * 8 + [0, 0, 1, 1])
     lines = lines_of(entries, EpochSampler(12), 12, devices)

@@ -1,4 +1,4 @@
-"""A training starts from a model as it is, and not from one that knows its held-out patients."""
+"""Training starts from the weights of a model, but not if the model was trained on its held-out patients."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_encoder_and_head_are_those_of_the_model(recipe):
         assert torch.equal(value, model.encoder.state_dict()[name])
 
 
-def test_a_head_that_was_kept_keeps_its_scale(recipe):
+def test_a_reused_head_keeps_its_scale(recipe):
     start = InitialModel.of(recipe)
     model = make_model(recipe, ["crackle", "wheeze"], start)
     start.keep_head(model)
@@ -66,7 +66,7 @@ def test_record_and_card_say_where_a_run_started(recipe, tiny_run, tmp_path):
     assert not set(sets[0]["patients"]) & set(card.split())
 
 
-def test_patients_that_the_model_knows_are_not_held_out(recipe, tiny_run, capsys, tmp_path):
+def test_patients_of_the_initial_model_must_not_be_held_out(recipe, tiny_run, capsys, tmp_path):
     other = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"split_seed": 5})})
     with pytest.raises(InputError, match=r"was trained on patients of (validation|test)"):
         train(other)
@@ -79,7 +79,7 @@ def test_patients_that_the_model_knows_are_not_held_out(recipe, tiny_run, capsys
         copies.refuse_seen_patients(load_splits(other))
 
 
-def test_a_model_of_unknown_patients_is_said_to_be_one(recipe, tiny_run, caplog):
+def test_an_initial_model_without_a_patient_note_gives_a_warning(recipe, tiny_run, caplog):
     exported = recipe.model_copy(update={"initial_model": str(tiny_run / "model")})
     start = InitialModel.of(exported)
     start.refuse_seen_patients(load_splits(exported))

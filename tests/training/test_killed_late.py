@@ -1,4 +1,4 @@
-"""What a kill in the last moments of a command leaves: a count without results, checkpoints of a finished run."""
+"""A kill at the end of a command: evaluations counted without results, checkpoints of a finished run."""
 
 import json
 import shutil
@@ -25,9 +25,9 @@ def record(tmp_path):
     return tmp_path / "run.json"
 
 
-def test_a_count_whose_results_were_never_shown_is_taken_back(record, tmp_path):
+def test_an_evaluation_counted_without_results_is_removed(record, tmp_path):
     with pytest.raises(KeyboardInterrupt), counted_evaluation(record, LOOKED, tmp_path / "evaluation-test"):
-        assert len(counted(record)) == 2  # before anything is shown
+        assert len(counted(record)) == 2  # counted before the results exist
         raise KeyboardInterrupt
     assert len(counted(record)) == 2
     assert [e["created"] for e in settled_evaluations(record)["evaluations"]] == ["earlier"]
@@ -35,7 +35,7 @@ def test_a_count_whose_results_were_never_shown_is_taken_back(record, tmp_path):
 
 
 @pytest.mark.parametrize("created, kept", [(LOOKED["created"], 2), ("another scoring", 1)])
-def test_a_count_whose_results_are_shown_stays(record, tmp_path, created, kept):
+def test_an_evaluation_counted_with_results_is_kept(record, tmp_path, created, kept):
     with pytest.raises(KeyboardInterrupt), counted_evaluation(record, LOOKED, tmp_path / "evaluation-test"):
         write_record(tmp_path / "evaluation-test" / "run.json", {"evaluated": LOOKED | {"created": created}})
         raise KeyboardInterrupt
@@ -44,7 +44,7 @@ def test_a_count_whose_results_are_shown_stays(record, tmp_path, created, kept):
     assert all(set(looked) == set(LOOKED) for looked in settled)
 
 
-def test_a_whole_scoring_is_counted_once_without_a_mark(record, tmp_path):
+def test_a_complete_evaluation_is_counted_once(record, tmp_path):
     with counted_evaluation(record, LOOKED, tmp_path / "evaluation-test"):
         pass
     assert counted(record)[1] == LOOKED and settled_evaluations(record)["evaluations"] == counted(record)
@@ -68,7 +68,7 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
     assert "coming" not in (run / "run.json").read_text()
 
 
-def test_a_finished_run_that_was_killed_while_it_was_tidied_up_ends_well(tiny_run, tmp_path):
+def test_a_finished_run_that_was_killed_during_cleanup_is_cleaned_up(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     recipe = Recipe(**(json.loads((run / "recipe.json").read_text()) | {"output_dir": str(run)}))
@@ -81,6 +81,6 @@ def test_a_finished_run_that_was_killed_while_it_was_tidied_up_ends_well(tiny_ru
         train(recipe)
     (run / "checkpoints").mkdir()
     recipe.seed += 1
-    with pytest.raises(ValueError, match="holds a finished run"):  # of another recipe: nothing of it is touched
+    with pytest.raises(ValueError, match="holds a finished run"):  # another recipe: the run stays unchanged
         train(recipe)
     assert (run / "checkpoints").exists()

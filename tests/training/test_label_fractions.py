@@ -1,4 +1,4 @@
-"""Which cycles a draw of labels has, and what is learnt from them."""
+"""Training with a fraction of the labels: which cycles are drawn."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_a_smaller_fraction_lies_within_a_larger_one(official):
         assert sets[0] < sets[1] < sets[2] < sets[3]
 
 
-def test_a_draw_hangs_on_ids_and_not_on_the_order_of_rows(official):
+def test_a_draw_depends_on_ids_and_not_on_the_order_of_rows(official):
     classes, ids = official
     order = np.random.default_rng(1).permutation(len(ids))
     there = {ids[r] for r in labelled_rows(classes, ids, 0.05, 0, 2)}
@@ -60,7 +60,7 @@ def test_a_fraction_without_room_for_every_class_names_the_least(official):
     assert len(np.unique(classes[labelled_rows(classes, ids, least, 0, 0)])) == 4
 
 
-def test_a_label_that_never_or_always_occurs_teaches_nothing():
+def test_a_label_that_never_or_always_occurs_is_refused():
     flags = np.array([[0, 1], [1, 1]], np.float32)
     with pytest.raises(InputError, match="no cycle without wheeze"):
         refuse_missing_labels(Targets(["crackle", "wheeze"], flags, np.arange(2), np.arange(2)))

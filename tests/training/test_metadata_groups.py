@@ -1,4 +1,4 @@
-"""Columns as groups, on random tables with holes."""
+"""Groups by metadata columns, on random tables with missing values."""
 
 import datasets
 import numpy as np

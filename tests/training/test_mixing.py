@@ -1,4 +1,4 @@
-"""Mixed batches: what becomes of sounds, features and labels."""
+"""Mixed batches: sounds, features and labels."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ def test_mixup_of_each_cycle_draws_a_share_and_a_second_cycle_for_each_and_leave
         long = seen.sum(1)
     share = mixture.lam
     assert share.shape == (64,) and 16 < int((share < 1).sum()) < 48 and len(share[share < 1].unique()) > 16
-    assert len(mixture.index.unique()) < 64  # each draws by itself, so some cycles are drawn twice
+    assert len(mixture.index.unique()) < 64  # partners are drawn independently, so some cycles are drawn twice
     partner = mixture.index
     torch.testing.assert_close(mixed, share[:, None, None] * sounds + (1 - share)[:, None, None] * sounds[partner])
     torch.testing.assert_close(mixture.labels, share[:, None] * labels + (1 - share)[:, None] * labels[partner])
@@ -134,7 +134,7 @@ def tiny_ast():
 
 
 def mixed_by(settings, features, context, labels=FLAGS, seed=0, names=("crackle", "wheeze")):
-    """What each cycle became, its label, share and partner, by any of the ways."""
+    """Each mixed cycle with its label, share and partner, for any mixing method."""
     mixer = Mixer(settings, seed, len(names), names=names, multi_label=labels.is_floating_point())
     mask = torch.ones(features.shape[:2])
     if settings.domain == "waveform":

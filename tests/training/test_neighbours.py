@@ -1,4 +1,4 @@
-"""Cycles and their neighbours from the table to the encoder's input, on real recordings and whole runs."""
+"""Cycles with their neighbours as context, from the table to the encoder's input, on real recordings and whole runs."""
 
 import json
 import math
@@ -42,7 +42,7 @@ AUGMENTATION = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0), shift=TimeShift(0
 
 @pytest.fixture(scope="module")
 def icbhi(shared_data, tmp_path_factory):
-    """Cycles of three real recordings, in an order of rows that is not that of time, one without a label."""
+    """Cycles of three real recordings, in random row order, one without a label."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
         with pytest.warns(UserWarning, match="recordings of ICBHI 2017 .*are missing"):
@@ -66,7 +66,7 @@ def dataset_of(table, k, augmentation=None, rate=16000):
 
 
 def naive(table, row, k, rate, epoch, view):
-    """The pieces of a cycle in time order, its own place, and their ids: read, cut, drawn by their own ids."""
+    """A cycle and its neighbours in time order, the index of the cycle, and the ids; augmentation follows the ids."""
     rows = [r for r in table if r["recording_id"] == row["recording_id"]]
     rows.sort(key=lambda r: r["start_s"])
     place = [r["cycle_id"] for r in rows].index(row["cycle_id"])
@@ -105,7 +105,7 @@ def test_a_batch_holds_what_a_naive_loop_over_the_recordings_makes(icbhi, k, epo
             assert numbers.tolist() == cycle_numbers([n for n in names if n != kept[row]["cycle_id"]]).tolist()
 
 
-def test_a_cycle_without_a_label_is_context_and_no_row(icbhi):
+def test_a_cycle_without_a_label_is_context_but_no_example(icbhi):
     kept, dataset = dataset_of(icbhi, 1)
     silent = icbhi[4]["cycle_id"]
     assert silent not in kept["cycle_id"] and len(dataset) == len(icbhi) - 1
@@ -148,7 +148,7 @@ def test_masks_of_a_neighbour_are_those_it_has_as_a_cycle_of_its_own(icbhi, view
 @pytest.mark.parametrize("kind", ["cnn", "mobilenet", "ast", "beats", "statistics"])
 @pytest.mark.parametrize("pooling", ["encoder", "mean"])
 def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
-    """The embedding is the two side by side, whatever else is in the batch; without neighbours both are one."""
+    """The embedding concatenates both, whatever else is in the batch; without neighbours both halves are equal."""
     small = {
         "cnn": {"channels": [4, 8]}, "mobilenet": {"width_mult": 0.1}, "statistics": {},
         "ast": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
@@ -184,8 +184,8 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
             plain(**batch)
 
 
-def test_without_context_every_cache_key_is_what_it_was(tmp_path):
-    names = GOLDEN["fingerprints"]  # of the presets there were
+def test_without_context_cache_keys_are_unchanged(tmp_path):
+    names = GOLDEN["fingerprints"]  # of the presets that existed then
     assert {name: LaennecFeatureExtractor(name).fingerprint() for name in names} == GOLDEN["fingerprints"]
     cycle = "101_1b1_Al_sc_Meditron#00"
     table = {"audio_sha256": ["a" * 64], "start_s": [0.036], "end_s": [0.579], "cycle_id": [cycle]}
@@ -199,15 +199,15 @@ def test_without_context_every_cache_key_is_what_it_was(tmp_path):
     assert EmbeddingCache(tmp_path, model, in_context).folder != cache.folder
 
 
-def test_an_embedding_in_context_is_never_taken_for_another(icbhi):
+def test_embeddings_with_different_context_have_different_keys(icbhi):
     keys = {
         k: cycle_keys(*(lambda kept, d: (kept, "16000 None", "", d.neighbours))(*dataset_of(icbhi, k)))
         for k in range(3)
     }
-    lonely = {  # a recording of one cycle: the same sound, but an embedding of another width
+    single = {  # a recording of one cycle: the same sound, but the embedding in context is wider
         k: cycle_keys(kept, "", "", d.neighbours) for k in (0, 1) for kept, d in [dataset_of(icbhi.select([0]), k)]
     }
-    assert lonely[0] != lonely[1]
+    assert single[0] != single[1]
     for one, other in ((0, 1), (0, 2)):
         assert not set(keys[one]) & set(keys[other])
     values = icbhi.to_pandas()
@@ -217,7 +217,7 @@ def test_an_embedding_in_context_is_never_taken_for_another(icbhi):
     kept, dataset = dataset_of(moved, 1)
     changed = cycle_keys(kept, "16000 None", "", dataset.neighbours)
     differing = {kept[i]["cycle_id"] for i in range(len(kept)) if changed[i] != keys[1][i]}
-    assert len(differing) == 3 and values.cycle_id[row] in differing  # the cycle that was moved and its two neighbours
+    assert len(differing) == 3 and values.cycle_id[row] in differing  # the changed cycle and its two neighbours
     plain, drawn = (cycle_keys(kept, "", draw, dataset.neighbours) for draw in ("", "0 1"))
     assert not set(plain) & set(drawn)
 
@@ -260,7 +260,7 @@ def run(settings, out, **changes):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, tmp_path, frozen):
-    """The loss that training validates with is that of the written predictions, which take another way."""
+    """The validation loss of training equals that of the written predictions, which other code computes."""
     changes = {
         "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0, "context_cycles": 2},
         "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen" if frozen else "full"},
@@ -276,7 +276,7 @@ def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, 
     assert record["config"]["features"]["context_cycles"] == 2
     model, extractor = load_model(out)
     assert model.config.concatenated_context and extractor.context_cycles == 2
-    # naive: every validation cycle by hand from its recording
+    # naive: cut each validation cycle and its context from the recording
     for _, rows in list(table.groupby("recording_id"))[:2]:
         folder = Path(tiny_recipe["corpus"]["data_dir"])
         name = rows.recording_id.iloc[0]
@@ -293,8 +293,8 @@ def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, 
             assert answer.tolist() == pytest.approx([row.logit_crackle, row.logit_wheeze], abs=1e-4)
 
 
-def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
-    """A cycle without a label in a small fraction is context for those that have one, also for repeated ones."""
+def test_few_labels_keep_the_neighbours_of_the_whole_split(icbhi):
+    """Cycles outside a label fraction are still context for those inside, also for repeated ones."""
     rows = np.array([5, 2, 5])
     extractor = LaennecFeatureExtractor("song2021", context_cycles=1)
     part = make_split("train", icbhi, Recipe(**{}), extractor, None, True, rows)

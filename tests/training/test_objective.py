@@ -169,7 +169,7 @@ def test_patients_and_simclr_take_their_own_labels():
 
 
 class ViewsOfACycle(nn.Module):
-    """An own loss with the signature that all own losses have."""
+    """A user's loss with the standard signature."""
 
     labels, views = "cycle", 2
 

@@ -1,4 +1,4 @@
-"""Stages 8 and 9: corpora whose classes are not those of lung sounds, from training to the report."""
+"""Corpora with other classes than those of lung sounds, from training to the report."""
 
 import json
 
@@ -47,7 +47,7 @@ def run(values, out, **corpus):
 
 @pytest.fixture(scope="module")
 def scored(esc50_recipe, tmp_path_factory):
-    """Folds 1 and 2 of the twin of ESC-50, trained and scored."""
+    """Folds 1 and 2 of the small copy of ESC-50, trained and scored."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(folder / "cache"))
@@ -114,7 +114,7 @@ def test_heart_sounds_from_training_to_the_report(tiny_recipe, some_recordings, 
     done = score(out)
     assert json.loads((out / "run.json").read_text())["labels"] == ["normal", "abnormal"]
     values = done.evaluation["values"]
-    # mean of sensitivity and specificity, which is what these classes call their score; SPRSound has no part in it
+    # the score of these classes is the mean of sensitivity and specificity, and no SPRSound score is shown
     assert done.evaluation["headline"] == "any_abnormal.Score"
     assert values["any_abnormal.Score"] == pytest.approx(values["uar"])
     assert not any(name.startswith(("sprsound", "icbhi")) for name in values)
@@ -129,7 +129,7 @@ def test_a_recipe_that_asks_the_wrong_column_is_told_the_right_one(esc50_recipe,
 
 
 def many(n=50, rows=300, seed=0):
-    """A predictions table of many classes and the training rows for its floors."""
+    """Class names, true classes, logits, and a predictions table of many classes."""
     random = np.random.default_rng(seed)
     names = [f"class {k:02d}" for k in range(n)]
     truth = random.integers(0, n, rows)

@@ -61,9 +61,9 @@ def test_thresholds_and_temperatures_come_from_validation(tiny_run):
 
 @pytest.mark.parametrize(("encoder", "metric"), [("cnn", "loss"), ("ast", "auroc_macro")])
 def test_the_best_epoch_is_restored_not_the_last(tiny_recipe, tiny_ast, tmp_path, encoder, metric):
-    """Whatever the encoder calls its weights."""
+    """Independent of the names of the encoder's weights."""
     settings = {"epochs": 4, "batch_size": 8, "selection_metric": metric}
-    # steps so large that the epochs differ, and the last is not the best by itself
+    # learning rates so large that the epochs differ and the last one is not the best
     settings |= {"learning_rate": 0.05, "lr_scheduler_type": "constant"}
     other = {"features": {"preset": "ast"}, "encoder": {"type": "ast", "weights": str(tiny_ast)}}
     out = run(tiny_recipe, tmp_path / "run", train=settings, **other if encoder == "ast" else {})
@@ -217,7 +217,7 @@ SONG = {
 
 
 @pytest.mark.parametrize("loss", ["tuplet", "add"])
-def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch, loss):
+def test_song_alternates_encoder_and_head_with_separate_gradients(tiny_recipe, tmp_path, monkeypatch, loss):
     from laennec.training.trainer import LaennecTrainer
 
     moved = []
@@ -260,11 +260,11 @@ def test_add_pulls_together_cycles_of_one_label_and_one_patient(tiny_recipe, tmp
     settings = {"loss": {"auxiliary": {"add": {"labels": labels}}}, "sampler": {"name": "patient_balanced"}}
     settings["sampler"] |= {"patients": 2, "samples": 4}
     run(tiny_recipe, tmp_path / "run", **settings)
-    # of two patients with all their four cycles fewer than 2 x 4 x 3 pairs: not all have the same label
+    # two patients with four cycles each give fewer than 2 x 4 x 3 pairs, because their labels differ
     assert all(pairs == wanted for wanted, pairs in counted) and 0 < np.mean(counted) < 24
 
 
-def test_an_epoch_of_the_encoder_alone_is_no_candidate(tiny_recipe, tmp_path, capsys):
+def test_an_epoch_of_the_encoder_alone_cannot_be_the_best_epoch(tiny_recipe, tmp_path, capsys):
     settings = SONG | {"train": {"epochs": 2, "batch_size": 8, "selection_metric": "loss"}}
     record = json.loads((run(tiny_recipe, tmp_path / "run", **settings) / "run.json").read_text())
     rounds = [entry for entry in record["history"] if entry["phase"] == "alternate"]
@@ -318,7 +318,7 @@ def test_overwriting_makes_a_folder_that_is_not_there_replaces_a_run_and_leaves_
 
 
 def test_songs_schedule_on_two_processes_is_that_of_one(tiny_recipe, tmp_path):
-    """Half the anchors each, batch statistics over both: every phase has the losses of one process."""
+    """Each process has half of the anchors; with common batch statistics, every phase has the losses of one process."""
     settings = SONG | {"train": {"epochs": 1, "batch_size": 8, "sync_batch_norm": True, "selection_metric": "loss"}}
     one = run(tiny_recipe, tmp_path / "one", **settings)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | settings))

@@ -46,12 +46,12 @@ def test_every_cycle_once_in_batches_of_neighbours_in_length(lengths, size, pool
     whole = len(lengths) // size
     drawn = [np.array(lengths)[order[i * size : (i + 1) * size]] for i in range(whole)]
     assert all((np.diff(batch) >= 0).all() for batch in drawn)
-    if whole <= pool:  # one pool: no length of a batch lies between those of another
+    if whole <= pool:  # one pool: the ranges of lengths of the batches do not overlap
         spans = sorted((batch[0], batch[-1]) for batch in drawn)
         assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
-def test_epochs_of_length_buckets_differ_in_order_and_in_company():
+def test_epochs_of_length_buckets_differ_in_order_and_batches():
     lengths = np.random.default_rng(0).integers(1, 1000, 640)
     sampler = LengthBucketSampler(lengths, 16, seed=3)
     company = [{frozenset(batch) for batch in batches(sampler, epoch).tolist()} for epoch in range(3)]
@@ -89,7 +89,7 @@ def test_anchors_first_then_one_other_cycle_of_the_same_class_each(labels, ancho
     first, second = batches(sampler, 3)[:, :anchors].ravel(), batches(sampler, 3)[:, anchors:].ravel()
     assert np.array_equal(labels[first], labels[second])
     assert ((first == second) == (size[labels[first]] == 1)).all()
-    # every cycle is an anchor once, and the last batch starts over
+    # every cycle is an anchor once; the last batch is filled up from the beginning
     assert sorted(first[: len(labels)]) == list(range(len(labels)))
     assert np.array_equal(first, np.resize(first[: len(labels)], len(first)))
 
@@ -137,7 +137,7 @@ def test_every_positive_is_drawn_about_equally_often():
     assert np.diag(counts)[:4].tolist() == [0] * 4
 
 
-def test_a_common_class_is_dealt_out_before_it_repeats():
+def test_a_common_class_is_drawn_completely_before_it_repeats():
     sampler = ClassesTimesSamplesSampler([0] * 30 + [1] * 2, 2, 4, seed=0)
     rows = sampler.order(0)
     common = rows[rows < 30]
@@ -294,7 +294,7 @@ def test_misuse_is_named(make, message):
 
 
 class PlainRows:
-    """An own sampler that makes batches of its own size and yields plain rows."""
+    """A user's sampler with its own batch size that yields row numbers."""
 
     rows_per_batch = 2
 

@@ -1,4 +1,4 @@
-"""What stops a training before its first step, and what its optimisation rules change."""
+"""Errors that stop a training before its first step, and the effect of optimisation rules."""
 
 import json
 
@@ -31,7 +31,7 @@ def history(out):
     return json.loads((out / "run.json").read_text())["history"]
 
 
-# the others with `make soak`; tests/invariants/test_resume.py stops them too
+# `make soak` runs the others; tests/invariants/test_resume.py also stops and resumes them
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,7 +85,7 @@ def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, mo
     rates = [row["learning_rate"] for row in found["cosine"][1]]
     assert rates == pytest.approx([1e-3 * epoch_cosine(e, 2) for e in (1, 2)])
     assert found["sam"][2] == found["still"][2] == 2 * plain[2]
-    # without a climb the second pass is the first; the loss that is logged is that of the first
+    # without a climb (rho 0) both passes are equal; the logged loss is that of the first pass
     assert all(torch.allclose(found["still"][0][k], v, atol=1e-7) for k, v in plain[0].items())
     assert found["still"][1][0]["loss_terms"] == pytest.approx(plain[1][0]["loss_terms"])
     for name in ("cosine", "average", "sam"):

@@ -1,4 +1,4 @@
-"""One model on several corpora: from the recipe to the evaluation of each."""
+"""One model on several corpora: from the recipe to the evaluation on each corpus."""
 
 import json
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pytest.fixture(scope="module")
 def settings(tiny_recipe, tmp_path_factory):
-    """The tiny recipe on two corpora, of which one has fewer patients."""
+    """The tiny recipe on two corpora, one with fewer patients."""
     folder = tmp_path_factory.mktemp("corpora")
     sizes = {"recordings_per_patient": 1, "cycles_per_recording": 4, "max_rate_hz": 4000}
     corpora = [
@@ -61,7 +61,7 @@ def test_the_epoch_is_chosen_by_the_mean_over_the_corpora(run):
     assert set(predictions["corpus"]) == {"synthetic", "icbhi2017"}
 
 
-def test_batches_hold_both_corpora_alike_whatever_their_sizes(settings, tmp_path, capsys):
+def test_a_balanced_sampler_draws_corpora_of_different_sizes(settings, tmp_path, capsys):
     sampler = {"name": "balanced", "columns": ["corpus"]}
     train(Recipe(**(settings | {"sampler": sampler, "output_dir": str(tmp_path / "balanced")})))
     assert "sampler balanced: an epoch is" in capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_a_run_is_scored_on_all_corpora_or_on_one_of_them(run, settings, capsys,
     assert [row["value"] for row in everything.evaluation["subgroups"]["corpus"]] == ["icbhi2017", "synthetic"]
     one = score(run, corpus={"name": "icbhi2017"})
     assert one.folder.name == "evaluation-icbhi2017-test" and "protocol patient-5fold fold 0" in one.summary
-    assert "this run was scored" not in one.summary  # once on all corpora, and once on this one
+    assert "this run was scored" not in one.summary  # it was scored once on all corpora and once on this one
     assert "this run was scored 2 times on test" in score(run, corpus={"name": "icbhi2017"}).summary
     shown = pd.read_parquet(everything.folder / "predictions.parquet")
     shown = shown[shown["corpus"] == "icbhi2017"].reset_index(drop=True)

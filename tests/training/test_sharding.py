@@ -1,4 +1,4 @@
-"""Every sampler's guarantee, on tables nobody would wish for, whole and shared among processes."""
+"""Every sampler's guarantee on degenerate tables, in one process and shared among several."""
 
 import inspect
 
@@ -83,7 +83,7 @@ def test_length_determinism_and_coverage_hold_on_any_table(name, table, size, se
 
 
 def shards_of(made, size, processes):
-    """The batches of each process, as accelerate deals them."""
+    """The batches of each process, as accelerate distributes them."""
     batches = BatchSampler(made, size, drop_last=False)
     return [
         [[row for row, _ in batch] for batch in BatchSamplerShard(batches, processes, rank)]
@@ -95,7 +95,7 @@ def shards_of(made, size, processes):
 @settings(max_examples=20, deadline=None)
 @given(table=TABLES, size=st.integers(1, 5), processes=st.sampled_from([2, 3]))
 @example(table=HOSTILE, size=3, processes=3)
-def test_whole_batches_go_round_and_each_process_has_as_many(name, table, size, processes):
+def test_whole_batches_are_distributed_in_turn_and_equally(name, table, size, processes):
     made = make(name, table, size, 5)
     assume(made is not None)
     alone = [batch.tolist() for batch in made.order(0).reshape(-1, made.rows_per_batch)]
@@ -103,7 +103,7 @@ def test_whole_batches_go_round_and_each_process_has_as_many(name, table, size, 
     assert len({len(shard) for shard in shards}) == 1
     dealt = [batch for turn in zip(*shards, strict=True) for batch in turn]
     assert dealt[: len(alone)] == alone
-    # the last round is completed with batches from the beginning, whole ones
+    # the last round is filled up with whole batches from the beginning
     missing = len(dealt) - len(alone)
     assert 0 <= missing < processes and all(batch in alone for batch in dealt[len(alone) :])
 
@@ -118,7 +118,7 @@ def test_whole_batches_go_round_and_each_process_has_as_many(name, table, size, 
 )
 @example(rows=1, size=4, processes=3, epoch=0, by_length=False)
 @example(rows=9, size=4, processes=2, epoch=0, by_length=True)
-def test_a_short_last_batch_is_shared_so_that_it_is_that_of_one_process(rows, size, processes, epoch, by_length):
+def test_a_short_last_batch_is_shared_and_equals_that_of_one_process(rows, size, processes, epoch, by_length):
     made = LengthBucketSampler(list(range(rows)), size, 3, 2) if by_length else EpochSampler(rows, 3)
     assert made.shares_last_batch
     made.set_epoch(epoch)
@@ -131,7 +131,7 @@ def test_a_short_last_batch_is_shared_so_that_it_is_that_of_one_process(rows, si
     together = [[row for batch in turn for row in batch] for turn in zip(*shards, strict=True)]
     assert together[:-1] == alone[:-1]
     assert together[-1][: len(alone[-1])] == alone[-1]
-    # only where there are fewer rows than processes does a row come again
+    # a row is repeated only if there are fewer rows than processes
     assert len(together[-1]) == max(len(alone[-1]), processes)
     sizes = [len(shard[-1]) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
@@ -143,14 +143,14 @@ LENGTHS = st.lists(st.integers(1, 10**6), min_size=1, max_size=120)
 @settings(max_examples=80, deadline=None)
 @given(lengths=LENGTHS, size=st.integers(1, 6), processes=st.sampled_from([1, 2, 3, 8]), epoch=st.integers(0, 5))
 @example(lengths=[5], size=3, processes=8, epoch=0)
-def test_length_buckets_are_shared_so_that_processes_compute_alike(lengths, size, processes, epoch):
+def test_length_buckets_balance_the_work_of_processes(lengths, size, processes, epoch):
     made = LengthBucketSampler(lengths, size, 3, 4, processes)
     made.set_epoch(epoch)
     shared = SharedLastBatch(made, size, processes)
     shards = [list(BatchSamplerShard(shared, processes, rank, even_batches=False)) for rank in range(processes)]
-    assert len({len(shard) for shard in shards}) == 1  # as many batches on each
+    assert len({len(shard) for shard in shards}) == 1  # equal numbers of batches
     seen = sorted(row for shard in shards for batch in shard for row, _ in batch)
-    if len(lengths) >= processes:  # every cycle exactly once, unless there are fewer in the last round than processes
+    if len(lengths) >= processes:  # every cycle once, unless the last round has fewer cycles than processes
         left = len(lengths) % (size * processes)
         assert (left and left < processes) or seen == list(range(len(lengths)))
     assert set(seen) == set(range(len(lengths)))
@@ -158,11 +158,11 @@ def test_length_buckets_are_shared_so_that_processes_compute_alike(lengths, size
         rows = [row for batch in turn for row, _ in batch]
         longest = sorted((lengths[row] for row in rows), reverse=True)
         if len(set(rows)) == len(rows) and len(rows) >= processes:
-            # the longest cycle of each process is one of the longest of all: no more can be had
+            # the longest cycles of the processes are the longest cycles of the round, which is the best balance
             assert (
                 sorted((max(lengths[row] for row, _ in batch) for batch in turn), reverse=True) == longest[:processes]
             )
-    # round by round the cycles of one process with batches so many times as large
+    # each round has the cycles of one batch of a single process with a batch size that many times larger
     alone = LengthBucketSampler(lengths, size * processes, 3, 4)
     alone.set_epoch(epoch)
     for turn, batch in zip(zip(*shards, strict=True), BatchSampler(alone, size * processes, False), strict=True):

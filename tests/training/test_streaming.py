@@ -1,4 +1,4 @@
-"""Streamed tables: the rows that a loaded table gives, and no more of them than are needed."""
+"""Streamed tables give the rows of a loaded table and read no more rows than needed."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from laennec.training.data.training_data import as_training_data, dataset_from_t
 
 @pytest.fixture(scope="module")
 def parquet(small_corpus, tmp_path_factory):
-    """A corpus as one Parquet file with its sound."""
+    """A corpus with its sound as one Parquet file."""
     table = laennec.load_corpus("synthetic", small_corpus, protocol="none")["all"]
     path = tmp_path_factory.mktemp("parquet") / "cycles.parquet"
     sounds = [{"bytes": Path(name).read_bytes(), "path": None} for name in table["recording_path"]]
@@ -91,7 +91,7 @@ def test_no_more_is_read_than_is_trained_on(model, parquet, tmp_path):
     assert 8 <= len(read) <= 32 < len(table)
 
 
-def test_what_a_stream_cannot_give_is_said(model, parquet, tmp_path):
+def test_columns_that_a_stream_lacks_are_named(model, parquet, tmp_path):
     with pytest.raises(InputError, match="no column audio"):
         trainer_of(model, tmp_path, streamed(parquet).remove_columns("audio"))
     by_patient = SupConLoss()

@@ -61,7 +61,7 @@ def test_a_loss_of_a_projection_that_the_model_does_not_have_is_refused_before_t
 def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
     trainer = make_trainer(tmp_path, 8, 1, head_learning_rate=0.5)
     rates = {g["lr"] for g in trainer.create_optimizer().param_groups}
-    assert rates == {0.5}  # the encoder without a network has nothing to learn
+    assert rates == {0.5}  # an encoder without weights has nothing to learn
     learnt = [p for g in trainer.optimizer.param_groups for p in g["params"]]
     assert {id(p) for p in learnt} == {id(p) for p in trainer.model.head.parameters()}
 
@@ -103,7 +103,7 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "two.json").read_text())
     tensors = torch.load(tmp_path / "two.pt", weights_only=True)
-    # an epoch of 13 cycles: a batch of 8, and a last one of 5 that the two share as 3 and 2
+    # an epoch of 13 cycles: a batch of 8 and one of 5, which the processes share as 3 and 2
     for kind in ("ast", "cnn"):
         losses, weights = rank_cases.train(tmp_path / "one", 8, kind)
         assert found["train"][kind] == pytest.approx(losses, rel=1e-4, abs=1e-5)
@@ -111,7 +111,7 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
         for name, weight in weights.items():
             torch.testing.assert_close(tensors[f"{kind}.{name}"], weight, rtol=1e-5, atol=1e-5, msg=name)
         assert any(name.startswith("auxiliary_heads.adversaries") for name in weights)
-    # the same for each objective on unequal halves, where the mean of the halves' means is not the mean
+    # the same for each objective on unequal halves, where the mean over both is not the mean of the halves' means
     terms, gradient = rank_cases.objective_alone(list(range(8)))
     assert found["terms"][0] == pytest.approx(terms, abs=1e-9)
     kinds = {entry.get("loss", name) for name, entry in (rank_cases.AUXILIARY | {"tuplet": {}}).items()}
@@ -123,7 +123,7 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
 
 
 def mixtures_of_both():
-    """What one process would get from the rows of both, each half mixed as its process mixed it."""
+    """Terms of one process for the rows of both, with each half mixed as in its own process."""
     order = rank_cases.UNEQUAL[0] + rank_cases.UNEQUAL[1]
     sizes = [len(rank_cases.UNEQUAL[rank]) for rank in (0, 1)]
     index = torch.tensor(rank_cases.PARTNERS[0] + [sizes[0] + i for i in rank_cases.PARTNERS[1]])

@@ -1,4 +1,4 @@
-"""A model of whole recordings from training to prediction, and targets that follow from the corpus."""
+"""Models of whole recordings from training to prediction, and targets derived from the corpus."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_a_model_of_recordings_predicts_recordings(of_recordings, small_corpus):
     assert whole.spans == [(0.0, frames / rate)] and whole.places == {"from": "recording"}
     windows = Predictor(model, extractor, window_s=2.0)(path)
     assert windows.places == {"from": "windows", "window_s": 2.0, "hop_s": 1.0} and len(windows.spans) > 2
-    model.config.span = 2.5  # of a model that was trained on windows
+    model.config.span = 2.5  # as for a model trained on windows
     assert Predictor(model, extractor).window_s == 2.5
 
 

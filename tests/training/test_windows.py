@@ -1,4 +1,4 @@
-"""Windows of recordings: cut and predicted as by `laennec predict`, labelled by the stated rule."""
+"""Windows of recordings as training examples: cut as in `laennec predict`, labelled by their overlap with spans."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ CONTEXT = Path(__file__).parents[1] / "golden" / "first_edition" / "models" / "c
 
 @pytest.fixture
 def annotated(tmp_path):
-    """A function: (start_s, end_s, crackle, wheeze) of the spans of a silent file of 10 s -> cycle table."""
+    """A function that makes the cycle table of a silent 10 s file from spans (start_s, end_s, crackle, wheeze)."""
     path = tmp_path / "r.wav"
     soundfile.write(path, np.zeros(80_000), 8000)
 
@@ -47,7 +47,7 @@ def annotated(tmp_path):
 
 
 def naive(spans, start, end):
-    """(crackle, wheeze) of a window: any span whose overlap is half of the shorter of the two; None where none is."""
+    """(crackle, wheeze) of a window: any span that overlaps by half of the shorter of the two; None without spans."""
     found = [
         (c, w) for a, b, c, w in spans if min(b, end) - max(a, start) >= 0.5 * min(b - a, end - start) and c is not None
     ]
@@ -66,7 +66,7 @@ def test_a_window_has_the_labels_of_spans_that_overlap_by_half_of_the_shorter(an
     assert len(set(table["cycle_id"])) == len(table)
 
 
-def test_what_is_not_annotated_is_neither_positive_nor_negative(annotated):
+def test_windows_without_annotation_are_neither_positive_nor_negative(annotated):
     table = window_table(annotated((0.0, 1.0, 1, 0)), Recipe(), 8000, 2.0, 2.0)
     assert table["crackle"][:] == [1, None, None, None, None]
     truth = window_truth(table, "test", Recipe(), ["crackle", "wheeze"])

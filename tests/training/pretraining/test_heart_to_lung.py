@@ -1,4 +1,4 @@
-"""From heart sounds to a scored model of lung sounds, by the two commands of the recipe."""
+"""The two commands of the recipe lead from heart sounds to a scored model of lung sounds."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ def test_the_commands_of_the_recipe_lead_from_heart_sounds_to_a_scored_model(
 
     corpus = ["--corpus.name", "synthetic", "--corpus.data_dir", str(small_corpus)]
     corpus += ["--corpus.protocol", "patient-60-20-20"]
-    # a rate of 0 keeps the encoder as it came
+    # a learning rate of 0 keeps the weights of the encoder
     assert main([*train, *corpus, "--train.max_steps", "2", "--train.learning_rate", "0"]) == 0
     run = Path("runs/sprsound_heart_to_lung_cnn")
     trained = json.loads((run / "run.json").read_text())

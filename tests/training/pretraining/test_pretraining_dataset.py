@@ -1,4 +1,4 @@
-"""The pre-training set never holds a test patient."""
+"""The pre-training set never contains a test patient."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_a_corpus_without_patients_is_kept_apart_by_recording_and_by_sound(some_
         held_out = {name for part in ("validation", "test") for name in parts[part]["recording_id"]}
         assert set(found["recording_id"]) == set(parts["train"]["recording_id"]) - held_out
         assert not patients_of(found) and "have no patient: they are kept apart" in caplog.text
-        # an encoder that is trained there may be tested on this split, and on no other
+        # an encoder that is pre-trained on this set may be tested on this split, but on no other
         note = pretraining_note(parts, found)
         (tmp_path / PRETRAINING).write_text(json.dumps(note))
         assert refuse_seen_patients(tmp_path, parts)["protocol"] == protocol
@@ -141,7 +141,7 @@ def test_an_encoder_is_refused_on_a_split_that_tests_its_patients(small_corpus, 
     with pytest.raises(InputError, match=r"was pre-trained on patients of test .*run laennec pretrain on the split"):
         refuse_seen_patients(tmp_path, other)
     assert refuse_seen_patients(tmp_path / "elsewhere", other) is None and refuse_seen_patients(None, other) is None
-    # the same patient numbers of another corpus are other people
+    # equal patient numbers in another corpus are other patients
     (tmp_path / PRETRAINING).write_text(json.dumps(note | {"corpus_fingerprint": "0", "sounds": {}}))
     assert refuse_seen_patients(tmp_path, other) is not None
 

@@ -106,7 +106,7 @@ def test_matched_batches_leave_out_groups_that_cannot_fill_them(rows, size, miss
 
 
 def test_matching_and_pairing_agree_on_the_cycles_left():
-    # without the lonely F cycle of patient 3, sex F fills no batch of 3, and then patient 1 has lost no partner
+    # without the single F cycle of patient 3, sex F fills no batch of 3 and is left out as a whole
     rows = [("1", "Al", 3.0, "F")] * 2 + [("3", "Tc", 3.0, "F")] + [("2", "Al", 3.0, "M"), ("4", "Al", 3.0, "M")] * 2
     chosen = PretrainSettings(pairs="same_patient_same_location", unpaired="drop", match=["sex"], batch_size=3)
     sampling = pair_sampling(chosen, table(rows))
@@ -147,7 +147,7 @@ def test_a_corpus_that_is_too_small_is_an_error_with_the_reason():
         pair_sampling(PretrainSettings(match=["sex"], batch_size=2), table(rows))
     assert (
         pair_sampling(PretrainSettings(), table(rows)).paired_with_themselves == 0
-    )  # of own views there is no partner
+    )  # with pairs: self no cycle needs a partner
 
 
 def test_age_bands_are_groups_and_the_unknown_follows_the_setting():

@@ -1,4 +1,4 @@
-"""Self-supervision from a recipe to an encoder that training takes up."""
+"""Self-supervised pre-training from a recipe to an encoder that training starts from."""
 
 import json
 import math
@@ -164,7 +164,7 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tiny_recipe, tmp_pat
 
     peak(2)  # imports
     (few, heard), (many, heard_many) = peak(4), peak(16)
-    assert heard_many == 4 * heard and 4 * (heard_many - heard) > 15e6  # bytes of sound more
+    assert heard_many == 4 * heard and 4 * (heard_many - heard) > 15e6  # bytes of additional sound
     assert many - few < 2e6
 
 
@@ -177,7 +177,7 @@ def test_the_loss_is_that_of_soni_or_supcon_by_age(tiny_recipe, tmp_path):
     assert loss.temperature == loss.base_temperature == 0.5
 
 
-def test_spread_tells_a_collapsed_embedding(tiny_recipe, tmp_path):
+def test_spread_detects_a_collapsed_embedding(tiny_recipe, tmp_path):
     recipe = recipe_of(tiny_recipe, tmp_path)
     extractor = make_extractor(recipe.features)
     part = make_pairs(recipe, recipe.pretrain, extractor)

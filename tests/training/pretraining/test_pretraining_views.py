@@ -1,4 +1,4 @@
-"""Two views of a pair: crops, draws by counter, families of masks."""
+"""Two views of a pair: crops, counter-based draws, types of masks."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_a_crop_is_a_stretch_of_the_cycle(length, samples, where):
     assert np.array_equal(found, np.arange(found[0], found[0] + len(found)))
 
 
-def test_every_place_of_a_crop_is_reached():
+def test_crops_start_at_every_position():
     places = {int(crop(np.arange(10, dtype=np.float32), 4, u)[0]) for u in np.linspace(0, 0.999, 200)}
     assert places == set(range(7))
 
@@ -39,7 +39,7 @@ def test_split_gives_two_crops_of_one_cycle_and_longest_s_shortens_them():
     starts = {(item["waveform"][0], item["other_views"][0][0]) for item in pairs}
     assert len(starts) == 30 and sum(one == other for one, other in starts) < 3
     assert len(dataset(views=["spec"], max_duration_s=0.1)[(0, 0)]["waveform"]) == 100
-    assert len(dataset(views=["split"], crop_fraction=0.001)[(0, 0)]["waveform"]) == 20  # a frame must be left
+    assert len(dataset(views=["split"], crop_fraction=0.001)[(0, 0)]["waveform"]) == 20  # at least one frame
 
 
 def test_the_second_view_is_of_the_paired_cycle():
@@ -50,7 +50,7 @@ def test_the_second_view_is_of_the_paired_cycle():
         assert others == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {4}, 4: {3}, 5: {5}}[row]
 
 
-def test_a_view_hangs_on_seed_epoch_and_cycle_alone():
+def test_a_view_depends_on_seed_epoch_and_cycle_alone():
     whole = dataset(views=["raw", "split"])
     part = dataset(views=["raw", "split"], names=NAMES[3:], sounds=SOUNDS[3:])  # other rows, other numbering
     for epoch in (0, 5):
@@ -89,6 +89,6 @@ def test_raw_views_have_the_published_bounds():
         ({"max_duration_s": 0.0}, "max_duration_s"),
     ],
 )  # fmt: skip
-def test_settings_that_mean_nothing_are_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         PretrainSettings(**changes)

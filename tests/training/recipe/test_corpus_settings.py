@@ -1,4 +1,4 @@
-"""A recipe's list of corpora: how it is read, recorded and overridden, and what it cannot hold."""
+"""A recipe's list of corpora: how it is read, recorded and overridden, and which lists are refused."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Recipes whose features are not those of their encoder, refused before anything is computed."""
+"""Recipes whose features do not match their encoder are refused before anything is computed."""
 
 import json
 
@@ -18,7 +18,7 @@ HUBERT = {
 
 @pytest.fixture(scope="module")
 def hubert(tmp_path_factory):
-    """A random HuBERT of the smallest size, as a folder like a download."""
+    """A tiny HuBERT with random weights, in the folder layout of a download."""
     folder = tmp_path_factory.mktemp("hubert")
     load_encoder(None, type="hubert", **HUBERT).save_pretrained(folder)
     return folder
