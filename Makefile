@@ -1,21 +1,21 @@
-# Two commands do everything, the virtual environment included: `make demo` and `make test`.
+# `make demo` and `make test` also create the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
-# what is compiled stays: the tests start processes by the dozen
+# keep compiled bytecode: the tests start many processes
 export PYTHONDONTWRITEBYTECODE :=
 
-# what `make soak` runs beside the tests that are marked soak; each puts its row into docs/results/reliability.json
+# scripts that `make soak` runs besides the tests marked soak; each writes its row to docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,attacks.py interval_coverage.py kills.py decoders.py fuzz.py long.py ray_files.py truths.py mutants.py lines.py))
 
 .PHONY: install lock demo docs test tests quick coverage soak check fix bench clean best-sprsound box-model
 
 install: $(VENV)/.installed
 
-# torch comes first and by pip: where its CPU build is at hand pip takes that, and not the one with gigabytes of CUDA;
-# everything else comes from uv.lock, hashes checked
+# torch is installed first and by pip, which takes the CPU build if an index offers it, without gigabytes of CUDA;
+# everything else comes from uv.lock with checked hashes
 $(VENV)/.installed: pyproject.toml uv.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq uv
@@ -39,23 +39,23 @@ demo: install
 	@echo "exported model: runs/demo/export-full"
 	@echo "predictions:    runs/demo/predictions"
 
-# the site; a dead link fails
+# build the site; dead links are errors
 docs: install
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m docs.render
 	$(BIN)/mkdocs build --strict --quiet
 
-# mypy keeps one core busy: the tests begin beside it
+# run the checks (mypy uses one core) and the tests at the same time
 test: install
 	@$(MAKE) --no-print-directory -j 2 check tests
 
-# one more than there are cores, for tests that wait; a file's tests share what is made for them
+# one worker more than cores, because some tests wait; all tests of a file run in one worker and share fixtures
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 tests: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every import and every room once, in minutes: for Pythons and versions beside those of uv.lock. What is in the
-# environment at BIN is taken as it is.
+# A few minutes of tests of every subpackage, for other versions of Python and dependencies than those of uv.lock. The
+# environment at BIN is used as it is.
 QUICK := $(addprefix tests/,test_api.py test_house.py test_files.py test_locks.py test_rendering.py test_extension.py \
 	test_modeling.py test_first_edition.py attacks audio/test_features.py audio/test_recording.py cli/test_env.py \
 	corpora/test_waveforms.py corpora/test_folder.py corpora/test_hub.py encoders/test_trainable.py \
@@ -66,11 +66,11 @@ QUICK := $(addprefix tests/,test_api.py test_house.py test_files.py test_locks.p
 quick:
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 $(QUICK)
 
-# lines of the package that the tests run, in every process they start
+# measure which lines of the package the tests run, including the processes they start
 coverage: install
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/soak/lines.py
 
-# hours
+# takes hours
 soak: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
 	for script in $(SOAK); do HF_HUB_OFFLINE=1 $(BIN)/python $$script --out docs/results/reliability.json || exit 1; done
@@ -87,10 +87,10 @@ fix: install
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
 
-# The SPRSound model of recipes/sprsound/best_mobilenet.yaml: a training for each seed, two at a time, exported as one
-# model that predicts their mean; goes on where it was stopped. SEEDS=0 exports one training: a third of the time and size.
-# FOLDS="0 1 2 3 4" trains on folds of the patients instead, and fits the thresholds to all of them, each predicted by the
-# training that had not seen them.
+# The SPRSound model of recipes/sprsound/best_mobilenet.yaml: one training for each seed, two at a time, exported as an
+# ensemble that predicts their mean; resumes if it was stopped. SEEDS=0 exports one training: a third of the time and size.
+# FOLDS="0 1 2 3 4" trains on folds of the patients instead, and fits the thresholds on out-of-fold predictions for all
+# patients.
 DATA ?= data/sprsound
 WEIGHTS ?= weights/mn04_as_mAP_432.pt
 FOLDS ?=
@@ -120,7 +120,7 @@ $(ENSEMBLE)/run.json: | $(MEMBERS:%=%/run.json)
 	$(BIN)/laennec ensemble $(MEMBERS) --out $(ENSEMBLE)
 
 # The model in the package: the ensemble of best-sprsound distilled into one encoder, with thresholds for windows and
-# recordings, scored on SPRSound's intra split and on adults (ICBHI's recordings, or what is there of them)
+# recordings, scored on SPRSound's intra split and on adults (all available recordings of ICBHI)
 ICBHI ?= data/icbhi2017_subset
 BOX := runs/box-model
 box-model: best-sprsound

@@ -1,4 +1,4 @@
-"""Speed and memory as ratios to what a user would use instead: `python -m benchmarks`."""
+"""Speed and memory in comparison with what users would use instead: `python -m benchmarks`."""
 
 from benchmarks.row import Row
 from benchmarks.table import ROWS, as_table, bench

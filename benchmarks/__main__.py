@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--out", help="write the table as JSON here")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side; the fastest counts (default: 5)")
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every new process compiles all modules again
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise every new process compiles all modules again
     print(bench(options.rows, options.data_dir, options.weights, options.out, options.repeats))
 
 

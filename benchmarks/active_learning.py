@@ -1,10 +1,10 @@
-"""How many labels each rule of review needs: a simulated study on SPRSound's train patients.
+"""How many labels does each rule of review need? A simulated study on SPRSound's train patients.
 
     python -m benchmarks.active_learning --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt
 
-A linear head on frozen mn04 embeddings learns from a pool of patients and is scored on the other patients. Review
-starts from a few random events and goes on in sessions: the head predicts the pool, a rule chooses the events of the
-session, the corpus's own labels are the answers, and the head is trained anew. Test splits are not read. The result is
+A linear head on frozen mn04 embeddings is trained on a pool of patients and scored on the other patients. Review starts
+from a few random events and continues in sessions: the head predicts the pool, a rule chooses the events of the
+session, the labels of the corpus are the answers, and the head is trained anew. Test splits are not read. The result is
 docs/results/active_learning.json.
 """
 
@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 
 def probabilities(values: Array, truth: Array, labelled: Array) -> Array:
-    """Probabilities (events, labels) of heads trained on the labelled rows; 0.5 where they hold one class only."""
+    """Probabilities (events, labels) of heads trained on the labelled rows; 0.5 where these have only one class."""
     columns = []
     for label in range(truth.shape[1]):
         if len(set(truth[labelled, label])) < 2:
@@ -57,9 +57,9 @@ def score(predicted: Array, truth: Array, rows: Array) -> float:
 def next_events(
     rule: str, limit: int | None, predicted: Array, members: Array | None, data: "Pool", left: Array
 ) -> Array:
-    """The events that are not labelled yet, in the order of the next session."""
+    """The unlabelled events in the order in which the next session takes them."""
     patients = list(data.patients[left])
-    if rule == "diverse":  # an order without a model, made once; the limit is that of a session
+    if rule == "diverse":  # this order needs no model and is made once; the limit applies to each session
         order = data.diverse[np.isin(data.diverse, left)]
         if limit is not None:
             order = order[pd.Series(data.patients[order]).groupby(data.patients[order]).cumcount().to_numpy() < limit]
@@ -105,18 +105,18 @@ def review(data: Pool, rule: str, limit: int | None) -> Iterator[tuple[int, floa
 
 
 def needed(curve: list[tuple[int, float]], target: float) -> int | None:
-    """The first number of labels from which on two sessions reach a score; None where none does."""
+    """The first number of labels at which two sessions in a row reach a score; None if no two do."""
     reached = [value >= target for _, value in curve]
     return next((curve[k][0] for k in range(len(curve) - 1) if reached[k] and reached[k + 1]), None)
 
 
 def targets_of(full: float) -> dict[str, float]:
-    """What is to be reached: a share of the score, and of its distance from chance."""
+    """Target scores: a share of the full score, and of its distance from chance."""
     return {"score": SHARE * full, "above chance": 0.5 + SHARE * (full - 0.5)}
 
 
 def count(pools: list[list[Pool]], rule: str, limit: int | None) -> dict[str, list[float]]:
-    """Labels needed for each target, one number a seed: the mean over its draws; the whole pool where it is missed."""
+    """Labels needed for each target, a mean over draws for each seed; the size of the pool if the target is missed."""
     found: dict[str, list[float]] = {}
     for draws in pools:
         numbers = []

@@ -18,7 +18,7 @@ FIGURES = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "windows.crackle.
 
 
 def main() -> None:
-    """Score the runs where they are not scored yet, and gather the results."""
+    """Score the runs that are not scored yet, and gather the results."""
     parser = argparse.ArgumentParser(description="Compare the model in the package with its teacher.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs of make box-model")
     parser.add_argument("--data-dir", default="data/sprsound", help="folder of SPRSound")

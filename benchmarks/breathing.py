@@ -1,10 +1,10 @@
-"""How well breath cycles are found, against real annotations and against the clock.
+"""How well `breath_cycles` finds annotated breath cycles, in comparison with fixed windows.
 
-Decisions: the parameters were chosen on every other patient (by number), so the patients in between are what counts
-and come first; the others are shown to be seen through. The first and the last annotated cycle of a recording are left
-out, because the recording's own edges give them away (and some recordings of the subset were put together from their
-cycles, with digital silence around). The alternative is what anybody would do without listening: fixed windows, as long
-as the median cycle of the patients that parameters were chosen on.
+Decisions: the parameters were chosen on every other patient (by number). The patients in between give the result and
+come first; the others are shown for comparison. The first and the last annotated cycle of a recording are left out,
+because the edges of the recording reveal them (and some recordings of the subset consist of their cycles with digital
+silence around them). The alternative does not use the sound: fixed windows with the median cycle length of the patients
+on whom parameters were chosen.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _OVERLAP = 0.5
 
 
 def breathing(setting: Setting) -> list[Row]:
-    """Boundaries and cycles of the real ICBHI subset, found in its sound."""
+    """Boundaries and cycles found in the real ICBHI subset."""
     folder = needs(setting, "icbhi2017_subset")
     paths = sorted(folder.glob("*.flac"))
     annotated = {path: _annotated(path) for path in paths}
@@ -58,7 +58,7 @@ def _annotated(path: Path) -> list[Span]:
 
 
 def _clock(path: Path, length_s: float) -> list[Span]:
-    """Windows of one length from the beginning on."""
+    """Consecutive windows of one length from the start of a recording."""
     rate, frames = read_header(path)
     edges = [*np.arange(0, frames / rate, length_s).tolist(), frames / rate]
     return list(pairwise(edges))
@@ -82,17 +82,17 @@ def _scores(truth: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) ->
 
 
 def boundary_distances(cycles: Sequence[Span], spans: Sequence[Span]) -> list[float]:
-    """How far each boundary between two annotated cycles is from the nearest beginning of a found one, in seconds.
+    """Distance of each boundary between annotated cycles to the nearest start of a found cycle, in seconds.
 
     Args:
-        cycles: Annotated cycles, by time.
-        spans: Found ones.
+        cycles: Annotated cycles in time order.
+        spans: Found cycles.
     """
     starts = np.array([start for start, _ in spans])
     return [float(np.abs(starts - start).min()) for start, _ in cycles[1:]]
 
 
 def overlap(one: Span, other: Span) -> float:
-    """Intersection over union of two stretches of time."""
+    """Intersection over union of two time spans."""
     shared = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
     return shared / (one[1] - one[0] + other[1] - other[0] - shared)

@@ -1,8 +1,8 @@
-"""What a million recordings would cost at the rates that were measured.
+"""What a million recordings would cost at the measured rates.
 
-Decisions: everything is brought to one unit, seconds of sound a second. What no machine here could measure stays blank.
-The ratio of FLAC is that of annotated cycles, because recordings that were put together from cycles hold silence, which
-costs nothing.
+Decisions: all rates are converted to seconds of sound per second. Rates that could not be measured here stay blank. The
+FLAC ratio is measured on annotated cycles, because recordings that consist of joined cycles contain silence, which
+compresses to almost nothing.
 """
 
 import io
@@ -27,8 +27,7 @@ HOURS = 5_000
 _DECODE, _FEATURES, _FLAC = "decode and resample", "features", "FLAC at 16 kHz"
 _GPU = " on a GPU"
 _MACHINES = {"laptop": 8, "cluster": 64}
-# what is done with every second of sound: the rows that measured it on one thread, on a GPU and with two processes
-# against one, and a command
+# job -> (names of the rows for one thread, for a GPU and for two processes against one), command
 _JOBS = {
     "predict (model in the package, ONNX)": (
         ("whole recordings, ONNX", "whole recordings on a GPU", "two processes that predict"),
@@ -47,12 +46,12 @@ _JOBS = {
         "accelerate launch -m laennec train recipe.yaml",
     ),
 }
-# recordings that are decoded, cycles that features are computed of
+# number of recordings to decode, and of cycles to compute features of
 RECORDINGS, CYCLES = 24, {"cpu": 64, "cuda": 1024}
 
 
 def rates(setting: Setting) -> list[Row]:
-    """Decoding, features and FLAC: what the cost page needs and no other row says."""
+    """Decoding, features and FLAC: figures of the cost page that no other row measures."""
     return [_decoding(setting), *_features(setting), _flac(setting)]
 
 
@@ -88,7 +87,7 @@ def _features(setting: Setting) -> list[Row]:
 
 
 def _flac(setting: Setting) -> Row:
-    """Bytes of FLAC over bytes of WAV, 16 bit, of real cycles whose recordings have all of the band."""
+    """Bytes of 16-bit FLAC over bytes of WAV, for real cycles whose recordings use the full frequency band."""
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     wide = [row for row, rate in enumerate(column_of(table, "source_sampling_rate")) if rate >= 44100]
     table = table.select(wide[:: max(1, len(wide) // 200)])
@@ -102,7 +101,7 @@ def _flac(setting: Setting) -> Row:
 
 
 def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
-    """Rates, hours and storage, as Markdown; blanks where nothing was measured."""
+    """Rates, hours and storage as Markdown, with blanks for missing measurements."""
     speed = {row.name: _real_time(row) for row in rows}
     measured = {row.name: row for row in rows}
     heads = [
@@ -142,7 +141,7 @@ def _measured_of(rows: Sequence[Row]) -> str:
 
 
 def _real_time(row: Row) -> float | None:
-    """Seconds of sound a second."""
+    """Seconds of sound per second."""
     if row.ours is None or row.unit == "x real time":
         return row.ours
     return row.ours * row.sound_s if row.unit == "cycles/s" and row.sound_s else None

@@ -1,10 +1,10 @@
-"""Whether what makes training faster or smaller changes what is learned.
+"""Do settings that save time or memory change what is learned?
 
-Decisions: three seeds train plainly and with each of bf16, gradient checkpointing and compiled layers; the curve of
-training losses of a seed is compared with the plain one of the same seed, epoch by epoch. The largest difference counts
-against the standard deviation of the plain curves over seeds, which is the noise of running again. A key that says that
-it cannot be carried out here is reported so, not measured. Cycles keep their natural lengths, for that is where
-compiling used to fail. The row runs when it is named: it is a dozen trainings.
+Decisions: three seeds train without and with each of bf16, gradient checkpointing and compiled layers; the training
+loss curve of a seed is compared with the plain curve of the same seed, epoch by epoch. The largest difference is
+divided by the standard deviation of the plain curves over seeds, which is the noise between runs. A setting that is not
+available here is reported as such. Cycles keep their natural lengths, because compiling used to fail with them. The row
+runs only when it is named, because it takes a dozen trainings.
 """
 
 import json
@@ -22,7 +22,7 @@ from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 _SEEDS, _EPOCHS = (0, 1, 2), 2
-_OPTIONS: dict[str, Any] = {}  # of the synthetic corpus
+_OPTIONS: dict[str, Any] = {}  # options of the synthetic corpus
 KEYS = ("bf16", "gradient_checkpointing", "compile")
 _AST: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_length": 512,
@@ -31,7 +31,7 @@ _AST: dict[str, Any] = {
 
 
 def curves(setting: Setting) -> list[Row]:
-    """Training losses of a small AST with each key against those without, over three seeds."""
+    """Training losses of a small AST with each setting against those without, over three seeds."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(setting, Path(folder))
         plain = np.stack([_curve(recipe, Path(folder), seed)[0] for seed in _SEEDS])
@@ -58,7 +58,7 @@ def _row(
     said: str,
     corpus: str,
 ) -> Row:
-    """The largest difference of a key's curves to the plain ones, against the noise over seeds."""
+    """The largest difference between the curves with a setting and the plain ones, against the noise over seeds."""
     name = f"loss curve with train.{key}"
     if said:
         return Row(name, None, noise, "loss", None, "< 1", f"not measured here: {said}")
@@ -72,20 +72,20 @@ def _row(
 
 
 class _Warned(logging.Handler):
-    """Keeps the first warning that names a key."""
+    """Keeps the first warning that names a setting."""
 
     def __init__(self, key: str) -> None:
         super().__init__(logging.WARNING)
         self.key, self.said = key, ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Look at one record."""
+        """Handle one record."""
         if self.key in record.getMessage() and not self.said:
             self.said = record.getMessage()
 
 
 def _recipe(setting: Setting, folder: Path) -> dict[str, Any]:
-    """A small AST on the real subset of ICBHI 2017 where that is there, else on the synthetic corpus."""
+    """A small AST on the real subset of ICBHI 2017 if it is available, else on the synthetic corpus."""
     real = setting.data_dir / "icbhi2017_subset" if setting.data_dir else None
     corpus: dict[str, Any] = {"name": "synthetic", "data_dir": str(folder / "corpus"), "protocol": "patient-60-20-20"}
     corpus["options"] = dict(_OPTIONS)
@@ -102,7 +102,7 @@ def _recipe(setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def _curve(recipe: dict[str, Any], folder: Path, seed: int, key: str | None = None) -> tuple[Any, float]:
-    """Mean training loss of each epoch (epochs,), and the seconds that training took."""
+    """Mean training loss of each epoch (epochs,), and the training time in seconds."""
     made = Recipe.from_record(recipe | {"seed": seed})
     if key is not None:
         setattr(made.train, key, True)

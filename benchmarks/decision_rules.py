@@ -1,4 +1,4 @@
-"""How should a fine-tuned model decide on events, and on recordings? Runs on folds of the patients.
+"""Which decision rules suit a fine-tuned model, for events and for recordings? Runs on folds of the patients.
 
     make best-sprsound FOLDS="0 1 2"
     python -m benchmarks.decision_rules runs/best-sprsound-folds/*
@@ -71,7 +71,7 @@ class Recordings:
 
     codes: Array  # (recordings,), 0 for normal
     patients: Array  # (recordings,)
-    features: dict[str, Array]  # (recordings, features) by rule; those of the first are the logits of the classes
+    features: dict[str, Array]  # (recordings, features) by rule; the features of the first rule are class logits
 
 
 def recordings_of(run: Path) -> Recordings:
@@ -102,7 +102,7 @@ def recordings_of(run: Path) -> Recordings:
 
 
 def decide(data: Recordings, rule: str, fitted: Array, wanted: Array, way: str) -> Array:
-    """Classes of the wanted recordings by a rule fitted on others, and a way to decide of `adjusted_classes`."""
+    """Classes of the wanted recordings, by a rule fitted on other recordings and a `way` of `adjusted_classes`."""
     labels, x, codes = SPRSOUND_TASKS["2-2"][:-1], data.features[rule], data.codes
     if rule == "record head":
         own, logits = x[fitted, :-1], x[wanted, :-1]
@@ -116,7 +116,7 @@ def decide(data: Recordings, rule: str, fitted: Array, wanted: Array, way: str) 
 def stacked(x: Array, codes: Array, fitted: Array, wanted: Array, classes: int) -> Array:
     """Log-probabilities (wanted rows, classes) of a logistic regression on the fitted rows."""
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x[fitted], codes[fitted])
-    found = np.full((len(wanted), classes), -50.0)  # a class that no fitted row has
+    found = np.full((len(wanted), classes), -50.0)  # stays for classes without a fitted row
     found[:, head.classes_] = head.predict_log_proba(x[wanted])
     return found
 
@@ -134,7 +134,7 @@ def tables_of(run: Path) -> dict[str, pd.DataFrame]:
 def label_scores(
     table: pd.DataFrame, rules: Iterable[str], fold: int, calibration: Any, draws: int
 ) -> Iterator[dict[str, Any]]:
-    """ICBHI Score of each rule and group of patients, and its mean AUROC, for each draw of the fifths."""
+    """ICBHI Score and mean AUROC of each rule and group of patients, for each draw of the fifths."""
     truth, patients = table[list(LABELS)].to_numpy(dtype=int), table.patient_id.to_numpy()
     groups = np.ones(len(table), bool), with_findings(truth, patients)
     for draw, rule in itertools.product(range(draws), rules):

@@ -1,9 +1,9 @@
-"""The device a row runs on, how work there is timed and how much of it there is.
+"""The devices of the rows, timing on them, and FLOPs.
 
-Decisions: a GPU is waited for before and after everything that is timed, and warmed up. FLOPs are those of matrix
-products (attention included), a multiplication and an addition as two, backward as twice forward; what is computed on
-padding is nobody's model and does not count. Peaks are the dense bfloat16 figures of the makers' data sheets, without
-sparsity; a device that is not in the table has no utilisation, rather than a guessed one.
+Decisions: the GPU is warmed up, and synchronised before and after everything that is timed. FLOPs are those of matrix
+products (attention included); a multiplication and an addition count as two, backward counts as twice forward, and
+computation on padding does not count. Peaks are the dense bfloat16 figures of the makers' data sheets, without
+sparsity. A device that is not in the table gets no utilisation instead of a guessed one.
 """
 
 import re
@@ -18,7 +18,7 @@ from benchmarks.row import Row
 
 NOT_MEASURED = "not measured here: no GPU"
 
-# dense bfloat16 FLOP/s by what the driver calls the device, the more specific name first
+# dense bfloat16 FLOP/s by the driver's name of the device, more specific names first
 _PEAKS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -44,29 +44,29 @@ def gpu() -> torch.device | None:
 
 
 def devices() -> list[torch.device]:
-    """The CPU, then the GPU where there is one."""
+    """The CPU, then the GPU if there is one."""
     found = gpu()
     return [torch.device("cpu"), *([] if found is None else [found])]
 
 
 def on(device: torch.device) -> str:
-    """What a row's name ends with."""
+    """Suffix of a row's name."""
     return " on a GPU" if device.type == "cuda" else ""
 
 
 def not_measured(name: str, unit: str, bound: str = "") -> Row:
-    """The row of a device that is not there."""
+    """The row of a device that is not available."""
     return Row(name, None, None, unit, None, bound, NOT_MEASURED)
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when everything that the device was given is done."""
+    """Return when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def waiting(device: torch.device, side: Callable[[], Any]) -> Callable[[], None]:
-    """A side that is done when the device is."""
+    """A side that returns only when the device has finished."""
 
     def whole() -> None:
         wait_for(device)
@@ -82,12 +82,12 @@ def mixed_precision(device: torch.device) -> Any:
 
 
 def peak_flops(name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by its name; None where the table lacks it."""
+    """Dense bfloat16 FLOP/s of a device by its name; None if the table lacks it."""
     return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def device_name(device: torch.device) -> str:
-    """What the driver calls it."""
+    """The driver's name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
@@ -96,24 +96,24 @@ def ast_flops(config: Any, frames: int) -> float:
 
     Args:
         config: transformers' ASTConfig.
-        frames: Of the cycle, without padding.
+        frames: Frames of the cycle, without padding.
     """
     size, dim, hidden = int(config.patch_size), int(config.hidden_size), int(config.intermediate_size)
     bands = (int(config.num_mel_bins) - size) // int(config.frequency_stride) + 1
     steps = (max(frames, size) - size) // int(config.time_stride) + 1
     patches = bands * steps
     tokens = patches + 2
-    projections = 2 * tokens * (4 * dim * dim + 2 * dim * hidden)  # queries, keys, values, output; the two of the MLP
+    projections = 2 * tokens * (4 * dim * dim + 2 * dim * hidden)  # queries, keys, values, output; MLP
     attention = 2 * 2 * tokens * tokens * dim
     return float(2 * patches * size * size * dim + int(config.num_hidden_layers) * (projections + attention))
 
 
 class EpochClock(TrainerCallback):
-    """Seconds of one epoch of a Trainer.
+    """Measures the seconds of one epoch of a Trainer.
 
     Args:
-        epoch: Which one, counted from 0; those before it warm up.
-        device: What is waited for.
+        epoch: Number of the epoch, from 0; earlier epochs warm up.
+        device: Device to synchronise.
     """
 
     def __init__(self, epoch: int, device: torch.device) -> None:
@@ -123,13 +123,13 @@ class EpochClock(TrainerCallback):
         self._start = 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
+        """Start the clock."""
         if self._seen == self.epoch:
             wait_for(self.device)
             self._start = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
+        """Stop the clock."""
         if self._seen == self.epoch:
             wait_for(self.device)
             self.seconds = time.perf_counter() - self._start

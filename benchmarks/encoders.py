@@ -1,7 +1,7 @@
-"""What natural length saves a frozen transformer.
+"""How much time natural length saves with a frozen transformer.
 
-Decisions: both sides run the same weights on the same features' source; the other side is transformers' encoder as
-it is called everywhere else, every cycle filled up to the 30 s that Whisper's position table holds.
+Decisions: both sides have the same weights and cycles; the other side is transformers' encoder as usual, with every
+cycle padded to the 30 s of Whisper's position embeddings.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _CYCLES = 16
 
 
 def natural_length(setting: Setting) -> list[Row]:
-    """Whisper base, frozen, on real cycles: natural length against 30 s, one thread, features not included."""
+    """Frozen Whisper base on real cycles: natural length against 30 s, one thread, without feature extraction."""
     torch.set_num_threads(1)
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     # spread over the corpus, so that lengths are those of the corpus
@@ -55,13 +55,13 @@ def natural_length(setting: Setting) -> list[Row]:
 
 
 def _whisper_beside(weights: str | None) -> Path | None:
-    """Whisper's encoder in a folder beside the other weights; None for random ones, which are as fast."""
+    """Whisper's encoder in a folder beside the other weights; None for random weights, which take the same time."""
     folder = Path(weights).parent / "whisper_base_encoder" if weights else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def _size(weights: str | None) -> dict[str, Any]:
-    """The size of Whisper base, where no checkpoint says it."""
+    """The size of Whisper base, if no checkpoint gives it."""
     if _whisper_beside(weights) is not None:
         return {}
     return {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}

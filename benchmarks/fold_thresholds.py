@@ -1,10 +1,10 @@
-"""How many patients should set the thresholds of a fine-tuned model? Five folds, each scored with thresholds of others.
+"""How many patients are needed to set the thresholds of a fine-tuned model? Five folds, thresholds from other folds.
 
     make best-sprsound FOLDS="0 1 2 3 4"
     python -m benchmarks.fold_thresholds runs/best-sprsound-folds/*
 
-Each run predicts the patients it was not trained on. The thresholds for those of one fold are fitted on the predictions
-for one, two, three or four of the others, by all choices of these. Test splits are not read. The result is
+Each run predicts the patients it was not trained on. The thresholds for one fold are fitted on the predictions for one,
+two, three or four of the other folds, in all combinations. Test splits are not read. The result is
 docs/results/fold_thresholds.json.
 """
 
@@ -25,7 +25,7 @@ RESULT = Path(__file__).resolve().parents[1] / "docs/results/fold_thresholds.jso
 
 
 def scores_of_folds(folds: list[pd.DataFrame]) -> pd.DataFrame:
-    """ICBHI Score of each fold by the number of other folds that set its thresholds.
+    """ICBHI Score of each fold by the number of other folds that its thresholds are fitted on.
 
     Args:
         folds: Predictions for the patients of each fold, with `patient_id`, a column of each label and its logit.

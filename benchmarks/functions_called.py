@@ -1,7 +1,7 @@
 """How many of laennec's functions one command calls, and in how many files (`python -m benchmarks.functions_called`).
 
-Decisions: the count is a measure of what somebody must read to follow a training, so it holds functions of the package
-alone, each once. The default command is one epoch of the demo.
+Decisions: the count shows how much code somebody must read to follow a training, so it contains each function of the
+package once and no others. The default command is one epoch of the demo.
 """
 
 import sys
@@ -17,7 +17,7 @@ def functions_called(arguments: Sequence[str]) -> tuple[int, int]:
     """Run a laennec command; returns how many functions and files of the package it called.
 
     Args:
-        arguments: Of the command line, without "laennec".
+        arguments: Words of the command line, without "laennec".
     """
     import laennec
     from laennec.cli.main import main

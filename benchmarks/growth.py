@@ -1,10 +1,9 @@
-"""What becomes of speed and memory when the corpus grows, or the processes are two.
+"""Speed and memory with a growing corpus, and with two processes.
 
-Decisions: every size runs in a process of its own, all the way from a folder in ICBHI's layout to a trained head,
-and through one epoch of the Trainer over sound. Recordings are short, their features cheap and the encoder has no
-network, so that what is measured is what laennec does for each cycle. A small corpus goes first, in the same process,
-so that what is loaded or built once counts in no size. Processes are measured with a real network; the batch of each
-stays the same.
+Decisions: every size runs in its own process, from a folder in ICBHI's layout to a trained head, and through one epoch
+of the Trainer over sound. Recordings are short, features cheap and the encoder has no network, so that the time is that
+of laennec's own work for each cycle. A small corpus runs first in the same process, so that one-time costs do not
+count. Several processes are measured with a real network and an unchanged batch size for each process.
 """
 
 import os
@@ -31,7 +30,7 @@ from laennec.training.recipe import Recipe
 from laennec.training.run import make_model
 
 SIZES = (1_000, 10_000, 100_000)
-# cycles of each process, and how many of them in a batch
+# cycles of each process, and its batch size
 RANK_CYCLES, RANK_BATCH = 96, 8
 _CYCLES_PER_RECORDING, _CYCLE_S, _RATE = 100, 0.1, 4000
 _SCRIPT = (
@@ -55,7 +54,7 @@ _LAUNCH = (
 
 
 def growth(setting: Setting) -> list[Row]:
-    """Cycles a second and peak memory of corpora of synthetic cycles."""
+    """Cycles per second and peak memory for corpora of synthetic cycles."""
     return _compared([in_a_new_process(_SCRIPT, str(cycles)) for cycles in SIZES])
 
 
@@ -76,7 +75,7 @@ def _compared(measured: list[list[float]]) -> list[Row]:
 
 
 def _grown(row: Row) -> Row:
-    """The smallest size is what the others are compared with, and has no other side itself."""
+    """A row with its comparison in the note; the smallest size, to which others are compared, has no other side."""
     first = row.name.startswith(f"{SIZES[0]:,} ")
     if first:
         return replace(row, other=None, ratio=None, bound="", note=row.note.split(";")[0])
@@ -84,7 +83,7 @@ def _grown(row: Row) -> Row:
 
 
 def table_to_head(cycles: int) -> float:
-    """Seconds from a folder of recordings to a trained head, and once over sound; writing the folder is left out."""
+    """Seconds from a folder to a trained head plus one epoch over sound; writing the folder is not timed."""
     recipe, extractor = _recipe()
     with tempfile.TemporaryDirectory() as out, patch.dict(os.environ, LAENNEC_CACHE=f"{out}/cache"):
         folder, cache = Path(out) / "corpus", Path(out) / "cache"
@@ -114,7 +113,7 @@ def _recipe() -> tuple[Any, Any]:
 
 
 def _write(folder: Path, cycles: int) -> None:
-    """Recordings of noise in ICBHI's layout, each another one, with as many cycles each."""
+    """Write different recordings of noise in ICBHI's layout, with equal numbers of cycles."""
     folder.mkdir(parents=True)
     each = min(_CYCLES_PER_RECORDING, cycles)
     draw = np.random.Generator(np.random.Philox(key=cycles))
@@ -133,7 +132,7 @@ def _write(folder: Path, cycles: int) -> None:
 
 
 def processes(setting: Setting) -> list[Row]:
-    """Cycles a second of one process and of two (gloo) that train a mobilenet together on the CPU."""
+    """Cycles per second of one process and of two (gloo) that train one mobilenet on the CPU."""
     if (os.cpu_count() or 1) < 2:
         raise InputError("needs two cores")
     best = {1: 0.0, 2: 0.0}
@@ -149,7 +148,7 @@ def processes(setting: Setting) -> list[Row]:
 
 
 def _rate(number: int) -> float:
-    """Cycles a second of so many processes together."""
+    """Cycles per second of so many processes in total."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rate"
         arguments = ["benchmarks.ranks", str(out), str(RANK_CYCLES), str(RANK_BATCH)]

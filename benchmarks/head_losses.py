@@ -3,11 +3,11 @@
     python -m benchmarks.head_losses --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt
     python -m benchmarks.head_losses --last-layers 2 --trials 5 --epochs 8
 
-A hidden layer on the embeddings of an encoder learns with binary cross entropy and one more loss; the encoder is
-frozen, or its last layers learn too. Every method has the same budget: for each outer fold of patients, so many draws
-of its own settings, chosen on inner validation patients; then so many seeds with the chosen settings, each with its
-best epoch there. Each seed predicts the outer fold once. Test splits are not read. The result is
-docs/results/head_losses.json or docs/results/last_layer_losses.json.
+A hidden layer on the embeddings of an encoder is trained with binary cross entropy and one more loss; the encoder is
+frozen, or its last layers are trained too. Every method has the same budget: for each outer fold of patients, --trials
+random draws of its settings, of which inner validation patients choose the best; then --seeds runs with these settings,
+each with its best epoch on the same patients. Each seed predicts the outer fold once. Test splits are not read. The
+result is docs/results/head_losses.json or docs/results/last_layer_losses.json.
 """
 
 import argparse
@@ -54,9 +54,9 @@ class Head(nn.Module):
     """Embeddings (batch, dim) -> a hidden layer (batch, HIDDEN) -> logits (batch, labels).
 
     Args:
-        body: Makes embeddings of rows of the data: the end of an encoder, or the identity.
-        center: What is subtracted from embeddings, (dim,).
-        scale: What they are divided by; no column is standardised by itself.
+        body: Maps rows of the data to embeddings: the last layers of an encoder, or the identity.
+        center: Subtracted from embeddings, (dim,).
+        scale: Divisor of all embedding columns.
     """
 
     def __init__(self, body: nn.Module, center: Tensor, scale: float) -> None:
@@ -90,13 +90,13 @@ def plain(head: Head, x: Tensor, y: Tensor, classes: Tensor, s: Settings) -> Ten
 
 
 def supcon(head: Head, x: Tensor, y: Tensor, classes: Tensor, s: Settings) -> Tensor:
-    """SupCon of two draws of dropout."""
+    """SupCon of two views, which are two draws of dropout."""
     views = torch.stack([head.hidden(x), head.hidden(x)], dim=1)
     return bce(head.out(views[:, 0]), y) + s["weight"] * SupConLoss(s["temperature"])(views, classes)["supcon"]
 
 
 def tuplet(head: Head, x: Tensor, y: Tensor, classes: Tensor, s: Settings) -> Tensor:
-    """Every cycle whose class has another member in the batch is an anchor, with eight negatives."""
+    """Tuplet loss: every cycle with another cycle of its class in the batch is an anchor, with eight negatives."""
     hidden = head.hidden(x)
     same = (classes[:, None] == classes).fill_diagonal_(False)
     anchors = same.any(1).nonzero()[:, 0]
@@ -115,7 +115,7 @@ def focal(head: Head, x: Tensor, y: Tensor, classes: Tensor, s: Settings) -> Ten
 
 
 def mixup(head: Head, x: Tensor, y: Tensor, classes: Tensor, s: Settings) -> Tensor:
-    """Embeddings and labels of two cycles, mixed."""
+    """Mixup of embeddings and labels of two cycles."""
     share, other = float(np.random.beta(s["alpha"], s["alpha"])), torch.randperm(len(x))
     return bce(head(share * x + (1 - share) * x[other]), share * y + (1 - share) * y[other])
 
@@ -129,7 +129,7 @@ METHODS: dict[str, tuple[Step, tuple[str, ...]]] = {
     "focal": (focal, ("gamma",)),
     "mixup": (mixup, ("alpha",)),
 }
-# each drawn uniformly on a log scale, the first two for every method
+# ranges of settings, drawn uniformly on a log scale; the first two are for every method
 RANGES = {
     "learning_rate": (2e-4, 5e-3), "weight_decay": (1e-3, 1e-1), "weight": (1e-2, 1.0), "temperature": (0.05, 1.0),
     "gamma": (0.5, 3.0), "alpha": (0.1, 2.0),
@@ -143,9 +143,9 @@ def areas(truth: Array, logits: Array) -> float:
 
 @dataclass
 class Data:
-    """The train split, and how a head on it begins."""
+    """The train split, and the encoder layers that are trained with a head."""
 
-    x: Tensor  # (events, ...): embeddings, or what the last layers get
+    x: Tensor  # (events, ...): embeddings, or inputs of the last layers
     y: Tensor  # (events, labels)
     body: nn.Module  # makes embeddings of x
     patients: Array  # (events,)
@@ -163,7 +163,7 @@ def train(
         step: The loss of a batch.
         s: Settings of the method.
         rows: Events for training, for validation, and those to predict.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Returns:
         The best validation AUROC (mean of the labels) over epochs, and that epoch's logits (rows to predict, labels).
@@ -226,7 +226,7 @@ def mean_area(found: dict[int, Array], truth: Array, held: dict[int, Array]) -> 
 
 
 def compare(ours: dict[int, Array], base: dict[int, Array], held: dict[int, Array], rows: pd.DataFrame) -> Any:
-    """Difference of two methods' mean AUROC, with a jackknife interval over patients and a sign test over folds."""
+    """Difference in mean AUROC of two methods, with a jackknife interval over patients and a sign test over folds."""
     truth, patients = rows[list(LABELS)].to_numpy(dtype=int), rows.patient_id.to_numpy()
     a, b = mean_area(ours, truth, held), mean_area(base, truth, held)
     gains = np.array([a[fold] - b[fold] for fold in a])

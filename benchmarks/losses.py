@@ -1,7 +1,7 @@
 """Batches of 4096, against pytorch-metric-learning's SupCon on the same batch.
 
-Decisions: every side runs in processes of its own, forward and backward on one thread, and the processes of the
-sides take turns. ADD has no counterpart there, so it is held against the same SupCon.
+Decisions: every side runs in its own processes, forward and backward on one thread, and the processes of the sides take
+turns. That library has no ADD loss, so ADD is compared with the same SupCon.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ print(best, peak())
 """
 )
 _NAMES = {"supcon": "SupCon", "add": "ADD"}
-# of time, of memory
+# bounds of time and of memory
 _BOUNDS = {"supcon": ("<= 0.5", "<= 0.5"), "add": ("<= 1.0", "<= 0.5")}
 
 

@@ -1,8 +1,8 @@
-"""Cycles as long as those of ICBHI 2017, and the sound in them.
+"""Cycles with the lengths of ICBHI 2017, and sound for them.
 
-Decisions: what natural length saves depends on how long cycles are, so lengths are those of all 6,898 published
-annotations: read where they are at hand, else by quantiles of them. Cycles are taken at evenly spaced quantiles, so
-that few stand for all. Where speed alone is measured their sound is noise.
+Decisions: the gain of natural length depends on the lengths of cycles, so lengths follow all 6,898 published
+annotations: from the annotation files if they are available, else from stored quantiles. Cycles are taken at evenly
+spaced quantiles, so that few of them represent all. Where only speed is measured, the sound is noise.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 
 # durations in seconds of the cycles in the 920 annotation files of the ICBHI 2017 Respiratory Sound Database
-# (Rocha et al. 2019): the shares 0, 2.5 %, ..., 97.5 %, then 99 %, 99.5 % and all
+# (Rocha et al. 2019): quantiles 0, 2.5 %, ..., 97.5 %, then 99 %, 99.5 % and 100 %
 _SHARES = (*(step / 40 for step in range(40)), 0.99, 0.995, 1.0)
 _QUANTILES_S = (
     0.200, 0.851, 1.047, 1.200, 1.334, 1.460, 1.554, 1.655, 1.740, 1.849, 1.932, 2.006, 2.086, 2.155, 2.214, 2.271,
@@ -29,11 +29,11 @@ def cycle_lengths(setting: Setting, cycles: int) -> tuple[npt.NDArray[np.float64
     """Durations of cycles, distributed as those of ICBHI 2017.
 
     Args:
-        setting: Where its annotations may be.
-        cycles: How many.
+        setting: Its data folder may contain the annotations.
+        cycles: Number of cycles.
 
     Returns:
-        Seconds (cycles,), from short to long, and where they come from, in words.
+        Seconds (cycles,) in ascending order, and their source in words.
     """
     shares = (np.arange(cycles) + 0.5) / cycles
     folder = setting.data_dir / "icbhi2017_annotations" if setting.data_dir else None
@@ -47,7 +47,7 @@ def cycle_lengths(setting: Setting, cycles: int) -> tuple[npt.NDArray[np.float64
 
 
 def noise(durations: npt.NDArray[np.float64], sampling_rate: int, key: int = 1) -> list[npt.NDArray[np.float32]]:
-    """White noise of given durations: float32 (samples,) each, a third of full scale at most times."""
+    """White noise of given durations: float32 (samples,) each, mostly below a third of full scale."""
     draw = np.random.Generator(np.random.Philox(key=key))
     return [draw.standard_normal(round(s * sampling_rate), dtype=np.float32) * np.float32(0.1) for s in durations]
 
@@ -58,7 +58,7 @@ def shuffled(cycles: int) -> npt.NDArray[np.int64]:
 
 
 def mobilenet(setting: Setting) -> tuple[Any, str]:
-    """The released mobilenet, or one of its size with random weights, and its name."""
+    """The released mobilenet, or one of equal size with random weights, and its name."""
     if setting.weights:
         return load_encoder(setting.weights, type="mobilenet"), "mn04"
     return load_encoder(None, type="mobilenet", width_mult=0.4), "mobilenet of width 0.4, random weights"

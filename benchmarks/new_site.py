@@ -1,11 +1,11 @@
-"""Thresholds for another site: a model of children decides on adults, with thresholds of some adult patients.
+"""Thresholds for another site: a model of children is applied to adults, with thresholds of some adult patients.
 
     laennec study recipes/studies/two_corpora.yaml
     python -m benchmarks.new_site runs/studies/two_corpora
 
-The model is trained on SPRSound alone, and its weights stay. Ten adults of the ICBHI subset are drawn again and again;
-thresholds are fitted on them and scored on the other adults, beside thresholds of SPRSound's validation patients and
-models that were trained on both corpora (patient folds). The result is docs/results/new_site.json.
+The model is trained on SPRSound alone, and its weights do not change. In each draw, ten adults of the ICBHI subset set
+the thresholds, which are scored on the other adults. They are compared with thresholds of SPRSound's validation
+patients and with models that were trained on both corpora (patient folds). The result is docs/results/new_site.json.
 """
 
 import argparse
@@ -28,10 +28,10 @@ Array = np.ndarray[Any, Any]
 
 
 def decided(folder: Path, name: str, rule: str) -> pd.DataFrame:
-    """Truth and decisions of the adults of the ICBHI subset, by the runs of a method.
+    """Truth and decisions for the adults of the ICBHI subset, by the runs of a method.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
         name: Folder of the method.
         rule: "as trained" for the thresholds of the run, "own corpus" for thresholds of ICBHI's validation patients.
     """
@@ -54,7 +54,7 @@ def icbhi_thresholds(table: pd.DataFrame) -> dict[str, float]:
 
 
 def scores(table: pd.DataFrame, said: Array) -> dict[str, float]:
-    """ICBHI Score and any-abnormal Score in percent of decisions (cycles, labels)."""
+    """ICBHI Score and any-abnormal Score, in percent, of decisions (cycles, labels)."""
     truth = table[list(LABELS)].to_numpy(dtype=int)
     counts = confusion_matrix(four_class(*truth.T), four_class(*said.astype(int).T), 4)
     found = said.any(axis=1)[truth.any(axis=1)].mean()

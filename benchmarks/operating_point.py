@@ -1,10 +1,10 @@
-"""Which rule sets the thresholds: nested cross-validation over SPRSound's train patients.
+"""Which rule should set the thresholds? Nested cross-validation over SPRSound's train patients.
 
     python -m benchmarks.operating_point --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt
 
-Linear heads on a frozen encoder, several layers and the neighbouring events. Outer folds are unseen patients; a rule is
-fitted on predictions for the other patients, each of whom the head that predicts had not seen, and scored on the outer
-fold. Test splits are not read. The result is docs/results/operating_point.json.
+Linear heads on a frozen encoder, several of its layers and the neighbouring events. A rule is fitted on out-of-fold
+predictions for the patients outside an outer fold, and scored on the unseen patients of that fold. Test splits are not
+read. The result is docs/results/operating_point.json.
 """
 
 import argparse
@@ -56,9 +56,9 @@ def youden(logits: Array, truth: Array) -> Array:
 
 
 def equal_errors(logits: Array, truth: Array) -> Array:
-    """A threshold (labels,) with as many misses among positives as false alarms among negatives, in shares.
+    """A threshold (labels,) at which the miss rate equals the false alarm rate.
 
-    With it every event gets, label by label, the answer of the higher label-conditional conformal p-value.
+    For each label, the decision is the one with the higher label-conditional conformal p-value.
     """
     found = []
     for scores, flags in zip(logits.T, truth.T, strict=True):
@@ -68,12 +68,12 @@ def equal_errors(logits: Array, truth: Array) -> Array:
 
 
 def shrunk(logits: Array, truth: Array) -> Array:
-    """Half-way between the thresholds of the ICBHI Score and the logit of each label's share."""
+    """Mean of the thresholds of the ICBHI Score and the logit of each label's share."""
     return (icbhi(logits, truth) + logit(truth.mean(0))) / 2
 
 
 def calibrated(logits: Array, truth: Array, *others: Array) -> list[Array]:
-    """The logits, and others, with slope and intercept fitted for each label."""
+    """The logits, and other logits, calibrated with slope and intercept fitted for each label."""
     heads = [LogisticRegression(C=np.inf).fit(logits[:, [k]], truth[:, k]) for k in range(2)]
     return [
         np.column_stack([head.decision_function(z[:, [k]]) for k, head in enumerate(heads)]) for z in (logits, *others)
@@ -90,8 +90,8 @@ def likeliest(logits: Array, truth: Array, wanted: Array) -> Array:
 def least_cost(logits: Array, truth: Array, wanted: Array) -> Array:
     """Decisions of the highest expected ICBHI Score, as 1 and -1, (wanted rows, labels).
 
-    A right answer is worth 1 / the number of normal, or of abnormal events; the probabilities of the four classes
-    follow from calibrated labels, taken as independent.
+    A right decision is worth 1 / the number of normal (or of abnormal) events; the probabilities of the four classes
+    follow from calibrated label probabilities, which are taken as independent.
     """
     crackle, wheeze = sigmoid(calibrated(logits, truth, wanted)[1]).T
     classes = np.column_stack(
@@ -103,7 +103,7 @@ def least_cost(logits: Array, truth: Array, wanted: Array) -> Array:
 
 
 def averaged(logits: Array, truth: Array, patients: Array, draw: np.random.Generator) -> Array:
-    """The mean of the thresholds that bootstrap samples of patients give."""
+    """The mean of the thresholds from bootstrap samples of patients."""
     rows_of = list(pd.Series(range(len(patients))).groupby(patients).indices.values())
     found = []
     for _ in range(DRAWS):
@@ -156,7 +156,7 @@ RULES: dict[str, str] = {
 
 
 def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[str, Any]]:
-    """Scores by rule on each outer fold: of all its patients, and of those with a finding."""
+    """Scores by rule on each outer fold, for all its patients and for those with a finding."""
     truth, patients = rows[list(LABELS)].to_numpy(dtype=int), rows.patient_id.to_numpy()
     for seed in range(seeds):
         draw = np.random.default_rng(seed)
@@ -200,7 +200,7 @@ def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[
 
 
 def compared(scores: pd.DataFrame, rules: Mapping[str, str], against: str) -> list[dict[str, Any]]:
-    """For each rule, named with its words, its Score by group of patients, and the difference from the base rule."""
+    """For each rule: its description, its Score by group of patients, and the difference from the base rule."""
     results = []
     base = scores[scores.rule == against].set_index(["seed", "fold"])
     for rule, words in rules.items():

@@ -1,10 +1,10 @@
-"""What one would otherwise install, on the same recordings with the same network: `python -m benchmarks.peers`.
+"""Comparison with other toolkits on the same recordings with the same network: `python -m benchmarks.peers`.
 
-Decisions: each peer has an environment of its own beside the same torch, and each of its jobs is a process of its own;
-CPU seconds are counted, not time, because machines are shared, and of several runs the fastest counts, the sides taking
-turns. Weights are random, because no released ones can be had offline; what they are changes no cost. A peer that
-cannot do a job here is a row that says why. Peers that are not named keep their rows in the result file: each row holds
-laennec's figure of its own run.
+Decisions: each peer has its own environment with the same torch, and each of its jobs is a separate process. CPU
+seconds are measured, not wall time, because machines are shared; the sides take turns, and the fastest of several runs
+counts. Weights are random, because released ones are not available offline and do not change the cost. A peer that
+cannot do a job here gets a row with the reason. Peers that are not named keep their rows in the result file; each row
+has laennec's figure from the same run.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from laennec.training.record import hardware, versions
 
 TORCH = "torch==2.13.0"
 JOBS = {"embed": "embed {clips} clips", "train": "one training epoch over {clips} clips"}
-CLIP_S, CLIPS_OF_A_RECORDING, FIRST = 2.0, 4, 2  # windows of two seconds; recordings that go through before the clock
+CLIP_S, CLIPS_OF_A_RECORDING, FIRST = 2.0, 4, 2  # two-second windows; recordings before the clock starts
 PATIENCE_S = 60
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What is measured beside laennec.
+    """A toolkit that is compared with laennec.
 
     Attributes:
-        requirement: What is installed.
-        how: What it does differently, or does here, in words.
-        script: Python that shows by its error why the peer cannot do the jobs here; empty where a side is written.
+        requirement: The package to install.
+        how: How it does the jobs, in words.
+        script: Python code whose error shows why the peer cannot do the jobs here; empty if peers_sides.py has them.
     """
 
     requirement: str
@@ -89,8 +89,8 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
     """The first windows of evenly spaced recordings, with the labels of the events that they overlap.
 
     Args:
-        folder: SPRSound's, with train/wav and train/json.
-        recordings: How many.
+        folder: SPRSound's folder, with train/wav and train/json.
+        recordings: Number of recordings.
     """
     table = load_corpus("sprsound", folder, protocol="none")["all"]
     columns = ("recording_path", "start_s", "end_s", "crackle", "wheeze", "part")
@@ -116,18 +116,18 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
 
 
 def environment(name: str, peer: Peer, folder: Path) -> Path:
-    """The Python of a peer's environment, made where it is not there."""
+    """The Python of a peer's environment, which is created if it is missing."""
     python = folder / name / "bin" / "python"
     done = folder / name / "installed"
     if done.exists():
         return python
     uv = [str(Path(sys.executable).with_name("uv"))]
     _install([*uv, "venv", "--quiet", "--clear", "--seed", "--python", sys.executable, str(folder / name)])
-    # by pip, as the Makefile does: where the CPU build of torch is at hand pip takes that
+    # by pip, as in the Makefile: pip takes the CPU build of torch if it is available
     _install([str(python), "-m", "pip", "install", "-qq", TORCH])
     _install([*uv, "pip", "install", "--quiet", "--python", str(python), TORCH, peer.requirement])
     if "+cpu" in next((folder / name).glob("lib/*/site-packages/torch/version.py")).read_text():
-        # torchaudio's wheel is made for CUDA; without its compiled part, which nothing here uses, it can be imported
+        # torchaudio's wheel needs CUDA; it can be imported without its compiled part, which is not used here
         for library in (folder / name).glob("lib/*/site-packages/torchaudio/lib/*.so"):
             library.unlink()
     done.touch()
@@ -141,7 +141,7 @@ def _install(command: Sequence[str]) -> None:
 
 
 def _why(text: str) -> str:
-    """What a resolver or an exception says, on one line."""
+    """The message of a resolver or an exception as one line."""
     lines = [line.strip() for line in text.strip().splitlines() if not line.startswith("WARNING")]
     causes = [line for line in lines if "Because" in line or "cause:" in line or "╰─▶" in line]
     said = (causes or lines[-1:] or ["no message"])[0]
@@ -156,7 +156,7 @@ def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LAENNEC_CACHE": scratch}
-        # this laennec, also where it is found by a relative path
+        # this checkout of laennec, by its absolute path
         alone["PYTHONPATH"] = str(Path(laennec.__file__).parents[1]) if side == "laennec" else ""
         script = str(Path(__file__).with_name("peers_sides.py"))
         done = subprocess.run(
@@ -170,13 +170,13 @@ def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:
 
 
 def refusal(python: Path, peer: Peer) -> str:
-    """Why a peer cannot do the jobs here: the last line of the error of what its documentation starts with."""
+    """Why a peer cannot do the jobs here: the last line of the error of its documentation's first step."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [str(python), "-c", peer.script]
         try:
             tried = subprocess.run(command, capture_output=True, text=True, cwd=scratch, timeout=PATIENCE_S)
             said = tried.stderr if tried.returncode else "it can be had, but no side is written for it"
-        except subprocess.TimeoutExpired as error:  # it tries again and again
+        except subprocess.TimeoutExpired as error:  # it retries without end
             said = (error.stderr or b"no answer").decode(errors="replace")
     return f"{peer.how}: {_why(said)}"
 
@@ -207,7 +207,7 @@ def compare(peers: Sequence[str], clips: list[dict[str, Any]], environments: Pat
 
 
 def _best(sides: dict[str, Path], file: Path, repeats: int) -> tuple[dict[Any, dict[str, float]], dict[Any, str]]:
-    """The least of each figure over the repeats, by side and job, and why others failed."""
+    """The minimum of each figure over the repeats, by side and job, and the reasons of failures."""
     best: dict[Any, dict[str, float]] = {}
     failed: dict[Any, str] = {}
     for _, job, (side, python) in product(range(repeats), JOBS, sides.items()):
@@ -224,7 +224,7 @@ def _best(sides: dict[str, Path], file: Path, repeats: int) -> tuple[dict[Any, d
 
 
 def _rows(job: str, peer: str, clips: int, best: dict[Any, dict[str, float]], failed: dict[Any, str]) -> list[Row]:
-    """CPU seconds and memory of one job, laennec beside one peer."""
+    """CPU seconds and memory of one job, laennec against one peer."""
     what = f"{JOBS[job].format(clips=clips)}: {PEERS[peer].requirement}"
     if ("laennec", job) in failed:
         raise InputError(f"laennec: {failed['laennec', job]}")
@@ -258,7 +258,7 @@ def main() -> None:
     rows = compare(options.peers or list(PEERS), clips, options.environments.resolve(), options.repeats)
     result: dict[str, Any] = {"versions": versions(), "hardware": hardware(), "rows": [asdict(row) for row in rows]}
     if options.out:
-        if Path(options.out).is_file():  # the peers that were not asked for keep their rows
+        if Path(options.out).is_file():  # peers that are not named keep their rows
             asked = [PEERS[name].requirement for name in options.peers or PEERS]
             kept = json.loads(Path(options.out).read_text(encoding="utf-8"))["rows"]
             result["rows"] += [row for row in kept if not any(name in row["name"] for name in asked)]

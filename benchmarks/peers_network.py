@@ -15,7 +15,7 @@ class Network(nn.Module):
     """Four convolutions with batch normalisation over log-mel frames, their mean, and a linear head.
 
     Args:
-        config: Nothing; some libraries hand one over.
+        config: Ignored; some libraries pass one.
     """
 
     layers = "convolutions"
@@ -51,7 +51,7 @@ class Network(nn.Module):
 
 
 class Encoder(Network):
-    """The same as laennec takes it: tokens instead of logits; the head is laennec's."""
+    """The same network as a laennec encoder: it returns tokens, and laennec adds the head."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)

@@ -1,8 +1,9 @@
 """One side of `benchmarks.peers`, in its own environment: `python peers_sides.py SIDE JOB CLIPS.json`.
 
-Decisions: each library loads, resamples, makes features, makes batches and trains as its documentation says, with the
-network of `peers_network`, one process and one thread. A few clips go through before the clock starts, so that imports
-on first use do not count. Libraries are imported by name, because an environment holds only one of them.
+Decisions: each library loads, resamples, computes features, makes batches and trains as its documentation says, with
+the network of `peers_network`, one process and one thread. A few clips are processed before the clock starts, so that
+imports on first use do not count. Libraries are imported in the functions of their side, because an environment has
+only one of them.
 """
 
 import contextlib
@@ -148,7 +149,7 @@ def speechbrain(job: str) -> Job:
     return embed if job == "embed" else train
 
 
-# autrainer finds a model again by the name of its module, beside the program that is run
+# autrainer imports a model by its module name from the folder of the program
 _AUTRAINER_MODEL = """
 from autrainer.models import AbstractModel
 from peers_network import Network
@@ -237,7 +238,7 @@ def autrainer(job: str) -> Job:
 
 
 def _without_compiled_operators() -> None:
-    """Let torchvision be imported where its compiled part, made for CUDA, does not load beside torch for the CPU."""
+    """Allow imports of torchvision although its compiled part for CUDA does not load with the CPU build of torch."""
     import torch
 
     for name, what in {"nms": "scores, float iou_threshold", "qnms": "scores, float iou_threshold"}.items():
@@ -254,7 +255,7 @@ def _cpu_s() -> float:
 
 
 def main() -> None:
-    """Run one job of one side; print its CPU seconds, those before it, and the peak memory of the process."""
+    """Run one job of one side; print CPU seconds of the job and before it, and the peak memory of the process."""
     side, job, file = sys.argv[1:]
     import torch
 

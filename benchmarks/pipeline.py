@@ -1,8 +1,8 @@
-"""How much of a step the device waits for data.
+"""How much of a training step the device waits for data.
 
-Decisions: it is the real Trainer over the real recordings and batches that is measured, with a recipe's own
-settings and draws; what is timed is its call for the next batch. On a GPU that counts only where the device was idle
-when the batch came, and then as a whole: an upper bound. A GPU is given an encoder that is worth one.
+Decisions: the real Trainer runs on real recordings, with the settings and draws of a recipe; its call for the next
+batch is timed. On a GPU, a call counts only if the device was idle when the batch came, and then in full, which is an
+upper bound. The GPU gets a larger encoder.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from laennec.training.run import make_model
 from laennec.training.schedules import make_arguments, plan_phases
 from laennec.training.trainer import LaennecTrainer
 
-# cycles of an epoch (of two, of which the second counts) and of a batch
+# cycles of an epoch (two epochs, the second counts) and of a batch
 CYCLES = {"cpu": 128, "cuda": 1024}
 BATCH = {"cpu": 16, "cuda": 64}
 # overrides of the encoder's configuration
@@ -39,19 +39,19 @@ class TimedTrainer(LaennecTrainer):
     """A Trainer that measures how long the device waited for batches in the last epoch.
 
     Attributes:
-        waited_s: Seconds.
+        waited_s: Waiting time in seconds.
     """
 
     waited_s = 0.0
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The batches of a step, and the time they took."""
+        """Get the batches of a step, and add the waiting time."""
         if self.state.epoch == int(self.state.epoch or 0):
             self.waited_s = 0.0
         before = None
         if device.type == "cuda":
             before = torch.cuda.Event()
-            before.record()  # is reached when all steps so far are computed
+            before.record()  # the event is complete when all steps so far are computed
         start = time.perf_counter()
         batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         took = time.perf_counter() - start
@@ -71,7 +71,7 @@ def waiting_for_data(setting: Setting) -> list[Row]:
 def _waiting(setting: Setting, device: torch.device, moved: bool) -> Row:
     torch.set_num_threads(1)
     clock = EpochClock(1, device)
-    there = {"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {}  # although there may be a GPU
+    there = {"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {}  # even if there is a GPU
     with tempfile.TemporaryDirectory() as out, patch.dict(os.environ, there):
         trainer, cycles = _trainer(setting, device, Path(out), moved)
         trainer.add_callback(clock)
@@ -86,13 +86,13 @@ def _waiting(setting: Setting, device: torch.device, moved: bool) -> Row:
     if device.type == "cpu":
         note += ", one thread, cycles read and augmented by the process that trains"
     name = f"{_NAME}{', stretch and pitch' if moved else ''}{on(device)}"
-    # a CPU that stretches has to do it at some time
+    # no bound: stretching on the CPU takes CPU time in any case
     bound = "" if moved and device.type == "cpu" else _BOUND
     return Row(name, trainer.waited_s / clock.seconds, None, "of a step", None, bound, note)
 
 
 def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> tuple[TimedTrainer, int]:
-    """What a recipe would train with, less validation and checkpoints, and its cycles."""
+    """The Trainer of a recipe without validation and checkpoints, and its number of cycles."""
     recipe = _recipe(setting, device.type, moved)
     extractor = make_extractor(recipe.features)
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
@@ -113,7 +113,7 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
 
 
 def _recipe(setting: Setting, kind: str, moved: bool) -> Any:
-    """Draws on cycles (`moved`: stretch and pitch too), and an encoder that suits the device."""
+    """A recipe with augmentation (`moved`: also stretch and pitch) and an encoder that suits the device."""
     recipe = Recipe(name="bench")
     recipe.encoder.config = dict(SIZE[kind])
     if kind == "cuda":

@@ -1,8 +1,8 @@
-"""Whole recordings to timelines, how much faster than they sound.
+"""Prediction of whole recordings, as a multiple of real time.
 
-Decisions: recordings are the real ones and the whole way counts, from the file to thresholds: decoding, resampling,
-windows of 3 s every 1.5 s, features, network. The other side decodes the same recordings and gives transformers' own
-AST the same windows.
+Decisions: recordings are real, and every step from the file to thresholds counts: decoding, resampling, windows of 3 s
+every 1.5 s, features, network. The other side decodes the same recordings and runs transformers' own AST on the same
+windows.
 """
 
 import os
@@ -30,10 +30,10 @@ from laennec.encoders import load_encoder
 from laennec.inference.predictor import Predictor
 from laennec.modeling import LaennecForAudioClassification
 
-# how many of the recordings, evenly spread
+# numbers of evenly spaced recordings
 RECORDINGS = {"mobilenet": 12, "ast": 1, "jobs": 101}
 _NAMES = {0: "crackle", 1: "wheeze"}
-# of `evaluate` and `prepare`, in the words of their rows: the function that each stage is
+# stages of `evaluate` and `prepare`: name in the row -> function
 _STAGES = {
     "imports": "_find_and_load",
     "corpus and its table": "load_corpus",
@@ -54,7 +54,7 @@ def whole_recordings(setting: Setting) -> list[Row]:
 
 
 def _on_gpu(found: list[Path]) -> Row:
-    """The model in the package on a GPU: recordings from the file on, against the CPU."""
+    """The model in the package on a GPU, from the file to the timeline, against the CPU."""
     name, bound = "whole recordings on a GPU", "> 1"
     device = gpu()
     if device is None:
@@ -160,7 +160,7 @@ def _laennec(*words: str, cache: str | None = None) -> None:
 
 
 def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:
-    """Some recordings, and how many seconds they last together."""
+    """Some recordings, and their total duration in seconds."""
     chosen = found[:: max(1, len(found) // RECORDINGS[kind])][: RECORDINGS[kind]]
     return chosen, sum(float(soundfile.info(path).duration) for path in chosen)
 

@@ -1,6 +1,6 @@
-"""What each of several processes runs when their speed is measured.
+"""The training that each of several processes runs when their speed is measured.
 
-Decisions: a module of its own, because a launcher starts it. The second epoch counts; the first one warms up.
+Decisions: this is a separate module, because a launcher starts it. The second epoch counts; the first one warms up.
 """
 
 import os
@@ -22,12 +22,12 @@ from laennec.training.run import make_model
 
 
 def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
-    """Train a mobilenet on the CPU with however many processes there are; the first writes their cycles a second.
+    """Train a mobilenet on the CPU with all processes of the launch; rank 0 writes the total cycles per second.
 
     Args:
-        out: The file for it.
+        out: File for the result.
         cycles_each: Cycles of each process.
-        batch_size: Of each process.
+        batch_size: Batch size of each process.
     """
     torch.set_num_threads(1)
     clock = EpochClock(1, torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""What a row of the benchmark is, and how its sides are timed and weighed.
+"""Rows of the benchmark, and how time and memory of their sides are measured.
 
-Decisions: both sides of a row take turns and the fastest of several repeats of each counts, because machines are
-shared and noisy. Memory is the peak of a process made for it, above what it held when it began: the counter that
-`getrusage` gives a new process begins at the size of the one that started it.
+Decisions: both sides of a row take turns and the fastest of several repeats of each counts, because machines are shared
+and noisy. Memory is the peak of a separate process minus its memory at the start. It is read from /proc if possible,
+because the peak that `getrusage` gives in a new process starts at the size of the parent.
 """
 
 import cProfile
@@ -32,9 +32,9 @@ class Row:
         other: The alternative's figure; None where there is only a bound.
         unit: Unit of both.
         ratio: ours / other, or other / ours where more is better; None without an alternative.
-        bound: What the project set itself, in words.
-        note: What exactly was compared.
-        sound_s: Seconds of sound in a cycle, where the unit counts cycles.
+        bound: The project's target, in words.
+        note: Details of the comparison.
+        sound_s: Seconds of sound in a cycle, if the unit counts cycles.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Setting:
-    """Where the rows find their material."""
+    """Data and options of the rows."""
 
     data_dir: Path | None
     weights: str | None
@@ -68,7 +68,7 @@ def fastest(*sides: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def needs(setting: Setting, folder: str) -> Path:
-    """A folder of recordings."""
+    """A folder below --data-dir; raises InputError if it is missing."""
     path = setting.data_dir / folder if setting.data_dir else None
     if path is None or not path.is_dir():
         raise InputError(f"needs {folder} below --data-dir")
@@ -76,14 +76,14 @@ def needs(setting: Setting, folder: str) -> Path:
 
 
 def profiled(side: Callable[[], Any], most: int = 6) -> str:
-    """Where a side spends its time, in one more run under a profiler: functions, or the packages that call them."""
+    """Shares of time by function and by calling package, from one more run of a side under a profiler."""
     profile = cProfile.Profile()
     profile.runcall(side)
     functions, packages = Counter[str](), Counter[str]()
     for (file, _, name), (_, _, took, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         builtin = re.search(r"(?:method )'?([\w.]+)", name)
         functions[builtin[1] if file == "~" and builtin else name.strip("<>")] += took
-        if file == "~":  # of C, which belongs to who calls it
+        if file == "~":  # a C function counts for the package that calls it
             for (of, _, _), (_, _, part, _) in callers.items():
                 packages[_package(of)] += part
         else:
@@ -100,9 +100,9 @@ def profiled(side: Callable[[], Any], most: int = 6) -> str:
 
 
 def stages(words: Sequence[str], functions: Mapping[str, str], cache: str) -> str:
-    """What share of a command's time some functions take with all that they call, profiled in a new process.
+    """Shares of a command's time that some functions and their callees take, profiled in a new process.
 
-    `functions` are the names of stages, which may be parts of one another, and of the functions that they are.
+    `functions` maps names of stages, which may contain each other, to names of functions.
     """
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "cProfile", "-o", f"{scratch}/profile", "-m", "laennec", *words]
@@ -123,7 +123,7 @@ def _package(file: str) -> str:
     return "laennec" if "laennec" in parts else "Python"
 
 
-# defines `begin()`, and `peak()` in MB since then; a part of the scripts that run in processes of their own
+# start of scripts for separate processes; defines `begin()`, and `peak()` in MB since then
 PEAK_MEMORY = """
 import pathlib, resource, sys
 status, refs = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
@@ -144,13 +144,13 @@ def peak():
 
 
 def in_a_new_process(script: str, *arguments: str) -> list[float]:
-    """The numbers that a script prints last, run by itself."""
+    """Run a script in a new process; return the numbers of its last line."""
     said = run_command(sys.executable, "-c", script, *arguments)
     return [float(number) for number in said.strip().splitlines()[-1].split()]
 
 
 def run_command(*command: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a command prints; raises InputError with the last line of its errors if it fails."""
+    """Output of a command; raises InputError with the last line of stderr if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]

@@ -1,6 +1,6 @@
-"""Stages 1 to 3: speed and memory from recordings to features, against what one would use instead.
+"""Speed and memory from recordings to features, against common libraries.
 
-Decisions: the other side does the same work with the libraries that everybody has, in the way they are documented.
+Decisions: the other side does the same work with common libraries, as their documentation says.
 """
 
 import importlib
@@ -41,7 +41,7 @@ def reading(setting: Setting) -> list[Row]:
             samples = soxr.resample(samples, rate, 16000)
             kept.append([samples[int(s * 16000) : int(e * 16000)].copy() for s, e in times])
 
-    # a new cache for each run; taking them away afterwards is no part of reading
+    # a new cache for each run; removing the caches is not timed
     with tempfile.TemporaryDirectory() as caches:
         ours, other = fastest(
             lambda: CycleWaveforms(table, 16000, cache_dir=tempfile.mkdtemp(dir=caches)).prepare(),
@@ -59,7 +59,7 @@ def reading(setting: Setting) -> list[Row]:
 
 
 def memory(setting: Setting) -> list[Row]:
-    """Peak memory of preparing a quarter of the recordings and all of them, each in a process of its own."""
+    """Peak memory of preparing a quarter of the recordings and all of them, each in its own process."""
     folder = needs(setting, "icbhi2017_subset")
     script = (
         PEAK_MEMORY
@@ -115,7 +115,7 @@ def filter_bank(setting: Setting) -> list[Row]:
 
 
 def _against_torchaudio(setting: Setting, extractor: Any, cycles: list[Any], seconds: float) -> Row:
-    """The same at natural length with what transformers' AST uses where torchaudio is installed."""
+    """The same at natural length against torchaudio, which transformers' AST uses if it is installed."""
     name = f"fbank of {seconds} s cycles, torchaudio"
     try:
         kaldi = importlib.import_module("torchaudio.compliance.kaldi")
@@ -135,7 +135,7 @@ def _against_torchaudio(setting: Setting, extractor: Any, cycles: list[Any], sec
 
 
 def _filter_bank_on_gpu(setting: Setting) -> Row:
-    """The same of ICBHI's lengths, copied to a GPU; the other side has no way to compute there."""
+    """The same on a GPU for cycles of ICBHI's lengths, copying included; the other side cannot use a GPU."""
     device = gpu()
     if device is None:
         return not_measured("fbank on a GPU", "ms/cycle", ">= 5")

@@ -32,16 +32,16 @@ def embedded_train_split(
 def train_split_before_last_layers(
     data_dir: str, weights: str, layers: int, corpus: str = "sprsound"
 ) -> tuple[np.ndarray[Any, Any], nn.Module, pd.DataFrame]:
-    """What the end of a mobilenet gets for events of two seconds, that end, and the rows of the events.
+    """Inputs of a mobilenet's last layers for events of two seconds, these layers, and the rows of the events.
 
     Args:
-        data_dir: The corpus.
-        weights: Of the mobilenet.
-        layers: Number of blocks, which the last convolution follows.
-        corpus: "sprsound", or another one, of which all cycles are taken.
+        data_dir: Folder of the corpus.
+        weights: Weights of the mobilenet.
+        layers: Number of last blocks; the last convolution comes after them.
+        corpus: "sprsound", or another corpus, of which all cycles are used.
 
     Returns:
-        float32 (events, channels, frequency, time), the layers, and the rows as of `embedded_train_split`.
+        float32 (events, channels, frequency, time), the layers, and rows as in `embedded_train_split`.
     """
     recipe = Recipe(name=corpus)
     recipe.features.preset, recipe.features.length, recipe.features.duration_s = "efficientat", "repeat", 2.0
@@ -58,14 +58,14 @@ def train_split_before_last_layers(
 
 
 class LastLayers(nn.Module):
-    """The end of a mobilenet: (batch, channels, frequency, time) of equal lengths -> embeddings (batch, dim)."""
+    """Last layers of a mobilenet: (batch, channels, frequency, time) of equal lengths -> embeddings (batch, dim)."""
 
     def __init__(self, blocks: nn.ModuleList, last: nn.Module) -> None:
         super().__init__()
         self.blocks, self.last = blocks, last
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean over frequency and time."""
+        """Embeddings: the mean over frequency and time."""
         mask = TimeMask.of(None)
         for block in self.blocks:
             x, mask = block(x, mask)

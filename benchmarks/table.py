@@ -1,7 +1,7 @@
-"""Speed and memory, as ratios to what one would use instead.
+"""The table of speed and memory ratios to what users would use instead.
 
-Decisions: each row prints the ratio with the bound that the project set itself. What cannot be measured here says
-so; nothing is estimated.
+Decisions: each row prints the ratio and the project's target. A row that cannot be measured here says so; nothing is
+estimated.
 """
 
 import json
@@ -71,19 +71,19 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "rates": rates,
     "curves": curves,
 }
-_ON_REQUEST = ("curves",)  # a dozen trainings
-_GROUPS = {"gpu": ["fbank", "frozen", "encoder", "finetune", "pipeline", "predict", "rates"]}  # all that a GPU changes
+_ON_REQUEST = ("curves",)  # it takes a dozen trainings
+_GROUPS = {"gpu": ["fbank", "frozen", "encoder", "finetune", "pipeline", "predict", "rates"]}  # rows that use a GPU
 
 
 def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: str | None, repeats: int = 5) -> str:
     """Run rows of the benchmark.
 
     Args:
-        names: Which rows; none for all but those that train a dozen times.
+        names: Rows to run; none for all but `curves`.
         data_dir: Folder with icbhi2017_subset and sprsound.
         weights: A released EfficientAT checkpoint.
-        out: A JSON file for the result.
-        repeats: How often each side runs.
+        out: JSON file for the result.
+        repeats: Number of runs of each side.
 
     Returns:
         The table as text.
@@ -109,7 +109,7 @@ def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: 
 def _refuse_before_measuring(
     names: Sequence[str], data_dir: str | None, weights: str | None, out: str | None, repeats: int
 ) -> None:
-    """Refuse what would else be found out after minutes or hours of measuring."""
+    """Refuse invalid arguments now, not after minutes or hours of measuring."""
     unknown = [n for n in names if n not in ROWS]
     if unknown:
         raise InputError(f"unknown row {unknown[0]!r}; the rows are {', '.join(ROWS)}")

@@ -1,6 +1,6 @@
-"""Stages 4 to 8: speed of embedding and training.
+"""Speed of embedding and training.
 
-Decisions: a step is compared with the bare loop that somebody would write by hand for the same model and batch.
+Decisions: a step is compared with a bare PyTorch loop for the same model and batch.
 """
 
 import json
@@ -77,23 +77,23 @@ def _profile_of_training(recipe: Any) -> str:
 
 
 def _embedding(model: Any, extractor: Any, part: Any) -> float:
-    """Seconds of embedding a part where the model is; a GPU sees some of it before, to warm up."""
+    """Seconds of embedding a split on the device of the model; a GPU is warmed up first."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         embed_waveforms(model, extractor, [part.dataset.sound(row) for row in range(min(256, len(part.dataset)))])
     with tempfile.TemporaryDirectory() as cache:
         kept = EmbeddingCache(Path(cache), model, extractor)
         start = time.perf_counter()
-        embed_cycles(part.dataset, part.keys(), kept)  # what it returns lies on the host
+        embed_cycles(part.dataset, part.keys(), kept)  # the result is on the CPU, so the GPU has finished
         return time.perf_counter() - start
 
 
-# events of the frozen experiment that are encoded again every epoch, and its epochs
+# number of events that are encoded again in every epoch, and number of epochs
 SUBSET, EPOCHS = 512, 20
 
 
 def validation(setting: Setting) -> list[Row]:
-    """Embedding events as validation and prediction do, against one by one."""
+    """Embedding events as in validation and prediction, against one at a time."""
     torch.set_num_threads(1)
     table = load_corpus("sprsound", needs(setting, "sprsound"), protocol="none")["all"]
     kept = [row for row, part in enumerate(table["part"]) if part == "train"]
@@ -115,7 +115,7 @@ def validation(setting: Setting) -> list[Row]:
 
 
 def padded_step(setting: Setting) -> list[Row]:
-    """A training step of cycles of their own length against one of as many equal ones: what masks cost."""
+    """The cost of masks: a training step with a padded batch against one of cycles of equal length."""
     torch.set_num_threads(1)
     encoder, _ = mobilenet(setting)
     model = LaennecForAudioClassification.from_encoder(encoder).to(memory_format=torch.channels_last).train()
@@ -136,7 +136,7 @@ def padded_step(setting: Setting) -> list[Row]:
 
 
 def encoding_again(setting: Setting) -> list[Row]:
-    """A frozen mobilenet and a head for 20 epochs: encode once, against encoding again every epoch; both in full."""
+    """A frozen mobilenet and a head for 20 epochs: encoding once or in every epoch, all steps included."""
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
     recipe = Recipe(name="bench")
@@ -169,7 +169,7 @@ def encoding_again(setting: Setting) -> list[Row]:
 
 
 def head_epochs(model: Any, dataset: Any, extractor: Any, epochs: int = 1) -> None:
-    """Train the head of a model whose encoder is frozen, on embeddings or on sound."""
+    """Train the head on a frozen encoder, from embeddings or from sound."""
     with tempfile.TemporaryDirectory() as out:
         plain_trainer(out, model, dataset, extractor, 64, num_train_epochs=epochs).train()
 

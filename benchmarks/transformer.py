@@ -1,8 +1,8 @@
-"""Stages 4 and 8: AST-base at each cycle's own length, against transformers' own at 1024 frames.
+"""AST-base at the natural length of each cycle, against transformers' AST at 1024 frames.
 
-Decisions: both sides have the same size, cycles, batch size, precision and workers, and random weights: speed does
-not hang on what was learnt. The other side is what transformers' audio classification example does: its Trainer, its
-model, its feature extractor on each clip. An epoch is measured, on a GPU the second one, waiting for data included.
+Decisions: both sides have the same size, cycles, batch size, precision and workers, and random weights, because speed
+does not depend on the weights. The other side is transformers' audio classification example: its Trainer, its model,
+its feature extractor on each clip. One epoch is measured (on a GPU the second one), including waiting for data.
 """
 
 import tempfile
@@ -47,18 +47,18 @@ from laennec.training.samplers import LengthBucketSampler
 
 RATE = 16000
 PADDED_FRAMES = 1024
-# overrides of the configuration of AST-base, and how many cycles each device gets: (encoder, training)
+# overrides of the configurations, and cycles for each device: (encoder, training)
 SIZE: dict[str, Any] = {}
 BEATS_SIZE: dict[str, Any] = {}
 NAMES = {"ast": "AST-base", "beats": "BEATs"}
 CYCLES = {"cpu": (8, 6), "cuda": (4096, 2048)}
 BATCH = {"cpu": (2, 2), "cuda": (128, 64)}
-# workers of either side's DataLoader beside a GPU
+# DataLoader workers of both sides with a GPU
 _WORKERS = 8
 
 
 def encoder_forward(setting: Setting) -> list[Row]:
-    """The encoder alone, without gradients: cycles of like length together, against all filled up to 1024 frames."""
+    """The encoder alone, without gradients: batches of similar lengths, against all cycles padded to 1024 frames."""
     rows = [_forward(setting, device, kind) for kind in NAMES for device in devices()]
     absent = [] if gpu() else [not_measured(f"{name} forward on a GPU", "cycles/s", ">= 3") for name in NAMES.values()]
     return [*rows, *absent]
@@ -77,7 +77,7 @@ def _forward(setting: Setting, device: torch.device, kind: str) -> Row:
         mask = batch["attention_mask"]
         buckets.append((batch["input_values"], None if bool(mask.all()) else mask))
     padded = torch.zeros(size, PADDED_FRAMES, extractor.num_mel_bins, device=device)
-    # BEATs has no other home than ours; what users do instead is to fill cycles up
+    # transformers has no BEATs: the other side is our BEATs on padded cycles
     stock: Any = encoder.audio_spectrogram_transformer if kind == "ast" else encoder
 
     @torch.inference_mode()
@@ -103,7 +103,7 @@ def _forward(setting: Setting, device: torch.device, kind: str) -> Row:
 
 
 class _Clips(torch.utils.data.Dataset[dict[str, Any]]):
-    """What transformers' example trains on: the features of a clip, computed when it is asked for."""
+    """Data set of transformers' example: the features of a clip are computed on access."""
 
     def __init__(self, sound: list[Any], flags: Any) -> None:
         self.sound, self.flags = sound, flags
@@ -121,7 +121,7 @@ class _Clips(torch.utils.data.Dataset[dict[str, Any]]):
 
 @dataclass
 class _Task:
-    """What both sides train on."""
+    """Data and settings of both sides."""
 
     device: torch.device
     sound: list[Any]
@@ -144,7 +144,7 @@ class _Task:
 
 
 def fine_tuning(setting: Setting) -> list[Row]:
-    """One epoch of fine-tuning AST-base, and how much of the device its matrix products use."""
+    """One epoch of fine-tuning AST-base, and the FLOP utilisation of the device."""
     rows = [row for device in devices() for row in _fine_tuning(setting, device)]
     if gpu() is None:
         rows.append(not_measured("AST-base fine-tuning on a GPU", "cycles/s", ">= 4"))
@@ -186,14 +186,14 @@ def _utilisation(device: torch.device, own: float, other: float, peak: float | N
 
 
 def _limit(shares: dict[str, float]) -> str:
-    """What a step spends its time on, the largest share first."""
+    """Shares of a step's time, the largest first."""
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ordered)
     return f"limited by {ordered[0][0]} ({said})"
 
 
 def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
-    """Seconds of an epoch of our Trainer, the shares of what it does, frames of each cycle, and the encoder's size."""
+    """Seconds of an epoch of our Trainer, shares of its time, frames of each cycle, and the encoder's configuration."""
     cycles = len(task.sound)
     targets = Targets(["crackle", "wheeze"], task.flags, task.flags.sum(1).astype(np.int64), np.arange(cycles))
     dataset = CycleDataset(task.sound, targets, [str(row) for row in range(cycles)], RATE, 0)
@@ -221,7 +221,7 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
 
 
 def _alone(trainer: Any) -> float:
-    """Seconds of forward and backward alone over the batches of an epoch, whose features lie on the device."""
+    """Seconds of forward and backward alone over the batches of an epoch, with features already on the device."""
     device = trainer.args.device
     model = trainer.model.train()
     batches = []
@@ -242,7 +242,7 @@ def _alone(trainer: Any) -> float:
 
 
 def _theirs(task: _Task) -> float:
-    """Seconds of an epoch of transformers' own."""
+    """Seconds of an epoch of transformers' example."""
     config = ASTConfig(num_labels=2, problem_type="multi_label_classification", **SIZE)
     model = ASTForAudioClassification._from_config(config)
     clock = EpochClock(task.epochs - 1, task.device)

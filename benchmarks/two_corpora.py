@@ -1,11 +1,11 @@
-"""One model for SPRSound and the ICBHI subset: do last layers that learn, with losses across corpora, help?
+"""One model for SPRSound and the ICBHI subset: does it help to train last layers, with losses across corpora?
 
     python -m benchmarks.two_corpora --sprsound data/sprsound --icbhi data/icbhi2017_subset --last-layers 2
 
-A hidden layer on a mobilenet, whose last blocks learn too, is trained on SPRSound, on the ICBHI subset or on both, with
-both corpora drawn equally often. Patients of the ICBHI subset are held out in five folds, and scored together; a
-quarter of the others chooses the epoch, as a fifth of SPRSound's patients does. The official test splits are not read.
-The result is docs/results/two_corpora_last_layers.json.
+A hidden layer and the last blocks of a mobilenet are trained on SPRSound, on the ICBHI subset or on both, with both
+corpora drawn equally often. Patients of the ICBHI subset are held out in five folds and scored together; a quarter of
+its other patients and a fifth of SPRSound's patients choose the epoch. The official test splits are not read. The
+result is docs/results/two_corpora_last_layers.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from laennec.training.record import hardware, versions, write_record
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/two_corpora_last_layers.json"
 FOLDS, BATCH, ADULT_YEARS = 5, 64, 18
 RATE, DECAY, TEMPERATURE = 5e-4, 1e-2, 0.1
-# corpora of the training, weight of the device-adversarial loss, weight of SupCon
+# training corpora, weight of the device-adversarial loss, weight of SupCon
 METHODS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "SPRSound alone": (("sprsound",), 0.0, 0.0),
     "ICBHI subset alone": (("icbhi2017",), 0.0, 0.0),
@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[tuple[str, ...], float, float]] = {
 
 
 class Both:
-    """The cycles of both corpora in one table, and what the last layers get for them."""
+    """The cycles of both corpora in one table, and the inputs of the last layers."""
 
     def __init__(self, folders: dict[str, str], weights: str, layers: int) -> None:
         found = {name: train_split_before_last_layers(path, weights, layers, name) for name, path in folders.items()}
@@ -56,12 +56,12 @@ class Both:
         self.new = partial(Head, self.body, before.mean(0), before.std().item())
 
     def of(self, corpus: str) -> Array:
-        """Rows of a corpus."""
+        """Row numbers of a corpus."""
         return np.flatnonzero(self.rows.corpus == corpus)
 
 
 def batches(parts: list[Array], draw: np.random.Generator) -> list[Array]:
-    """Rows of each batch of an epoch: as many of each part, as long as the largest part has some."""
+    """Rows of each batch of an epoch: equally many of each part, until the largest part is used up."""
     share = BATCH // len(parts)
     steps = max(map(len, parts)) // share
     drawn = [np.concatenate([draw.permutation(part) for _ in range(-(-steps * share // len(part)))]) for part in parts]
@@ -129,7 +129,7 @@ def predictions(data: Both, method: str, epochs: int, seed: int) -> dict[str, Ar
 
 
 def split(data: Both, rows: Array, parts: int) -> tuple[Array, Array]:
-    """Rows for training, and of one part of the patients for validation."""
+    """Rows for training, and rows of one of `parts` groups of patients for validation."""
     patients = data.rows.patient_id.to_numpy()[rows]
     fitted, left = next(iter(GroupKFold(parts, shuffle=True, random_state=0).split(rows, groups=patients)))
     return rows[fitted], rows[left]

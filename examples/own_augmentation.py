@@ -24,7 +24,7 @@ class Muffle:
         self.probability, self.low_hz, self.high_hz = probability, low_hz, high_hz
 
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        """All randomness comes from the generator, a function of (seed, epoch, cycle); so runs can be resumed."""
+        """All randomness comes from the generator, which depends on (seed, epoch, cycle), so runs can be resumed."""
         chance, place = generator.random(2)
         if chance >= self.probability:
             return waveform

@@ -33,7 +33,7 @@ class WardCorpus(Corpus):
     def find_recordings(self, folder: Path):
         """Yield each recording with its cycles."""
         table = folder / "cycles.csv"
-        self.tables.append(table)  # a change of the table makes a new cycle table
+        self.tables.append(table)  # the cycle table is built again when this file changes
         with table.open(newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["file"])
         for name, cycles in groupby(rows, key=lambda row: row["file"]):

@@ -26,8 +26,8 @@ class ConvEncoder(nn.Module):
         depth: Number of convolutions.
     """
 
-    preset = "song2021"  # the front end that it was made for: 64 mel bins
-    layers = "convolutions"  # the stack of which `trainable="last_n"` trains the end
+    preset = "song2021"  # the front end that it expects: 64 mel bins
+    layers = "convolutions"  # `trainable="last_n"` trains the last n of these layers
     citation = "@misc{conv, title={A small convolutional encoder}}"
     licence = "Apache-2.0"
 
@@ -41,7 +41,7 @@ class ConvEncoder(nn.Module):
         """Encode cycles: (batch, frames, mels) and the mask of their own frames (batch, frames)."""
         if attention_mask is None:
             attention_mask = torch.ones(input_values.shape[:2], dtype=torch.long, device=input_values.device)
-        # what lies beyond a cycle's end is 0 before every convolution: padding changes no result
+        # frames beyond a cycle's end are 0 before every convolution, so padding changes no result
         values = (input_values * attention_mask[..., None]).transpose(1, 2)
         values = nn.functional.pad(values, (0, -values.shape[2] % 8))
         hidden = self.patches(values)  # (batch, width, tokens)

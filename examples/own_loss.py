@@ -15,7 +15,7 @@ class MyLoss(nn.Module):
     """Push the class centroids of a batch apart, to a cosine similarity below a margin.
 
     Args:
-        margin: Cosine similarity below which two centroids cost nothing.
+        margin: Cosine similarity below which a pair of centroids has no loss.
     """
 
     labels = "class"  # or "cycle" (the views of one cycle), or a column of the table such as "patient"

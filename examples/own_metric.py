@@ -16,8 +16,8 @@ def per_recording(table: pd.DataFrame) -> dict[str, float | None]:
     """Recall and precision of crackles per recording: a recording has crackles where at least one cycle has.
 
     Args:
-        table: One row per cycle. `true_<label>`, `predicted_<label>` (0/1) and `probability_<label>` hold truth and
-            decision; recording_id, patient_id, device, age_years, ... describe the cycle.
+        table: One row per cycle. `true_<label>`, `predicted_<label>` (0/1) and `probability_<label>` are truth,
+            decision and probability; recording_id, patient_id, device, age_years, ... describe the cycle.
     """
     recordings = table.groupby("recording_id")[["true_crackle", "predicted_crackle"]].max()
     found = int((recordings["true_crackle"] & recordings["predicted_crackle"]).sum())

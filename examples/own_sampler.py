@@ -14,12 +14,12 @@ import laennec
 
 
 class OneCyclePerPatient(Sampler[int]):
-    """Rounds in which each patient gives one cycle, so that neighbouring rows come from different patients.
+    """Rounds of one cycle per patient, so that neighbouring rows come from different patients.
 
     Args:
-        table: The cycle table of the training cycles; rows are numbered as in it.
+        table: The table of the training cycles, which defines the row numbers.
         batch_size: Rows of a batch.
-        seed: Of the run.
+        seed: Seed of the run.
         rounds: Cycles of each patient in an epoch.
     """
 
