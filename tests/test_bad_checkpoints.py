@@ -120,7 +120,7 @@ def test_another_depth_or_width_than_config_json_says(kind, how, folders, assert
 
 
 @pytest.mark.parametrize("kind", ["mobilenet", "cnn", "ast", "whisper"])
-def test_weights_that_are_no_numbers(kind, folders, tmp_path):
+def test_weights_with_nan_are_refused(kind, folders, tmp_path):
     def spoil(state):
         name = next(name for name in sorted(state) if name.endswith("weight"))
         state[name] = torch.full_like(state[name], float("nan"))

@@ -85,7 +85,7 @@ def test_single_label_models_average_log_probabilities():
     torch.testing.assert_close(outputs.softmax(-1), logs.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
-def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
+def test_auxiliary_tasks_are_averaged_without_the_fitted_settings_of_members():
     models = [member(seed, tasks={"event": dict(EVENT)}) for seed in range(2)]
     ensemble = ensemble_models(models)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_prediction_does_not_depend_on_the_batch():
     torch.testing.assert_close(batched, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
+def test_wrapped_encoders_have_the_geometry_of_their_inner_encoder():
     groups = GroupsEncoder(
         GroupsConfig(
             encoder_config=load_encoder(None, type="cnn", channels=[4, 8]).config, group_frames=12, group_step=6
@@ -197,12 +197,12 @@ def test_what_cannot_form_an_ensemble_is_refused(models, said):
 
 
 @pytest.mark.parametrize("members", [0, -1, 2.5, "two", None])
-def test_what_is_no_number_of_members_is_refused(members):
+def test_an_invalid_number_of_members_is_refused(members):
     with pytest.raises(ValueError, match=r"members is .*; it must be a whole number from 1"):
         EnsembleConfig(members=members)
 
 
-def test_a_file_that_says_other_members_than_it_holds_is_refused(tmp_path):
+def test_a_config_with_a_wrong_number_of_members_is_refused(tmp_path):
     ensemble_models([member(seed) for seed in range(2)]).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())

@@ -295,7 +295,7 @@ def test_a_finished_run_is_scored_and_exported(study_place):
     assert logits_of(*load_model("exported"))["logits"] == close(golden("predictions")["full"]["logits"])
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(study_place):
+def test_an_interrupted_run_resumes_to_the_same_weights(study_place):
     """The interrupted run has the recipe and the seed of the finished run and was stopped after an epoch."""
     recipe = ["train", str(GOLDEN / "run.yaml"), "--head.standardise", "true", "--output_dir"]
     checkpoint = Path("interrupted/checkpoints/train/checkpoint-5")

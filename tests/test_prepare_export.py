@@ -50,7 +50,7 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
         (["--export", "{taken}/work.txt/deeper"], "a part of this path is a file"),
     ],
 )
-def test_what_it_refuses_is_one_line(
+def test_a_refused_export_is_one_line(
     flags: list[str], words: str, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -10,7 +10,7 @@ from markdown_page import Page
 @settings(deadline=None)
 @given(st.text(max_size=60))
 @example("0\x85\x1b\x850")
-def test_escaped_text_is_shown_as_it_stands(text):
+def test_escaped_text_is_shown_literally(text):
     page = Page(escaped(text))
     assert page.text.strip() == " ".join(plain(text).split()) and set(page.tags) <= {"p"}
 

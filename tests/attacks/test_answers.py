@@ -67,7 +67,7 @@ class TestNonFinitePredictions:
             assert "NaN or infinity" in pd.read_csv(tmp_path / "out" / "laennec.failed.csv")["reason"][0]
 
     @pytest.mark.parametrize("write", [predict, embed])
-    def test_the_other_recordings_go_on(self, tiny_run, sounds, tmp_path, write):
+    def test_the_other_recordings_are_predicted(self, tiny_run, sounds, tmp_path, write):
         made = Predictor(*load_model(tiny_run))
         original, calls = made.backend.embed, []
 

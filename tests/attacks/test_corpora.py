@@ -173,7 +173,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("attack", TABLES)
-def test_a_table_is_read_as_it_is_meant_or_refused_at_its_line(attack, tmp_path):
+def test_a_table_is_read_correctly_or_refused_with_its_line(attack, tmp_path):
     text, words = TABLES[attack]
     pair(tmp_path / "mine")
     (tmp_path / "mine" / "c.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -205,7 +205,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("attack", LABELS)
-def test_a_label_file_is_read_as_it_is_meant_or_refused(attack, tmp_path):
+def test_a_label_file_is_read_correctly_or_refused(attack, tmp_path):
     text, words = LABELS[attack]
     sound(tmp_path / "mine" / "a.wav")
     (tmp_path / "mine" / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -273,7 +273,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("attack", FOLDERS)
-def test_whatever_lies_in_a_folder(attack, tmp_path):
+def test_a_folder_with_other_contents_is_read_or_refused(attack, tmp_path):
     make, words = FOLDERS[attack]
     (tmp_path / "mine").mkdir()
     make(tmp_path / "mine")
@@ -296,7 +296,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("attack", PLACES)
-def test_a_table_or_label_file_that_is_none(attack, tmp_path):
+def test_a_table_or_label_that_is_not_a_regular_file_is_refused(attack, tmp_path):
     pair(tmp_path / "mine")
     PLACES[attack](tmp_path / "mine")
     listed, raised, table = outcome("folder", tmp_path / "mine", tmp_path / "cache")

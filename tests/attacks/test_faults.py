@@ -140,7 +140,7 @@ def relabel(folder):
     path.write_text("\n".join([f"{begin}\t{end}\t{1 - int(crackle)}\t{wheeze}", *lines[1:]]) + "\n")
 
 
-def test_a_training_does_not_go_on_with_other_labels(on_own_corpus, tmp_path):
+def test_a_training_does_not_resume_with_other_labels(on_own_corpus, tmp_path):
     folder, settings = on_own_corpus
     recipe = Recipe(**settings, output_dir=str(tmp_path / "run"))
     with pytest.raises(KeyboardInterrupt):

@@ -229,7 +229,7 @@ def test_another_recording_of_equal_size_and_time_is_computed(predictor, folder,
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["another recording", "the same recording"])
-def test_a_relative_path_means_what_lies_there(predictor, sounds, tmp_path, monkeypatch, same):
+def test_a_relative_path_means_the_file_in_the_working_directory(predictor, sounds, tmp_path, monkeypatch, same):
     for patient in ("p1", "p2"):
         (tmp_path / patient).mkdir()
         shutil.copy(sounds[0], tmp_path / patient / "x.wav")
@@ -406,13 +406,13 @@ def test_control_characters_in_names_are_escaped_on_the_terminal(tiny_run, folde
 
 
 @pytest.mark.parametrize("speak", [say, complain])
-def test_an_argument_of_what_is_printed_is_one_line(speak, capfd):
+def test_each_printed_argument_is_one_line(speak, capfd):
     speak(f"a{ESCAPE}\nb", "c")
     said = "".join(capfd.readouterr())
     assert said.count("\n") == 2 and is_harmless(said) and "\\x1b" in said
 
 
-def test_a_name_that_is_no_text_is_written_in_every_format(predictor, sounds, tmp_path):
+def test_a_name_that_is_not_utf8_is_written_in_every_format(predictor, sounds, tmp_path):
     shutil.copy(sounds[0], os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.wav"))
     done = predict(predictor, [tmp_path], tmp_path / "out", formats=FORMATS)
     assert len(done.predicted) == 1 and not done.failed

@@ -290,12 +290,12 @@ def test_the_files_of_a_deep_request_take_no_longer_to_find(depth):
 
 
 @pytest.mark.parametrize("name", [7, None, True, ["x"], {"path": "x"}])
-def test_a_file_that_is_no_text_is_refused(served, name):
+def test_a_file_path_that_is_no_string_is_refused(served, name):
     answer = ask(served, [file_data("/x") | {"path": name}, None])
     assert answer.status_code == 403 and "Traceback" not in served.said()
 
 
-def test_uploads_that_nobody_knows_are_deleted_in_time(served):
+def test_old_uploads_are_deleted_even_if_unknown(served):
     assert served.upload(b"kept by Gradio").status_code == 200
     assert served.upload(b"known to nobody", "another").json() == []
     assert server.keep_recent(served.kept, 600) == 2 * 4096 and len(served.uploads()) == 2

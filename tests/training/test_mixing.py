@@ -105,7 +105,7 @@ def test_cross_entropy_of_mixed_cycles_is_that_of_the_authors():
     assert soft_cross_entropy(logits, rows).item() == pytest.approx(given["expected"]["loss"], rel=1e-5)
 
 
-def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
+def test_every_mixing_method_has_a_default_domain():
     domains = {method: MixSettings(method=method).domain for method in ("mixup", "patch_mix", "group_mix")}
     assert domains == {"mixup": "waveform", "patch_mix": "features", "group_mix": "features"}
 
@@ -240,7 +240,7 @@ def test_the_lungmix_rule_labels_mixtures(name, multi_label):
             assert mixture.labels[row].tolist() == (rows[heard] if multi_label else [c == heard for c in CLASSES])
 
 
-def test_a_row_that_kept_all_or_nothing_is_one_cycle():
+def test_a_mixture_with_share_zero_or_one_is_one_cycle():
     mixer = Mixer(MixSettings(labels="lungmix"), 0, 2, names=["crackle", "wheeze"])
     index = torch.tensor([1, 2, 3, 0])
     lam = torch.tensor([1.0, 0.0, 0.5, 0.25])

@@ -121,7 +121,7 @@ def model_in_context(encoder=None, **settings):
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_masks_of_a_neighbour_are_those_it_has_as_a_cycle_of_its_own(icbhi, views):
+def test_a_neighbour_has_the_same_masks_as_the_cycle_itself(icbhi, views):
     extractor = LaennecFeatureExtractor("song2021", length="natural", context_cycles=1)
     spec = SpecAugment(8, 8)
     kept, dataset = dataset_of(icbhi, 1)

@@ -92,7 +92,7 @@ def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, mo
         assert not all(torch.equal(found[name][0][k], v) for k, v in plain[0].items()), name
 
 
-def test_an_embedding_that_is_no_number_stops_the_run_and_names_step_and_cycle(tiny_recipe, tmp_path, monkeypatch):
+def test_a_non_finite_embedding_stops_the_run_and_names_step_and_cycle(tiny_recipe, tmp_path, monkeypatch):
     original, seen = CycleDataset.__getitem__, []
 
     def spoilt(self, key):
