@@ -118,15 +118,14 @@ def with_findings(truth: Array, patients: Array) -> Array:
     return np.array([patient in ill for patient in patients])
 
 
-def prior_shifted(logits: Array, shares: Array, thresholds: Array) -> Array:
+def prior_shifted(logits: Array, shares: Array) -> Array:
     """Logits after EM estimation of each label's share among the unlabelled rows (Saerens et al., 2002)."""
     shifted = np.empty_like(logits)
     for k, share in enumerate(shares):
         now, old = share, np.log(share / (1 - share))
         for _ in range(100):
-            offset = np.log(now / (1 - now)) - old
-            now = float(np.clip(sigmoid(logits[:, k] + offset).mean(), 1e-3, 1 - 1e-3))
-        shifted[:, k] = logits[:, k] - offset  # the threshold that balances both classes moves with the share
+            shifted[:, k] = logits[:, k] + np.log(now / (1 - now)) - old
+            now = float(np.clip(sigmoid(shifted[:, k]).mean(), 1e-3, 1 - 1e-3))
     return shifted
 
 
@@ -188,7 +187,7 @@ def outer_folds(values: Array, rows: pd.DataFrame, seeds: int) -> Iterator[dict[
                 "out of fold, shrunk": [(mean, shrunk(own, truth[known]))],
                 "out of fold, least cost": [(least_cost(own, truth[known], mean), np.zeros(2))],
                 "out of fold, findings": [(mean, icbhi(own[ill], truth[known][ill]))],
-                "out of fold, prior shift": [(prior_shifted(mean, truth[known].mean(0), average), average)],
+                "out of fold, prior shift": [(prior_shifted(mean, truth[known].mean(0)), average)],
             }
             there = with_findings(truth[held], patients[held])
             for rule, decisions in decided.items():
