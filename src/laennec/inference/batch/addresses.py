@@ -1,4 +1,4 @@
-"""Recordings and results at addresses of fsspec: paths of this machine, or places in an object store (s3://, gs://, hf://)."""
+"""Recordings and results at fsspec addresses: local paths, or places in an object store (s3://, gs://, hf://)."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.errors import InputError
 from laennec.files import atomic_write
 
-# as the file systems of this machine, S3, Google, Azure and the Hub call them
+# properties that change with a file's content, as named by local disks, S3, Google, Azure and the Hub
 _STATE = ("ino", "created", "mtime", "etag", "ETag", "LastModified", "last_modified", "updated", "blob_id", "size")
 
 
 def said(error: Exception) -> str:
-    """What an error of another library says, in one line."""
+    """Type and message of an error of another library, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager
 def fetched(recording: str) -> Iterator[Path]:
-    """A recording as a file of this machine; one from elsewhere is there for this block alone."""
+    """A recording as a local file; one at an address is downloaded for this block."""
     if "://" not in recording:
         yield Path(recording)
         return
@@ -41,14 +41,14 @@ def find_uris(inputs: Sequence[str]) -> dict[str, str]:
     """List the given files and the audio files in the given folders; paths, or addresses of fsspec.
 
     Returns:
-        Each address once, with what the file system says of its content; "" where it says nothing.
+        Each address once, with its state (see `_state`); "" where the file system reports none.
     """
     found: dict[str, str] = {}
     for item in inputs:
         files, place = files_of(item)
         if not files.isdir(place):
             found[item] = ""
-            with contextlib.suppress(Exception):  # a worker says why it cannot be read
+            with contextlib.suppress(Exception):  # a worker reports why it cannot be read
                 found[item] = _state(files.info(place))
             continue
         for name, said in sorted(files.find(place, detail=True).items()):
@@ -61,7 +61,7 @@ def find_uris(inputs: Sequence[str]) -> dict[str, str]:
 
 
 def _state(said: Mapping[str, Any]) -> str:
-    """What a file system says of a file that changes with its content, as JSON."""
+    """The properties of a file that change with its content, as JSON."""
     return json.dumps({name: str(said[name]) for name in _STATE if name in said})
 
 

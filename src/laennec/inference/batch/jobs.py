@@ -1,9 +1,9 @@
-"""Who works on which recording: this process, several processes (`jobs`), or the ranks of a launch.
+"""Distribute recordings over this process, several processes (`jobs`) or the ranks of a launch.
 
-Decisions: a worker is a function that can be pickled, and the results are the same wherever it runs. Ranks claim a
-recording by a lock, which ends with its owner: what a dead rank had in hand is free again. A rank keeps the claim of a
-recording that failed, so that no other one tries it in vain; the first rank does once the others have ended, to give
-the reason.
+Decisions: a worker is a function that can be pickled, and its results are the same wherever it runs. A rank claims a
+recording by a lock, which ends with its process, so other ranks take over the recordings of a dead rank. A rank keeps
+its claim on a recording that failed, so that the others do not try it; the first rank tries it again once the others
+have ended, to report the reason.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Worker = Callable[[Path, Any, Report], Any]
 def outcomes(
     worker: Worker, tasks: Iterable[Task], jobs: int, report: Report | None = None
 ) -> Generator[tuple[Path, Any]]:
-    """Recordings as they are finished, each with its result, or as a string the reason why there is none."""
+    """Yield recordings as they are finished, each with its result, or with the reason of its failure as a string."""
     if jobs == 1:
         for task in tasks:
             yield task[0], _outcome(worker, report or _silent, task)
@@ -55,7 +55,7 @@ def _silent(part: float) -> None:
 
 
 def reason_of(path: Path, error: InputError) -> str:
-    """What an error says, with the recording's name."""
+    """The message of an error, with the recording's name."""
     reason = str(error)
     return reason if one_line(str(path)) in reason else f"{path}: {reason}"
 
@@ -65,7 +65,7 @@ class Ranks:
 
     Attributes:
         rank: Number of this process, from 0.
-        size: How many there are.
+        size: Number of processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class Ranks:
             self._held.pop(name).close()
 
     def close(self) -> None:
-        """Release all, and remove what dead ranks left of their claims."""
+        """Release all recordings, and remove the lock files of dead ranks."""
         for name in list(self._held):
             self.release(name)
         with contextlib.suppress(OSError):  # another rank has claims

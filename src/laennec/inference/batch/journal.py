@@ -1,16 +1,16 @@
 """The journal of a batch: which recordings are finished, so that an interrupted batch can resume.
 
-Decisions: a finished recording is one line with its whole timeline, appended and synced after the recording's own files
-are written; the tables over all recordings are made from these lines. So a kill at any moment costs at most the current
-recording. Each line begins with a checksum of the rest; the lines after a damaged one are made again. A line is valid
-only for a recording and an annotation of the same content, and a journal only for the same model and settings; content
-is compared where a file's path, inode, time of change and size are not those it had. Before anything is written, a line
-claims the names of the files; what exists under other names is the user's. Failures are not recorded; they are tried
-again. A line has the digest of each file that was written, so that one that somebody corrected since is told from one
-that can be replaced; before a finished recording's files are replaced, a line says that its entry holds no longer.
-Each rank of a launch writes a journal of its own beside the first one's, so that no file has two writers;
-whoever ends a batch joins them, with the lines in the order of the recordings. Machines that see no locks of each other
-share one journal, and can cost each other lines: it is read anew before it is joined, and what it lacks is made again.
+Decisions: a finished recording is one line with its whole timeline, appended and synced after its files are written;
+the tables over all recordings are made from these lines. A kill costs at most the current recording. Each line begins
+with a checksum of the rest; the recordings of lines after a damaged one are computed again. A line is valid only for a
+recording and an annotation of the same content, and a journal only for the same model and settings. A recording's
+content is compared only where its path, inode or time of change differ. Before anything is written, a line claims the
+names of the files; existing files of other names are the user's. Failures are not recorded, so they are tried again. A
+line has the digest of each written file, to find files that a user corrected; before the files of a finished recording
+are replaced, a line invalidates its entry. Each rank of a launch writes a journal of its own, so that no file has two
+writers; the first rank joins them at the end, with the lines in the order of the recordings. Machines that do not see
+each other's locks share one journal and can lose each other's lines: it is read again before it is joined, and missing
+recordings are computed again.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ _VERSION = 4
 
 
 def status_of(recording: str | Path) -> list[Any]:
-    """A file's absolute path, inode, time of its last change in ns and size: where they are the same, it is.
+    """A file's absolute path, inode, time of its last change in ns and size; if they are the same, so is the file.
 
     Raises:
-        OSError: It cannot be looked at.
+        OSError: The file cannot be accessed.
     """
     status = os.stat(recording)
     return [os.path.abspath(recording), status.st_ino, status.st_ctime_ns, status.st_size]
@@ -84,7 +84,7 @@ class Entry:
     files: dict[str, str]
 
     def is_of(self, recording: Path, others: Sequence[str | None]) -> bool:
-        """Whether it is the entry of this recording as it is now.
+        """Whether the entry is valid for this recording in its present state.
 
         Raises:
             OSError: The recording cannot be read.
@@ -105,7 +105,7 @@ class Journal:
     Attributes:
         identity: Model and settings; None for a new journal.
         size: Bytes of whole lines in the file of this process.
-        claimed: Names under which this folder has results, or may have.
+        claimed: Names that results in this folder have or may get.
         entries: Name of the output files -> their recording.
     """
 
@@ -130,20 +130,20 @@ class Journal:
 
     @property
     def others(self) -> list[Path]:
-        """The journals of the other ranks, that of the first one last: it takes over what the others have."""
+        """The journals of the other ranks; that of the first rank comes last, because it takes over the others."""
         folder, first = self.path.parent, self.path.with_name(JOURNAL)
         return [p for p in (*sorted(folder.glob(_OF_RANKS)), first) if p != self.path and p.exists()]
 
     def refresh(self) -> None:
-        """Take in what other ranks have written since."""
+        """Read what other ranks have written since."""
         for path in self.others:
             self._take_in(path)
 
     def _take_in(self, path: Path) -> None:
-        """Take in the lines of a file that were not there before; the first truncated or damaged line ends it."""
+        """Read the new lines of a file, up to the first truncated or damaged one."""
         read = self._read.setdefault(path, _Read())
         with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
-            if (number := os.fstat(file.fileno()).st_ino) != read.inode:  # it was written anew
+            if (number := os.fstat(file.fileno()).st_ino) != read.inode:  # the file was replaced
                 read.inode, read.size, read.valid = number, 0, False
             file.seek(read.size)
             for line in file:
@@ -156,7 +156,7 @@ class Journal:
                     return
 
     def _load(self, path: Path, line: bytes) -> None:
-        """Take in one line."""
+        """Apply one line."""
         said, read = parse_json(checked_line(line)), self._read[path]
         if not read.size:
             if said["journal"] != _VERSION:
@@ -184,7 +184,7 @@ class Journal:
         read.size += len(line)
 
     def write(self, **said: Any) -> None:
-        """Append a line: the identity first, then names, entries, or the name of an entry that holds no longer.
+        """Append a line: the identity first, then names, entries, or the name of an entry that is no longer valid.
 
         Raises:
             InputError: The disk is full or not writable.
@@ -214,7 +214,7 @@ class Journal:
         raise RewrittenError(self.path)
 
     def read_again(self, names: Iterable[str]) -> None:
-        """Read the files anew, to which another machine, that sees no locks of this one, may have written.
+        """Read the files again; a machine that does not see the locks of this one may have written to them.
 
         Raises:
             RewrittenError: Not all of these recordings are in them, or not with this model and settings.
@@ -226,9 +226,9 @@ class Journal:
             raise RewrittenError(self.path)
 
     def join(self, names: Sequence[str]) -> None:
-        """Make one journal of those of all ranks, in which these recordings have this order.
+        """Join the journals of all ranks into one, with these recordings in this order.
 
-        A journal that is so already stays as it is.
+        A journal that has this form already is not changed.
         """
         places, others = [self.entries[name].place for name in names], self.others
         if not others and not self._doubled and places == sorted(places):
@@ -255,7 +255,7 @@ class _Read:
 
 
 def _refuse_others(path: Path) -> None:
-    """Refuse a file that has a journal's name and is none."""
+    """Refuse a file that has the name of a journal but is not one."""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
         begin = file.read(len(LINE_BEGIN)).rstrip(b"\0")
         if not LINE_BEGIN.startswith(begin):
@@ -274,7 +274,7 @@ class Results:
         names: Of the files of each recording, without suffix.
         suffixes: That a name can have.
         tables: Names of the files over all recordings.
-        claimed: Whether this process has claimed them, whatever another machine has made of the journal since.
+        claimed: Whether this process has claimed the files, even if another machine has replaced the journal since.
     """
 
     folder: Path
@@ -288,12 +288,12 @@ class Results:
         return [f"{name}{suffix}" for name in names for suffix in self.suffixes]
 
     def forget(self, journal: Journal) -> None:
-        """Remove all that a journal claims, so that nothing of it stays among other results."""
+        """Remove all files that a journal claims, so that none of them stays among other results."""
         for file in (*self.files(journal.claimed), *(self.tables if journal.claimed else ())):
             (self.folder / file).unlink(missing_ok=True)
 
     def unclaimed(self, there: set[str], journal: Journal) -> str | None:
-        """A file, of those that were there, that would be replaced but that no journal claims."""
+        """An existing file that would be replaced but that no journal claims; None if there is none."""
         journal.refresh()
         wanted = self.files(set(self.names) - journal.claimed) + ([] if journal.claimed else list(self.tables))
         return min(there & set(wanted), default=None)
@@ -310,8 +310,8 @@ def open_journal(results: Results, identity: dict[str, Any], overwrite: bool, ra
         rank: Of this process in its launch; the first one's journal is the folder's.
 
     Raises:
-        InputError: The journal belongs to another model or other settings or a file is not of this journal and
-            `overwrite` is False, a file of a journal's name is none, or it cannot be written.
+        InputError: The journal cannot be written; or, without `overwrite`, it is of another model or other settings,
+            a file that would be replaced is not claimed, or a file with a journal's name is not one.
     """
     identity, folder = json.loads(json.dumps(identity)), results.folder
     own = folder / (_OF_RANKS.replace("*", str(rank)) if rank else JOURNAL)
@@ -331,7 +331,7 @@ def open_journal(results: Results, identity: dict[str, Any], overwrite: bool, ra
         else:
             results.forget(journal)
             journal.path.unlink()
-    there = set(os.listdir(folder))  # listed first: what another process wrote since, it has claimed before
+    there = set(os.listdir(folder))  # listed before the journal is read, so that files of other processes are claimed
     journal = Journal(own)
     if rank and journal.identity not in (None, identity):
         own.unlink()

@@ -1,13 +1,12 @@
-"""Prediction and embedding on a Ray cluster, for more recordings than one machine can take.
+"""Prediction and embedding on a Ray cluster, for more recordings than one machine can process.
 
-Decisions: recordings are read through fsspec, so they may lie in an object store. Tasks download and decode them, and
-actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
-cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
-whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
-recordings are finished, what the file system said of their content (inode and times, or etag), and the digest of their
-timelines, so that one that somebody corrected is not replaced. A block whose worker dies is tried again on another one,
-then each of its recordings alone; so is what was left when Ray ended the whole pipeline with an error. What never
-succeeds is listed with the reason.
+Decisions: recordings are read through fsspec, so they may be in an object store. Tasks download, decode and resample
+them; actors that hold the model filter the sound and run the network, with the same samples as in one process. A block
+of recordings writes one Parquet file, named by its recordings, after their timelines, so a repeated block writes the
+same file. The file also has the state of each recording (inode and times, or etag) and the digest of its timeline, so
+the folder shows which recordings are finished, and a timeline that a user corrected is not replaced. If a worker dies,
+its block is tried again on another one, then each recording alone; likewise if Ray ends the pipeline with an error. A
+recording that never succeeds is listed with the reason.
 """
 
 import contextlib
@@ -55,7 +54,7 @@ from laennec.processes import check_jobs
 IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"
 _FINISHED = b"laennec.recordings"
 _BLOCK = 8  # recordings of a task
-_LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
+_LONGEST_S = 600.0  # longer recordings are decoded by the actor, in blocks
 _TRIES = 3
 _READERS = 16  # threads that wait for an object store
 _DIED = "its worker died again and again (not enough memory, or a crash of the decoder); check this file, or run again"
@@ -63,7 +62,7 @@ _DIED = "its worker died again and again (not enough memory, or a crash of the d
 
 @dataclass(frozen=True)
 class RayWork:
-    """What is done with each recording."""
+    """The model, the settings and the kind of results."""
 
     predictor: Predictor
     provenance: dict[str, Any]  # model and settings, as plain values
@@ -73,7 +72,7 @@ class RayWork:
 
     @property
     def what(self) -> str:
-        """What is made."""
+        """The kind of results."""
         return "predictions" if self.embedder is None else "embeddings"
 
     @property
@@ -88,7 +87,7 @@ class RayWork:
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the model."""
+        """The fingerprint of the model."""
         return self.predictor.fingerprint()
 
     def run(self, sound: Any, rate: int, annotation: Path | None) -> tuple[dict[str, Any] | None, pa.Table]:
@@ -104,14 +103,14 @@ class RayWork:
 
 
 class _Worker:
-    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor."""
+    """An actor that runs the network on decoded recordings and writes the results."""
 
     def __init__(self, work: RayWork, out: str) -> None:
         self.work, self.out = work, out
         if work.torch:
             from laennec.training.devices import training_device
 
-            work.predictor.model.to(training_device())  # Ray shows an actor the GPUs it was given
+            work.predictor.model.to(training_device())  # an actor sees only its own GPUs
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
@@ -157,7 +156,7 @@ class _Worker:
 
 
 def _write_part(out: str, work: RayWork, rows: pa.Table, finished: Mapping[str, Mapping[str, str]]) -> str:
-    """Write the rows of some recordings and what is known of each; returns the name of the file."""
+    """Write the rows of some recordings and the state of each; returns the name of the file."""
     name = f"part-{hashlib.sha256(json.dumps(list(finished)).encode()).hexdigest()[:24]}.parquet"
     file, metadata = io.BytesIO(), {**rows.schema.metadata, _FINISHED: json_text(finished)}
     pq.write_table(rows.replace_schema_metadata(metadata), file, write_page_checksum=True)
@@ -209,14 +208,14 @@ def run_on_ray(
     """Predict or embed recordings on a Ray cluster; resume where an earlier call with the same settings stopped.
 
     Args:
-        work: What is done.
+        work: The model, the settings and the kind of results.
         inputs: Files and folders, as paths or addresses of fsspec (s3://, gs://, hf://).
         out: Folder for `laennec.predictions/*.parquet` or `laennec.embeddings/*.parquet`, `laennec.timelines/*.json`
             of predictions, `laennec.failed.csv` and `laennec.identity.json` with model and settings; a path that all
             machines share, or an address.
         workers: Number of actors with the model; where it runs in torch, the cluster's GPUs are shared out among them.
-        overwrite: Replace results of another model or with other settings in `out`, what else has their names, and
-            timelines that were corrected and whose recordings have changed.
+        overwrite: Replace results of another model or with other settings in `out`, other files of the same names, and
+            corrected timelines of recordings that have changed.
         progress: Called with (recordings done, total of recordings).
     """
     check_jobs(workers)
@@ -248,10 +247,10 @@ def run_on_ray(
         settled, tried = finished | failed.keys(), len(todo)
         todo = [item for item in todo if item["recording"] not in settled]
         done = len(uris) - len(todo)
-        if ended is None or len(todo) == tried:  # else Ray ended what was getting on: the same again
+        if ended is None or len(todo) == tried:  # otherwise Ray ended a pipeline that made progress: repeat it
             if size == 1:
                 break
-            size = 1  # what is in a block with a recording that kills its workers is tried alone
+            size = 1  # try each alone, because one may kill its workers
     for uri in uris:
         if uri in finished:
             result.predicted.append(uri)
@@ -266,16 +265,16 @@ def run_on_ray(
 
 
 class _PipelineError(Exception):
-    """Ray ended a pipeline before its end."""
+    """Ray ended a pipeline with an error."""
 
 
 def _blocks(
     ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
+    """Run the pipeline on blocks of `size` recordings; yields the outcomes of each block as it is finished."""
     _join_cluster(ray)
     context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
+    context.max_errored_blocks = -1  # a block that kills its workers does not stop the others
     context.enable_progress_bars = False
     gpus = ray.cluster_resources().get("GPU", 0) if work.torch else 0
     plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / size))
@@ -286,14 +285,14 @@ def _blocks(
         num_cpus=0.5,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.64 will have another way to say how often a task is tried
+        warnings.simplefilter("ignore")  # Ray 2.64 will have another setting for retries
         plan = plan.map_batches(
             _Worker,
             fn_constructor_args=(work, out),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.5,
-            # a block that waits for an actor is lost with it: where recordings are tried alone, none waits
+            # blocks that wait for an actor are lost with it, so recordings that are tried alone do not wait
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=min(size, 2)),
             ray_remote_args_fn=partial(_actor_settings, min(1, gpus / workers)),
         )
@@ -302,12 +301,12 @@ def _blocks(
             yield block.to_pylist()
     except Exception as error:  # Ray's own and those of its workers, which have no class in common
         first, *others = str(error).strip().splitlines() or [type(error).__name__]
-        # what a worker raised comes with its traceback, whose last line says it
+        # an error of a worker is a traceback, whose last line is its message
         raise _PipelineError((others[-1] if others and "ray::" in first else first)[:200]) from error
 
 
 def _actor_settings(gpus: float) -> dict[str, Any]:
-    """Ray's own default is to retry without end; as an argument, `num_gpus` requires batches that cross blocks."""
+    """Ray retries without end by default; as an argument, `num_gpus` requires batches that cross blocks."""
     return {"max_restarts": -1, "max_task_retries": _TRIES, "num_gpus": gpus}
 
 
@@ -327,13 +326,13 @@ def _join_cluster(ray: Any) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if not ray.is_initialized():
-            if port.isdecimal():  # Ray itself tries for a quarter of an hour
+            if port.isdecimal():  # fails early: Ray tries for 15 minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         place = address or "a Ray cluster of this machine"
         raise InputError(f"{place}: cannot connect ({said(error)}); correct or unset RAY_ADDRESS") from error
-    # a lost block is a traceback there, and tried again here
+    # Ray logs a traceback for a lost block, which is tried again here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
@@ -361,14 +360,14 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
 
 def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
     """The state of a recording together with the content of its annotation."""
-    with contextlib.suppress(OSError, ValueError):  # a worker says what is wrong with the annotation
+    with contextlib.suppress(OSError, ValueError):  # a worker reports what is wrong with the annotation
         digest = digest_of(annotation_of(Path(uri), annotation))
         return f"{state} {digest}" if digest else state
     return state
 
 
 def _finished(out: str, work: RayWork, states: Mapping[str, str], overwrite: bool) -> set[str]:
-    """The recordings that the folder has; removes damaged files, repeated rows and rows of changed recordings."""
+    """The finished recordings of the folder; removes damaged files, repeated rows and rows of changed recordings."""
     files, place = files_of(f"{out}/{work.table}")
 
     def content_of(part: str) -> bytes:
@@ -422,14 +421,14 @@ def _finished(out: str, work: RayWork, states: Mapping[str, str], overwrite: boo
 
 
 def _finished_in(file: Any) -> dict[str, dict[str, str]]:
-    """What is known of each recording of a Parquet file; all of its names are read, so that damage shows."""
+    """State and digest of each recording of a Parquet file; reads all their names, so that damage raises an error."""
     rows = read_parquet(file, ["recording"])
     finished = json.loads(rows.schema.metadata[_FINISHED])
     return {name: dict(finished[name]) for name in rows["recording"].unique().to_pylist()}
 
 
 def _refuse_corrected(out: str, digests: Mapping[str, str]) -> None:
-    """Refuse to replace timelines that are not what was written."""
+    """Refuse to replace timelines that were changed after they were written."""
     for name, digest in digests.items():
         files, place = files_of(f"{out}/{TIMELINES}/{name}")
         if files.exists(place) and hashlib.sha256(files.cat_file(place)).hexdigest() != digest:

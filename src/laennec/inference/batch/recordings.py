@@ -1,12 +1,11 @@
-"""Work on many recordings and keep the results in a folder.
+"""Process many recordings and keep the results in a folder.
 
 Decisions: a recording that cannot be read is listed in laennec.failed.csv and the others are finished. An interrupted
 batch resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes.
-An output folder belongs to one model and one set of settings, and may hold other files, recordings and annotations
-included: results have "laennec" in their names, and replace nothing that is not of this batch, or that somebody has
-changed since. One process writes the
-tables over all recordings, once, at the end; workers (`--jobs`) only compute, and ranks of a launch write the files of
-the recordings they have claimed.
+An output folder belongs to one model and one set of settings, and may hold other files, such as the recordings: results
+have "laennec" in their names, and do not replace files of another origin or files that a user has changed. One process
+writes the tables over all recordings, once, at the end; workers (`--jobs`) only compute, and ranks of a launch write
+the files of the recordings they have claimed.
 """
 
 import contextlib
@@ -49,7 +48,7 @@ FAILED = "laennec.failed.csv"
 _DIGESTS = ".laennec.tables.json"  # of the files over all recordings, as they were written
 CHANGED = "was changed after it was written; move it away, or choose another --out, or pass --overwrite to replace it"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
-_POLL_S = 0.2  # for what other ranks have in hand
+_POLL_S = 0.2  # interval of waiting for other ranks
 _ATTEMPTS = 5  # of a batch whose journal another machine writes to
 
 Progress = Callable[[float, int], None]
@@ -104,16 +103,16 @@ class Batch(ABC):
         self.overwrite = False
 
     def others(self, path: Path) -> list[str | None]:
-        """Digests of what its results depend on beside the recording and the settings."""
+        """Digests of what the results of a recording depend on besides the recording and the settings."""
         return [digest_of(annotation_of(path, self.annotation))]
 
     def task(self, path: Path) -> Any:
-        """What a worker needs beside the path; errors as for `others`."""
+        """What a worker needs besides the path; errors as for `others`."""
         return annotation_of(path, self.annotation)
 
     @abstractmethod
     def worker(self) -> Worker:
-        """What works on a recording: it returns the entry of the journal, and what else is written; can be pickled."""
+        """A function, which can be pickled, that returns the journal entry of a recording and what else is written."""
 
     @abstractmethod
     def write(self, path: Path, entry: dict[str, Any], more: Any) -> None:
@@ -121,7 +120,7 @@ class Batch(ABC):
 
     @abstractmethod
     def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> dict[str, Any] | None:
-        """Write missing files of a finished recording again, for it is at this path now."""
+        """Write missing files of a finished recording again for its present path; None if it must be computed again."""
 
     @abstractmethod
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
@@ -145,14 +144,14 @@ class Batch(ABC):
         return self._run(identity, progress, jobs)
 
     def _run(self, identity: dict[str, Any], progress: Progress | None, jobs: int) -> "BatchResult":
-        """What `run` does."""
+        """One attempt of `run`."""
         ranks = Ranks(self.out)
         with contextlib.ExitStack() as stack:
             if not ranks.rank:
                 stack.enter_context(lock_or_refuse(self.out / JOURNAL))
             stack.callback(ranks.close)
             with open_journal(self.results, identity, self.overwrite, ranks.rank) as journal:
-                if ranks.size == 1:  # what a killed process left of files of this call
+                if ranks.size == 1:  # temporary files that a killed process left
                     own = [*self.results.files(self.results.names), *self.results.tables]
                     remove_temporary_files(self.out, own)
                 if not ranks.rank:
@@ -166,12 +165,12 @@ class Batch(ABC):
         return result
 
     def begin(self) -> None:  # noqa: B027
-        """Write what is known before anything is computed, and is not there yet."""
+        """Write files that are known before anything is computed, unless they exist."""
 
     def _compute(
         self, journal: Journal, ranks: Ranks, progress: Progress, jobs: int, result: "BatchResult"
     ) -> tuple[set[Path], dict[Path, str]]:
-        """Finished recordings and the reasons of failed ones; work goes on until there is nothing left."""
+        """Work on recordings until none is left; returns the finished ones, and the reasons of failed ones."""
         done = {path for path in self.recordings if self._is_finished(path, journal)}
         result.resumed = len(done)
         failed: dict[Path, str] = {}
@@ -193,7 +192,7 @@ class Batch(ABC):
                     if file := self._changed(path, journal):
                         raise InputError(f"{file}: {CHANGED}")
                     task = self.task(path)
-                    with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
+                    with contextlib.suppress(OSError, ValueError):  # the worker reports why it cannot be read
                         begun[path] = {"status": status_of(path), "others": self.others(path)}
                 except InputError as error:
                     failed[path] = reason_of(path, error)
@@ -225,7 +224,7 @@ class Batch(ABC):
             time.sleep(_POLL_S)
 
     def _finish(self, journal: Journal, done: set[Path], failed: dict[Path, str], result: "BatchResult") -> None:
-        """One journal in the order of the recordings, the tables, and the list of what failed."""
+        """Write one journal in the order of the recordings, the tables, and the list of failures."""
         finished = [path for path in self.recordings if path in done]
         names = [self.names[path] for path in finished]
         journal.read_again(names)
@@ -237,7 +236,7 @@ class Batch(ABC):
             else:
                 result.failed.append((str(path), failed[path]))
         known = self._table_digests()
-        (self.out / _DIGESTS).unlink(missing_ok=True)  # after a kill, none is known
+        (self.out / _DIGESTS).unlink(missing_ok=True)  # a kill from here on leaves no digests
         if finished:
             result.files += self.write_tables(journal, finished)
         if result.failed:
@@ -291,7 +290,7 @@ class Batch(ABC):
                 raise InputError(f"{self.out / name}: {CHANGED}")
 
     def _replacing(self, path: Path, journal: Journal) -> dict[str, str]:
-        """Say that the files of a recording are replaced, and remove those that will not be; what is kept of them."""
+        """Record that a recording's files are replaced, and remove those of other formats; returns the kept ones."""
         entry, files = journal.entries.get(self.names[path]), self.files(path)
         if entry is None or not self.kept.isdisjoint(files):
             return entry.files if entry else {}
@@ -301,7 +300,7 @@ class Batch(ABC):
         return {}
 
     def _finished(self, path: Path, journal: Journal, files: dict[str, str], **said: Any) -> None:
-        """Write to the journal that the files of a recording are written, some of which were so before."""
+        """Record in the journal that a recording is finished; `files` were written earlier."""
         new = {file.name: content_of(file) for file in self.files(path) if file.name not in files}
         journal.write(name=self.names[path], files={**files, **new}, **said)
 
@@ -325,7 +324,7 @@ def _differs(file: Path, digest: str) -> bool:
 
 
 def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:
-    """The digest of a recording; None where it is no longer what it was when work on it began."""
+    """The digest of a recording; None if it has changed since work on it began."""
     with contextlib.suppress(OSError):
         content = content_of(path)
         if begun is not None and status_of(path) == begun["status"]:
@@ -369,7 +368,7 @@ def digest_of(annotation: Path | None) -> str | None:
 def output_names(recordings: Sequence[Path]) -> dict[Path, str]:
     """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number.
 
-    Names are equal that some file system takes for one: those that differ in case or in the code points of a letter.
+    Names that differ only in case or Unicode normalisation count as equal, because some file systems do not keep both.
     """
     stems = Counter(_folded(_shortened(p.stem)) for p in recordings)
     common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))

@@ -1,7 +1,7 @@
 """Predict many recordings and write the results to a folder.
 
-Decisions: what `laennec.inference.batch.recordings` says of every batch holds here. The files of a
-recording and the tables over all are made from its timeline in the journal.
+Decisions: those of `laennec.inference.batch.recordings` hold here. The files of a recording and the tables over all
+recordings are made from the timelines in the journal.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
