@@ -1,7 +1,7 @@
 """The configuration of a model, as config.json keeps it.
 
-Decisions: calibration and thresholds are part of the model, by label name, so that every user decides as its authors
-did. A file without them stands for an uncalibrated model with thresholds of 0.5. `ModelSettings` states the settings,
+Decisions: calibration and thresholds are part of the model, by label name, so that every user gets the decisions of its
+authors. A file without them is an uncalibrated model with thresholds of 0.5. `ModelSettings` defines the settings,
 their ranges and their defaults; transformers keeps those that all its models have.
 """
 
@@ -17,7 +17,7 @@ from laennec.errors import InputError
 from laennec.model_settings import PROBLEM_TYPES, DecisionSettings, ModelSettings, checked
 from laennec.untrusted import refuse_names, refuse_settings
 
-# settings of the first edition, whose models are still read
+# name in the first edition, whose models are still read -> present name
 _FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
 _OF_TRANSFORMERS = ("id2label", "label2id", "num_labels", "problem_type")
 SETTINGS = {name: field for name, field in ModelSettings.model_fields.items() if name not in _OF_TRANSFORMERS}
@@ -38,20 +38,20 @@ def _present_names(values: Any) -> Any:
 
 
 class LaennecConfig(DecisionSettings, PreTrainedConfig):
-    """What a laennec model is made of.
+    """Configuration of a laennec model.
 
     Args:
         encoder_config: The encoder's own configuration (or its dict).
-        problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax);
+        problem_type: "multi_label" (independent labels, sigmoid) or "single_label" (exactly one class, softmax);
             transformers' longer names too.
         concatenated_context: Whether the embedding of a cycle is followed by that of its concatenated context (it
             and its neighbours; `context_cycles` of the feature extractor).
-        pooling: "encoder" takes what the encoder was released with, "mean" the masked mean over tokens of real frames.
+        pooling: "encoder" is the pooling of the released encoder, "mean" the masked mean over tokens of real frames.
         head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
         head_dropout: Dropout before the last layer, 0 to 1.
         head_layer_norm: Whether the embedding is layer-normalised first, as in AST's own classifier.
         head_relu: Whether the (standardised) embedding goes through a ReLU.
-        head_members: How many models an ensemble was made of, whose heads are kept beside their mean; 0 for one model.
+        head_members: Number of models in an ensemble, whose heads are kept beside their mean; 0 for a single model.
         projection_dim: Width of the projection for auxiliary losses; 0 for none (they take the embedding).
         frozen_encoder: Whether the encoder is never trained.
         trained_layers: How many of the encoder's last layers are trained; None for all.
@@ -60,13 +60,13 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
             file; None for random weights.
         base_model_revision: The Hub revision of the base.
         encoder_digest: sha256 of the encoder's weights; checked when a head-only checkpoint is loaded.
-        head_only: Whether the saved weights leave the encoder out (adapters lie in a folder of their own).
+        head_only: Whether the saved weights leave the encoder out (adapters have a folder of their own).
         thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
-        intercepts: What is added to it then (Platt), by label name; 0 where absent.
-        second_thresholds: A second probability, by label name, that a label has to pass where another label of the same
-            span has a higher one; 0 where absent.
-        operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on",
+        intercepts: Added to the divided logit (Platt scaling), by label name; 0 where absent.
+        second_thresholds: A second threshold, by label name, that a label must pass where another label of the span has
+            a higher probability; 0 where absent.
+        operating_point: How thresholds and calibration were fitted: "calibration", "rule", "sensitivity", "fitted_on",
             "notes"; and "smoothing", the weight of the recording's mean in the logits of its annotated events. All were
             fitted on annotated events.
         operating_points: The same for "windows" and for "recordings" (of the highest logit of a recording's windows),
@@ -74,11 +74,11 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"
             (subtracted from the first class' logit) and "smoothing" (the weight of a recording's mean in the
             predictions for its cycles).
-        summary: One line for people: what the model is, on whom it was trained and what it reaches; written by export.
-        span: What the model was trained on and predicts where nothing else is asked for: "cycle" (windows of 3 s are
-            predicted then), "recording", or the length of windows in seconds.
-        sampling_rate: Of the sound that the features are made of, in Hz; None where it is not known.
-        selection_set: The split, or other data, that evaluated a training in Python; None where it is not known.
+        summary: One line: what the model is, the patients it was trained on and its scores; written by export.
+        span: What the model was trained on and predicts by default: "cycle" (by default it predicts windows of 3 s),
+            "recording", or the length of windows in seconds.
+        sampling_rate: Of the sound that features are computed from, in Hz; None where it is not known.
+        selection_set: The split or other data on which a training in Python was evaluated; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """
 
@@ -89,7 +89,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
     problem_type: str = "multi_label"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep transformers' name of a problem type: some of its versions refuse any other at once."""
+        """Store a problem type under transformers' name: some versions of transformers refuse any other."""
         known = name == "problem_type" and isinstance(value, str)
         super().__setattr__(name, PROBLEM_TYPES.get(value, value) if known else value)
 
@@ -110,10 +110,10 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The configuration of these values, which may be untrusted.
+        """Make a configuration of values that may be untrusted.
 
         Raises:
-            InputError: A value that no model has, see `laennec.model_settings` and `laennec.untrusted`.
+            InputError: A value is invalid, see `laennec.model_settings` and `laennec.untrusted`.
         """
         where = Path(kwargs.get("name_or_path") or "") / "config.json"
         refuse_settings(config_dict, where)
@@ -121,7 +121,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         if isinstance(values.get("tasks"), dict):
             values["tasks"] = {name: _present_names(task) for name, task in values["tasks"].items()}
         if not isinstance(values.get("encoder_config"), dict | PreTrainedConfig):
-            raise InputError(f"{where}: encoder_config is no settings of an encoder; get the model again")
+            raise InputError(f"{where}: encoder_config does not hold the settings of an encoder; get the model again")
         refuse_names(values, cls, where)
         try:
             with wrong_settings("settings"):
@@ -131,14 +131,14 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
 
     @classmethod
     def load(cls, name: str | Path, **hub: Any) -> "LaennecConfig":
-        """The configuration of a laennec model; transformers would accept that of any other.
+        """Load the configuration of a laennec model; transformers would accept that of any model.
 
         Args:
             name: A folder or a Hub id.
             **hub: Revision, token and the like.
 
         Raises:
-            InputError: It is that of another model, or has a value that no model has.
+            InputError: The configuration is not that of a laennec model, or has an invalid value.
         """
         values, _ = cls.get_config_dict(name, **hub)
         kind = values.get("model_type")

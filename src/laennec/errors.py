@@ -1,9 +1,9 @@
-"""What a user did wrong, said in one line.
+"""Errors that a user can fix, in one line each.
 
-Decisions: everything a user can cause and fix derives from `InputError`, so that the command line can print one
-line and exit with 2 for exactly these, and show a traceback for everything else (which is our mistake, not theirs).
-What the Hub's client raises is told by the names of its classes: their modules take long to import, transformers wraps
-them in errors of its own, and two major versions of the client raise those of two libraries.
+Decisions: errors that a user can cause and fix derive from `InputError`. For these the command line prints one line and
+exits with 2; any other error is a bug of laennec and shows a traceback. Errors of the Hub's client are recognised by
+the names of their classes: their modules take long to import, transformers wraps them in its own errors, and two major
+versions of the client raise errors of two different libraries.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _REORDERING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u206
 
 
 def one_line(text: str) -> str:
-    """A text with line ends, control characters, halves of characters and changes of direction as escapes."""
+    """A text with line ends, control characters, surrogates and text direction marks as escapes."""
     if text.isprintable():
         return text
     strange = [c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _REORDERING]
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A hint at the known name that is most alike, for the end of an error; "" where none is alike enough."""
+    """A hint at the most similar known name, for the end of an error; "" where none is similar enough."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -32,7 +32,7 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 class InputError(ValueError):
     """Input that a user can fix: the message says what, where, and what to do, in one line.
 
-    A line it stays whatever the names and values in it hold: line ends and control characters are shown as escapes.
+    Line ends and control characters in its names and values are shown as escapes, so that it stays one line.
     """
 
     def __str__(self) -> str:
@@ -40,12 +40,12 @@ class InputError(ValueError):
 
 
 class Terminated(BaseException):
-    """The process was asked to end (SIGTERM) and has put its work in order; nothing may catch it as an error."""
+    """SIGTERM was received; a BaseException, so that `except Exception` does not catch it."""
 
 
 @contextlib.contextmanager
 def in_known_form(path: str | PathLike[str], remedy: str) -> Iterator[None]:
-    """Have a file that is none of what we write be one line, whatever is missing or of another kind in it."""
+    """Turn an error in the block, from a file with missing or wrong values, into one line with a `remedy`."""
     try:
         yield
     except InputError:
@@ -55,7 +55,7 @@ def in_known_form(path: str | PathLike[str], remedy: str) -> Iterator[None]:
         raise InputError(f"{path}: not of the form that laennec writes ({said}); {remedy}") from error
 
 
-# the first that a failed request's chain of errors holds, the most particular first
+# class name -> reason; the first one in the chain of errors is reported, so specific classes come first
 _HUB_REASONS = {
     "OfflineModeIsEnabled": "the Hub is switched off here (HF_HUB_OFFLINE); unset it, or give a local folder",
     "LocalTokenNotFoundError": "no token; log in (hf auth login) or set HF_TOKEN",
@@ -78,7 +78,7 @@ _UNREACHABLE = frozenset(
 
 
 def hub_reason(error: BaseException) -> str | None:
-    """Why a request to the Hub failed and what to do, from the error or those behind it; None if it was not that."""
+    """Why a request to the Hub failed and what to do, from the error or its causes; None for any other error."""
     chain = _chain(error)
     kinds = _kinds(chain)
     said = " ".join(map(str, chain))
@@ -89,16 +89,16 @@ def hub_reason(error: BaseException) -> str | None:
             return reason
     statuses = [_status(each) for each in chain]
     if 403 in statuses:
-        return "the token may not do this; take one with write access to that name (hf auth login) or set HF_TOKEN"
+        return "the token does not allow this; use one with write access to that name (hf auth login) or set HF_TOKEN"
     if busy := next(filter(_is_busy, statuses), None):
-        return f"the Hub is out of order ({busy}); run the same again later"
+        return f"the Hub has a temporary problem (HTTP {busy}); run the same command again later"
     if kinds & _UNREACHABLE:
-        return "the Hub cannot be reached; check the network and run the same again, or give a local folder"
+        return "the Hub cannot be reached; check the network and run the same command again, or give a local folder"
     return None
 
 
 def will_pass(error: BaseException) -> bool:
-    """Whether a request to the Hub failed for a reason that may be gone at the next try: 5xx, a broken connection."""
+    """Whether a failed request to the Hub may succeed if it is repeated: 408, 429, 5xx, a broken connection."""
     chain = _chain(error)
     kinds = _kinds(chain)
     return not kinds & {"OfflineModeIsEnabled"} and bool(
@@ -107,7 +107,7 @@ def will_pass(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and those behind it."""
+    """An error and its causes."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)

@@ -1,7 +1,7 @@
 """Objects that users name by a dotted name, as in `my_code:MyLoss`.
 
-Decisions: a dotted name runs the code of whoever wrote the recipe or the command, so it is read from there alone. What
-a model's configuration says is never resolved here.
+Decisions: a dotted name runs code, so it is read only from recipes and the command line. A name in a model's
+configuration is never imported here.
 """
 
 import importlib
@@ -21,9 +21,9 @@ def is_dotted_name(name: Any) -> bool:
 
 
 def load_object(name: str, where: str, folders: Sequence[str | Path] = ()) -> Any:
-    """Import what a dotted name stands for."""
+    """Import the object that a dotted name refers to."""
     if not is_dotted_name(name):
-        raise InputError(f"{where}: {name!r} is no dotted name; write package.module:Name")
+        raise InputError(f"{where}: {name!r} is not a dotted name; write package.module:Name")
     module_name, _, attribute = name.partition(":")
     with _importable([*folders, Path.cwd()]):
         try:

@@ -1,9 +1,9 @@
-"""The settings of a model: types, ranges and defaults. Its configuration is made of them.
+"""Types, ranges and defaults of the settings of a model, in config.json and onnx.json.
 
-Decisions: a model may be untrusted. Types are those of JSON, never converted ("2" is no number, 1 is no truth value),
-and a range holds what any valid model could have; a wrong value is said in one line. The labels of a model become
-columns of tables, so they have no other column's name, are told apart by their letters and show as they are in a
-terminal. Nothing here needs torch, because models in ONNX do not.
+Decisions: a model may be untrusted. Types are those of JSON and never converted ("2" is not a number, 1 is not a
+boolean); a range includes the values of every valid model; a wrong value is reported in one line. Labels become columns
+of tables, so a label has no name of another column, differs from the others in more than case, and is printable. This
+module does not import torch, because ONNX models run without it.
 """
 
 import difflib
@@ -25,10 +25,10 @@ from pydantic import (
 from laennec.errors import InputError
 
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
-# what a label has for which nothing was fitted
+# values of a label for which nothing was fitted
 NEUTRAL = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0, "second_thresholds": 0.0}
 REMEDY = "correct it"
-# of the tables of cycles, of predictions and of scores
+# columns of the tables of cycles, predictions and scores
 COLUMNS = frozenset(
     (
         "cycle_id", "recording_id", "patient_id", "cycle_index", "start_s", "end_s", "label", "events",
@@ -39,7 +39,7 @@ COLUMNS = frozenset(
 )  # fmt: skip
 LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop", "zero_frames")
 FILLED = ("repeat", "repeat_pad", "zero")  # rules under which every cycle fills duration_s
-_MADE = ("{}", "{}_probability", "{}_highest", "{}_share", "logit_{}", "smoothed_logit_{}")
+_LABEL_COLUMNS = ("{}", "{}_probability", "{}_highest", "{}_share", "logit_{}", "smoothed_logit_{}")
 _MOST_LABELS = 10_000
 _DAY_S = 86_400
 
@@ -65,7 +65,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _no_column(names: list[str]) -> list[str]:
-    columns = [form.format(name) for name in names for form in _MADE]
+    columns = [form.format(name) for name in names for form in _LABEL_COLUMNS]
     taken = COLUMNS.intersection(columns) or {name for name in names if columns.count(name) > 1}
     if taken:
         raise ValueError(f"labels other than {min(taken)}, a column of the tables")
@@ -94,7 +94,7 @@ class Checked(BaseModel):
 
 
 class DecisionSettings:
-    """Calibration and thresholds by label name, in whatever form a model comes; see `LaennecConfig`."""
+    """Calibration and thresholds by label name, of torch and ONNX models; see `LaennecConfig`."""
 
     label_names: Sequence[str]
     problem_type: Any
@@ -118,12 +118,12 @@ class DecisionSettings:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether each label is decided by itself."""
+        """Whether labels are independent of each other."""
         return bool(self.problem_type == PROBLEM_TYPES["multi_label"])
 
 
 class _How(Checked):
-    """How an operating point came about, which reports show."""
+    """How an operating point was fitted; shown in reports."""
 
     rule: Line | None = None
     calibration: Line | None = None
@@ -146,7 +146,7 @@ class _Point(_Numbers, _How):
 
 
 class Decisions(_Numbers):
-    """What a model decides with, in config.json and in onnx.json; see `laennec.configuration.LaennecConfig`."""
+    """Calibration, thresholds and their origin in config.json and onnx.json; see `LaennecConfig`."""
 
     problem_type: Literal[*PROBLEM_TYPES, *PROBLEM_TYPES.values()]  # type: ignore[valid-type]
     operating_point: _How = Field(default_factory=dict)  # type: ignore[assignment]
@@ -155,13 +155,13 @@ class Decisions(_Numbers):
     summary: Line | None = None
 
     def refuse_others(self, names: Sequence[str]) -> None:
-        """Numbers of a label that the model has not would be silently left out."""
+        """Refuse values for labels that the model does not have, which would be ignored silently."""
         points = {f"operating_points.{spans}.": point for spans, point in self.operating_points.items()}
         for where, numbers in {"": self, **points}.items():
             for setting in NEUTRAL:
                 for name in getattr(numbers, setting).keys() - set(names):
                     near = difflib.get_close_matches(name, names, 1) or names[:5]
-                    raise ValueError(f"{where}{setting} has {name!r}, which is no label; labels are {', '.join(near)}")
+                    raise ValueError(f"{where}{setting} has {name!r}, not a label; labels are {', '.join(near)}")
 
 
 _Hz = Annotated[float, Field(gt=0, le=1e6)]
@@ -185,7 +185,7 @@ class FilterSettings(Checked, extra="forbid"):
 
 
 class Filtered(Checked):
-    """Sound of a rate, and the filter that its recordings went through."""
+    """Sampling rate of the model's input, and the filter of whole recordings."""
 
     sampling_rate: Rate
     recording_filter: FilterSettings | None = None
@@ -201,7 +201,7 @@ class Filtered(Checked):
 
 
 class SoundSettings(Filtered):
-    """How a sound is brought to its length, see `laennec.audio.features.LaennecFeatureExtractor`."""
+    """How a sound is cut or padded to its length, see `laennec.audio.features.LaennecFeatureExtractor`."""
 
     length: Literal[LENGTH_RULES] = "natural"  # type: ignore[valid-type]
     duration_s: _Longest | None = None
@@ -229,7 +229,7 @@ _TaskName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$", max_length=100)]
 
 
 def _in_order(values: Any) -> Any:
-    """Names by their numbers, which are texts in JSON, as a list."""
+    """The names of labels as a list in the order of their numbers, which are strings in JSON."""
     if not isinstance(values, Mapping):
         raise ValueError("each label by its number")
     by_number = {str(number): name for number, name in values.items()}
@@ -276,7 +276,7 @@ class ModelSettings(Decisions):
 
 
 def checked(kind: type[Kind], values: Mapping[str, Any], remedy: str = REMEDY) -> Kind:
-    """Settings whose types and ranges are right."""
+    """Check types and ranges of settings."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -284,7 +284,7 @@ def checked(kind: type[Kind], values: Mapping[str, Any], remedy: str = REMEDY) -
 
 
 def settings_error(error: ValidationError, values: Any, remedy: str = REMEDY) -> InputError:
-    """What pydantic found first, in one line: the setting, its value, what it can be."""
+    """The first problem that pydantic found, in one line: the setting, its value, what it can be."""
     problems = error.errors(include_url=False, include_context=False)
     place, value = _place(problems[0]["loc"], values)
     said = dict.fromkeys(p["msg"] for p in problems if _place(p["loc"], values)[0] == place)

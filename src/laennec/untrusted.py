@@ -1,9 +1,9 @@
-"""Files that other people wrote, read with limits.
+"""Read untrusted files, with limits.
 
-Decisions: only a regular file is read (a pipe or a device never ends), up to a size that no valid file of its kind
-has. JSON and YAML are read to a limited depth, YAML without tags and with a limited number of values, aliases counted:
-a few lines can otherwise stand for more than any memory holds. Problems are raised as the errors that readers of files
-expect anyway (OSError, ValueError, yaml.YAMLError).
+Decisions: only regular files are read (a pipe or a device may never end), up to a size above that of any valid file of
+the kind. The depth of JSON and YAML is limited; YAML has no tags and a limited number of values, aliases expanded,
+because a few lines can otherwise expand to more than any memory. Problems raise the errors that callers handle anyway
+(OSError, ValueError, yaml.YAMLError).
 """
 
 import errno
@@ -23,20 +23,20 @@ MOST_BYTES = 1 << 29  # of tables and annotations
 MOST_SETTINGS_BYTES = 1 << 24  # of recipes, configurations, records
 _MOST_DEPTH = 100
 _MOST_NODES = 200_000
-# of a model's settings: beyond these, only building it would fill any memory or never end
+# limits of a model's settings: building a larger model would fill any memory or never end
 _MOST_SIZE = 10_000_000
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 1_000
 _MOST_NESTED = 20
 _ATTENTION = (None, "eager", "sdpa")
 _DTYPES = ("None", "float32", "float16", "bfloat16", "float64")
-_NO_SETTINGS = {
+_REFUSED_SETTINGS = {
     "quantization_config": "weights in a form that other packages unpack",
     "configuration_files": "another file to take its settings from",
-    "distributed_config": "machines to be divided among",
+    "distributed_config": "machines to divide the model among",
     "output_attentions": "outputs that no audio classifier has",
 }
-# the files of a model that are read; a link among them may lead to private files
+# the files of a model that are read; a symbolic link among them could lead to private files
 _MODEL_FILES = (
     "*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "adapter", "adapter/*.json", "adapter/*.safetensors",
 )  # fmt: skip
@@ -45,8 +45,8 @@ _ADAPTER = "adapter_config.json"
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading bytes, if it is one: neither a pipe, which would block, nor a device."""
-    # asked before it is opened, for opening alone can do something to a device; and again, for it may have changed
+    """Open a regular file for reading bytes; an OSError for a pipe, which would block, or a device."""
+    # checked before opening, which can affect a device, and again after it, because the file may have been replaced
     _refuse_irregular(path, os.stat(path).st_mode)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> b
     """The content of a regular file."""
     content, large = b"", False
     with open_regular(path) as file:
-        # what it is said to hold first: a read that is given a bound allocates so much memory at once
+        # the size is checked first, because a read with a limit allocates that much memory at once
         large = most is not None and os.fstat(file.fileno()).st_size > most
         if not large:
             content = file.read()
@@ -83,7 +83,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
 
 
 def parse_json(text: str | bytes, **how: Any) -> Any:
-    """JSON as `json.loads` reads it."""
+    """JSON as `json.loads` reads it; a ValueError where it is nested too deeply."""
     try:
         return json.loads(text, **how)
     except RecursionError:
@@ -91,7 +91,7 @@ def parse_json(text: str | bytes, **how: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], most: int = MOST_SETTINGS_BYTES) -> Any:
-    """The content of a JSON file, in which no object has a key twice."""
+    """The content of a JSON file; a ValueError where an object has a key twice."""
     return parse_json(read_text(path, most), object_pairs_hook=_each_once)
 
 
@@ -142,7 +142,7 @@ def read_mapping(path: str | os.PathLike[str], what: str, remedy: str) -> dict[s
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts what aliases stand for while the document is put together, before any of it is made."""
+    """Counts values with aliases expanded while a document is composed, before any value is constructed."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -150,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node of the document, and what it stands for counted."""
+        """Compose a node, and count its values."""
         alias: bool = self.check_event(yaml.AliasEvent)
         before, self._depth = self._nodes, self._depth + 1
         if self._depth > _MOST_DEPTH:
@@ -170,16 +170,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def is_plain(name: str) -> bool:
-    """Whether a relative path, as a table or an archive writes it, means a file below its folder on any system."""
+    """Whether a relative path from a table or an archive stays below its folder on every system."""
     elsewhere = PureWindowsPath(name)
     parts = name.replace("\\", "/").split("/")
     return bool(name) and name.isprintable() and not elsewhere.drive and not elsewhere.root and ".." not in parts
 
 
 def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
-    """Whether a file, once links are followed, lies elsewhere than below a folder.
+    """Whether a file lies outside a folder once links are followed.
 
-    The files of a snapshot in the Hub's cache are links into the same repository's cache, and lie inside.
+    The files of a snapshot in the Hub's cache are links into the same repository's blobs, which count as inside.
     """
     target, inside = Path(path).resolve(), Path(folder).resolve()
     if target.is_relative_to(inside):
@@ -192,32 +192,32 @@ def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) 
 
 
 def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -> None:
-    """Refuse settings of a model that would have it do something else than be a model, or that nothing can hold.
+    """Refuse settings of a model that would load code or other files, or that no real model has.
 
-    What names code (`auto_map` and the like) is never looked at, and may stand there.
+    Settings that name code (`auto_map` and the like) are allowed, because they are never read.
     """
     remedy = "do not use this model, or correct its settings"
     name = key.rpartition(".")[2]
     if depth > _MOST_NESTED:
         raise InputError(f"{where}: {key[:80]} ... is nested too deeply; {remedy}")
-    if name in _NO_SETTINGS and values:
-        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which laennec does not load; {remedy}")
+    if name in _REFUSED_SETTINGS and values:
+        raise InputError(f"{where}: {key} names {_REFUSED_SETTINGS[name]}, which laennec does not load; {remedy}")
     if "attn_implementation" in name and values not in _ATTENTION:
         raise InputError(f"{where}: {key} is {str(values)[:80]!r}, which is code to be downloaded and run; {remedy}")
     if name in ("dtype", "torch_dtype") and str(values).removeprefix("torch.") not in _DTYPES:
         raise InputError(f"{where}: {key} is {str(values)[:80]!r}; models have {', '.join(_DTYPES[1:])}; {remedy}")
     most = _MOST_LABELS if "label" in name else _MOST_LAYERS if _counts_layers(key) else _MOST_SIZE
     if isinstance(values, int | float) and not -_MOST_SIZE <= values <= most:
-        raise InputError(f"{where}: {key} is {repr(values)[:40]}, which is no size of a model; {remedy}")
+        raise InputError(f"{where}: {key} is {repr(values)[:40]}, which no model has; {remedy}")
     if isinstance(values, list | dict):
         if len(values) > (_MOST_LABELS if "label" in name else _MOST_LAYERS):
-            raise InputError(f"{where}: {key} holds {len(values)} values, which is no size of a model; {remedy}")
+            raise InputError(f"{where}: {key} holds {len(values)} values, which no model has; {remedy}")
         for inner, value in values.items() if isinstance(values, dict) else enumerate(values):
             refuse_settings(value, where, f"{key}.{inner}".lstrip("."), depth + 1)
 
 
 def refuse_names(values: Mapping[str, Any], kind: type, where: object) -> None:
-    """Refuse settings that would take the place of what their configuration does, such as to be saved."""
+    """Refuse settings whose names would overwrite methods or computed properties of their configuration."""
     for name in values:
         found = getattr(kind, name, None)
         computed = callable(found) or (isinstance(found, property) and found.fset is None)
@@ -231,7 +231,7 @@ def _counts_layers(key: str) -> bool:
 
 
 def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse the folder of a model whose files are links to files elsewhere, no files at all, or name others."""
+    """Refuse a model's folder with links or an index to files elsewhere, special files, or adapters of peft."""
     place = Path(folder)
     if not place.is_dir():
         return
@@ -242,13 +242,13 @@ def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
         if leads_outside(path, place):
             raise InputError(f"{path}: is a link to a file elsewhere ({path.resolve()}); {remedy}")
         if not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path}: is no regular file; {remedy}")
+            raise InputError(f"{path}: is not a regular file; {remedy}")
     for index in place.glob(_INDEX):
         refuse_index(index)
 
 
 def adapters_error(place: object) -> InputError:
-    """What is wrong with adapters beside a config.json."""
+    """The error for adapters beside a config.json."""
     return InputError(
         f"{place}: adapters beside a config.json can name any other model as their base; a laennec model keeps its own "
         "in the folder adapter: export the run again"
@@ -256,12 +256,12 @@ def adapters_error(place: object) -> InputError:
 
 
 def refuse_index(index: Path) -> list[str]:
-    """The files of weights that an index names, each beside it."""
+    """The files of weights that an index names; refuses an index of files that are not beside it."""
     try:
         names = sorted(set(read_json(index, MOST_BYTES)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index}: is no index of weights; get the checkpoint again") from error
+        raise InputError(f"{index}: is not an index of weights; get the checkpoint again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise InputError(f"{index}: names {name!r}, which is no file of weights beside it; do not use this model")
+            raise InputError(f"{index}: names {name!r}, not a file of weights beside it; do not use this model")
     return names

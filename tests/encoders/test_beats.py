@@ -180,7 +180,7 @@ BAD_CFG = {
     "a word": ({"encoder_layers": "two"}, "cfg has 'two' for encoder_layers"),
     "half a layer": ({"encoder_layers": 2.5}, r"num_hidden_layers is 2\.5; it must be a whole number from 1"),
     "less than no layer": ({"encoder_layers": -2}, "num_hidden_layers is -2"),
-    "layers without end": ({"encoder_layers": 10**9}, "num_hidden_layers is 1000000000, which is no size"),
+    "layers without end": ({"encoder_layers": 10**9}, "num_hidden_layers is 1000000000, which no model has"),
     "no kernel": ({"conv_pos": 0}, "position_kernel is 0"),
     "more than all dropped": ({"dropout": 2.0}, r"dropout is 2\.0; it must be a number from 0 to 1"),
     "no patch size": ({"input_patch_size": None}, "cfg has None for input_patch_size"),

@@ -139,7 +139,7 @@ class TestRefused:
             folder, "there is no model.safetensors", "give a folder with config.json and model.safetensors"
         )
         for index, said in (
-            ("{}", "no index of weights"),
+            ("{}", "not an index of weights"),
             ('{"weight_map": {"a": "../other.safetensors"}}', "no file of weights beside it"),
             ('{"weight_map": {"a": "part.safetensors"}}', "part.safetensors is missing"),
         ):

@@ -192,7 +192,7 @@ def test_another_split_takes_the_files_of_the_old_one_away_and_its_revision_stay
 def test_a_broken_upload_goes_on_where_it_was(hub: HubServer, prepare: Any) -> None:
     hub.fail("PUT /objects/dataset/tester%2Fbroken", times=1, status=503)  # tried again by itself
     hub.fail("/commit/main", times=99, status=503)
-    one_line(prepare("tester/broken"), "tester/broken: the Hub is out of order (503); run the same again later")
+    one_line(prepare("tester/broken"), "tester/broken: the Hub has a temporary problem (HTTP 503); run the same")
     hub.mend()
     assert set(hub.files("tester/broken", kind="dataset")) == {".gitattributes"}
     whole = [each for each in hub.asked("PUT /objects/dataset/tester%2Fbroken") if each.status == 200]
@@ -235,7 +235,7 @@ def test_public_is_public_for_who_says_so_and_never_by_accident(hub: HubServer, 
     # a private one is opened when it holds the corpus, and not before
     assert prepare("tester/shut")[0] == 0 and hub.repos["dataset", "tester/shut"].private
     hub.fail("POST /api/datasets/tester/shut/commit", times=99, status=503)
-    one_line(prepare("tester/shut", *right, protocol="none"), "out of order")
+    one_line(prepare("tester/shut", *right, protocol="none"), "temporary problem")
     hub.mend()
     assert hub.repos["dataset", "tester/shut"].private
     assert prepare("tester/shut", *right, protocol="none")[0] == 0 and not hub.repos["dataset", "tester/shut"].private
@@ -257,7 +257,7 @@ def test_what_is_no_export_on_the_hub_is_one_line(hub: HubServer, home: Path, la
     for address in ("hf://datasets/tester", "hf://models/a/b", "hf://datasets/a/b/c", "hf://datasets/a/b@", "hf://x"):
         one_line(laennec(*PREPARE, address), "not an address of a data set; write hf://datasets/OWNER/NAME")
     hub.fail("/api/datasets/tester/plain", times=99, status=500)
-    one_line(laennec(*PREPARE, "hf://datasets/tester/plain"), "the Hub is out of order (500)")
+    one_line(laennec(*PREPARE, "hf://datasets/tester/plain"), "the Hub has a temporary problem (HTTP 500)")
     hub.mend()
 
 

@@ -137,7 +137,7 @@ def test_what_cannot_be_reviewed_is_one_line(review, recordings, tmp_path, tiny_
         ({"reviewer": "a\nb"}, "reviewer"),
         ({"patients": "^x"}, "no patient for 8 recordings"),
         ({"patients": "("}, "no regular expression"),
-        ({"rule": "disagreement"}, "is no ensemble"),
+        ({"rule": "disagreement"}, "is not an ensemble"),
     ):
         with pytest.raises(InputError, match=said):
             review(**settings)

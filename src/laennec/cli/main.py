@@ -30,11 +30,11 @@ from laennec.files import system_error
 from laennec.memory import asked_for, ran_out
 from laennec.terminal import OneLine, complain
 
-# names of the modules of this folder
+# name of a module in this folder -> its help
 COMMANDS = {
     "recipes": "list the recipes that come with laennec, or copy one",
     "prepare": "check a corpus on disk, count its cycles, decode it into the cache, or export it",
-    "train": "train a model by a recipe",
+    "train": "train a model from a recipe",
     "pretrain": "pre-train the encoder of a recipe without labels",
     "evaluate": "score a model on a test split and write a report",
     "benchmark": "enter a model or predictions in a benchmark with fixed splits, or check result files",
@@ -54,14 +54,14 @@ COMMANDS = {
     "app": "serve a web page that predicts uploaded recordings",
     "env": "print versions for a bug report, and check decoding, the cache and a model",
 }
-_SOON_S = 0.02
-_AGAIN_S = 8.0  # after which a termination that nothing came of is repeated
+_SOON_S = 0.02  # repeats a termination that was received inside a callback
+_AGAIN_S = 8.0  # repeats a termination that did not end the command
 _TRAIN = ("train", "pretrain")
 _SETTINGS = (
     "Any setting of the recipe is also an option, --section.key VALUE, e.g. --train.epochs 5; "
     "`laennec recipes --settings` lists all settings."
 )
-# the interpreter ends with several collections of garbage, seconds each over the objects of torch and Gradio
+# at exit the interpreter collects garbage several times, which takes seconds each for objects of torch and Gradio
 atexit.register(gc.freeze)
 
 
@@ -79,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(given[0].partition("=")[0], flags, n=1)
         meant = f"did you mean {near[0]}? See" if near else "see"
         parser.error(f"unknown argument {given[0]}; {meant} laennec {known.command} --help")
-    # an unset variable of a shell, which as a path would be the current folder
+    # an empty argument, e.g. from an unset shell variable, would as a path be the current folder
     if empty := [name for name, value in vars(known).items() if value == "" or (type(value) is list and "" in value)]:
         parser.error(f"{empty[0]} is empty; give a value, or leave it out")
-    if not sys.stderr.isatty():  # errors stand alone in files and pipes
+    if not sys.stderr.isatty():  # no progress bars among the errors in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not known.debug:  # a Hub out of reach is tried several times, each with a line; the last word is ours
+    if not known.debug:  # the Hub's client logs each retry; laennec reports the last failure
         logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
     known.overrides, known.line = given, shlex.join(["laennec", *arguments])
     try:
-        with warnings.catch_warnings(), _tidily_terminated():
+        with warnings.catch_warnings(), _handle_sigterm():
             if not known.debug:
                 warnings.showwarning = _note  # type: ignore[assignment]
             for name in known.imports:
@@ -113,19 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _tidily_terminated() -> Iterator[None]:
-    """Have SIGTERM end a command as an interruption does, so that it leaves nothing half-written."""
+def _handle_sigterm() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C: stop without half-written files."""
     asked = False
 
     def end(_: int, frame: FrameType | None) -> None:
-        # what a library calls back from C cannot hand an exception on: not there, and where it is lost, once more
+        # an exception in a callback from C would be lost, so it is raised a moment later, and again if it had no effect
         nonlocal asked
         asked, inside = True, _called_back(frame)
         signal.setitimer(signal.ITIMER_REAL, _SOON_S if inside else _AGAIN_S, _AGAIN_S)
         if not inside:
             raise Terminated("terminated")
 
-    # Windows has no alarms; there SIGTERM ends a process at once, and what was written is whole all the same
+    # Windows has no SIGALRM; there SIGTERM ends a process at once, and atomic writes keep its files whole
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -134,7 +134,7 @@ def _tidily_terminated() -> Iterator[None]:
         try:
             yield
         except Exception:
-            if asked:  # whatever it is, it came of that
+            if asked:  # the termination caused it
                 raise Terminated("terminated") from None
             raise
     finally:
@@ -144,14 +144,14 @@ def _tidily_terminated() -> Iterator[None]:
 
 
 def _called_back(frame: FrameType | None) -> bool:
-    """Whether the decoder is reading a file through us just now: it would take an exception for a damaged file."""
+    """Whether libsndfile is in a callback for reading: it would take an exception for a damaged file."""
     while frame is not None and not frame.f_code.co_name.startswith("vio_"):
         frame = frame.f_back
     return frame is not None
 
 
 def _one_line(error: Exception) -> str | None:
-    """What to tell a user about an error that is theirs to fix; None for one that is ours."""
+    """The one-line message of an error that a user can fix; None for a bug of laennec."""
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if ran_out(error):
@@ -196,7 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, help in COMMANDS.items():
         module = importlib.import_module(f"laennec.cli.{name}")
         epilog = _SETTINGS if name in _TRAIN else None
-        # no abbreviations: --over would mean --overwrite to us and a setting of the recipe to its reader
+        # no abbreviations: --over could mean --overwrite or a setting of the recipe
         made = commands.add_parser(name, help=help, description=help, epilog=epilog, allow_abbrev=False)
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
         made.add_argument(

@@ -29,7 +29,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODEL",
-        help="further models for --rule disagreement, if MODEL is no ensemble",
+        help="further models for --rule disagreement, if MODEL is not an ensemble",
     )
     add("--segment", action="store_true", help="review automatically detected breaths instead of windows")
     add("--annotation", metavar="FOLDER", help="review the cycles of the annotations in this folder")

@@ -2,7 +2,7 @@
 
 Decisions: a command that predicts with such a model starts in about a second, because it imports neither torch nor
 transformers. Sounds go through the network one by one, so an output depends on its sound alone. The settings of a file
-are checked like those of any model: they may come from anybody.
+are untrusted and checked like those of any model.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _REMEDY = "export the run again"
 
 
 class OnnxFacts(Decisions, Filtered, DecisionSettings):  # type: ignore[misc]
-    """The content of onnx.json: what a program must know to run the file and to decide as its authors did."""
+    """The content of onnx.json: what a program needs to run the file and to apply calibration and thresholds."""
 
     file: Annotated[str, Field(pattern=r"^[\w.-]+\.onnx$")]
     label_names: Annotated[Names, Field(alias="labels")]
@@ -52,7 +52,7 @@ class OnnxFacts(Decisions, Filtered, DecisionSettings):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _as_a_configuration(self) -> Self:
-        """Plain values, and none where nothing was fitted."""
+        """Convert to the plain values of a configuration, empty where nothing was fitted."""
         self.refuse_others(self.label_names)
         for setting, neutral in NEUTRAL.items():
             if set(getattr(self, setting).values()) == {neutral}:
@@ -63,7 +63,7 @@ class OnnxFacts(Decisions, Filtered, DecisionSettings):  # type: ignore[misc]
 
 
 class OnnxFrontEnd:
-    """What a prediction must know of the front end that lies inside an ONNX file.
+    """What prediction needs to know about the front end inside an ONNX file.
 
     Attributes:
         sampling_rate: In Hz.
@@ -71,7 +71,7 @@ class OnnxFrontEnd:
         context_cycles: 0.
         length: Length rule.
         duration_s: Length in seconds that the rule brings a sound to; None for natural length.
-        keep: Which part of longer sounds stays.
+        keep: Which part of longer sounds is used.
         window_ms: Length of a frame in milliseconds, the shortest sound that can be predicted.
     """
 
@@ -121,7 +121,7 @@ class OnnxSession:
                 raise MemoryError(reason) from error
             raise InputError(f"{self.path}: onnxruntime cannot run this file ({reason[:160]}); {_REMEDY}") from error
         if any(values.dtype != np.float32 or values.ndim != 2 for values in found):
-            raise InputError(f"{self.path}: {outputs[0]} are no rows of float32; {_REMEDY}")
+            raise InputError(f"{self.path}: {outputs[0]} are not rows of float32; {_REMEDY}")
         return found
 
     def logits(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
@@ -180,7 +180,7 @@ class OnnxModel(OnnxSession):
             )
 
     def fingerprint(self) -> str:
-        """That of the run it was exported from; of a file whose SHA-256 onnx.json does not have, one of its bytes."""
+        """The fingerprint of the exported run; a hash of the files if onnx.json lacks their SHA-256."""
         files = file_digests(self.path)
         if self.config.fingerprint and files.keys() <= self.config.sources.keys():
             return self.config.fingerprint
@@ -208,7 +208,7 @@ def _read(kind: type[Kind], path: Path) -> Kind:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether a folder has an ONNX file, made from the weights and settings that lie beside it, if any do."""
+    """Whether a folder has an ONNX file that was made from the weights and settings beside it, if there are any."""
     if not (folder / FACTS).is_file():
         return False
     facts = read_facts(folder)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "csv", "parquet", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")
-# formats with one file per recording; the names of all results are told by `laennec.files.is_result`
+# formats with one file per recording; `laennec.files.is_result` recognises the names of all results
 SUFFIXES = {
     "json": ".laennec.json",
     "audacity": ".laennec.labels.txt",
@@ -142,14 +142,14 @@ def prediction_table(timeline: Timeline, provenance: dict[str, Any]) -> "pa.Tabl
     import pyarrow as pa
 
     kinds = {"recording": pa.string()} | dict.fromkeys(timeline["labels"], pa.int8())
-    name = os.fsencode(timeline["recording"]).decode(errors="replace")  # Parquet holds UTF-8 alone
+    name = os.fsencode(timeline["recording"]).decode(errors="replace")  # Parquet takes only UTF-8
     rows = [{"recording": name, **row} for row in timeline["timeline"]]
     fields = [pa.field(name, kinds.get(name, pa.float64())) for name in rows[0]]
     return pa.Table.from_pylist(rows, pa.schema(fields, with_provenance(provenance)))
 
 
 def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
-    """Metadata of a Parquet schema, and their checksum: Parquet has one for its pages alone."""
+    """Metadata of a Parquet schema with their checksum, because Parquet's own checksums cover pages only."""
     text = json_text(provenance, ensure_ascii=False)
     return {"laennec": text, "laennec_xxh3": xxhash.xxh3_64_hexdigest(text.encode())}
 
@@ -175,7 +175,7 @@ def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
 
 
 def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
-    """Write one row per recording: length, number of spans, and what holds for each label overall."""
+    """Write one row per recording: length, number of spans, and the overall result of each label."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for timeline in timelines:
@@ -219,7 +219,7 @@ def csv_lines(rows: Iterable[list[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no terminal obeys and no spreadsheet runs as a formula: file names and labels are untrusted."""
+    """A cell without control characters or a formula: file names and labels are untrusted."""
     if not isinstance(value, str):
         return value
     return f"'{one_line(value)}" if value.startswith(_FORMULA) else one_line(value)
@@ -235,5 +235,5 @@ def _write(path: Path, texts: Iterable[str]) -> Path:
             file.write(content)  # type: ignore[call-overload]
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").digest() != wanted.digest():
-            raise InputError(f"{path}: what was written reads back differently than it was written; check the disk")
+            raise InputError(f"{path}: the file reads back differently than it was written; check the disk")
     return path

@@ -1,8 +1,8 @@
 """How far two reviewers agree on the spans that both have answered.
 
 Decisions: spans that one of them skipped are left out. Each label is a yes or no; where crackle and wheeze are labels,
-the four classes normal, crackle, wheeze and both are one more row. Intervals leave out one patient at a time, because
-spans of one patient resemble each other. A reviewer who gave one answer throughout has no kappa.
+another row compares the four classes normal, crackle, wheeze and both. Intervals leave out one patient at a time,
+because spans of one patient resemble each other. A reviewer who gave one answer throughout has no kappa.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,12 +1,12 @@
-"""The answers of reviewers, in a folder that is a `folder` corpus at any moment.
+"""The answers of reviewers, in a folder that is a valid `folder` corpus at any moment.
 
-Decisions: the journal (laennec.answers.jsonl) is the record. An answer is a line that is appended and synced under a
-lock before it counts; it begins with a checksum, and a damaged one is told and left out. An undo is a line too, and no
-line is ever removed. annotations.csv and the label tracks are made from the journal after every line; a kill in between
-leaves those of the line before, and the next opening makes them again. The folder holds the answered recordings as hard
-links, or as copies where links cannot be made. A span is a row of annotations.csv if one set of labels has most of its
-answers; a tie is left out, because a corpus has one truth for a span. A table that somebody edited is kept under
-another name before it is replaced.
+Decisions: the journal (laennec.answers.jsonl) is the record. An answer is a line with a checksum, appended and synced
+under a lock; a damaged line is reported and left out. An undo is a line too, and no line is ever removed.
+annotations.csv and the label tracks are written from the journal after every line; if a kill prevents this, the next
+start writes them again. The folder holds the answered recordings as hard links, or as copies where links cannot be
+made. A span is a row of annotations.csv if more than half of its answers have the same labels; other spans are left
+out, because a corpus has one label for a span. A table that a user edited is kept under another name before it is
+replaced.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ Span = tuple[str, float, float]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reviewer said of a span."""
+    """The answer of a reviewer to a span."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # of a line that is read
     recording: str  # path below the folder of recordings
@@ -103,7 +103,7 @@ class Answers:
                 self._write({"review": 1})
 
     def add(self, answer: Answer, sound: Path) -> Answer:
-        """Keep an answer: when this returns, it is on the disk."""
+        """Store an answer; it is on disk when this returns."""
         kept = replace(answer, answered_at=_now())
         check_reviewer(kept.reviewer)
         if kept.labels is not None:
@@ -205,18 +205,18 @@ class Answers:
             if before == text:
                 continue
             if before not in (b"", self._made.get(path)):
-                # as the files were before this line of another process, and before one that a kill left
+                # files as of one or two lines ago are outdated (by another process or a kill), not edited
                 earlier = earlier or [self._texts(len(self._entries) - k, names) for k in (1, 2)]
                 if before not in [texts[path] for texts in earlier]:
                     edited = path.with_name(f"laennec.edited.{_now().replace(':', '')}.{path.name}")
                     os.replace(path, edited)
-                    complain(f"{path}: was edited; the edited file is {edited.name} now, and the answers are here")
+                    complain(f"{path}: was edited; the edited file is now {edited.name}, and this file has the answers")
             with atomic_write(path, "wb") as file:
                 file.write(text)
             self._made[path] = text
 
     def _texts(self, lines: int, names: Collection[str]) -> dict[Path, bytes]:
-        """The files that are made from so many lines, with the label tracks of these recordings."""
+        """The contents of annotations.csv and of these recordings' label tracks, from the first `lines` lines."""
         rows = _agreed(_by_span(answer for _, answer in self._lines(lines)))
         tracks = {f"{TRACKS}/{Path(name).with_suffix('.txt')}": "" for name in names}
         for row in (row for row in rows if row.recording in names):
@@ -227,7 +227,7 @@ class Answers:
 
 
 def check_reviewer(name: str) -> str:
-    """The name of a reviewer, or one line on what is wrong with it."""
+    """Return the name of a reviewer without blanks around it; raises if it is not valid."""
     if not _REVIEWER.fullmatch(name.strip()):
         raise InputError(f"reviewer {name[:80]!r}: give 1 to 60 letters, digits, blanks or . @ ' -, a letter first")
     return name.strip()

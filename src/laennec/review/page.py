@@ -79,12 +79,12 @@ def with_review(page: Any, review: Review) -> Any:
 def pressed(
     review: Review, items: dict[str, Item], answer: str, key: str, who: str, marks: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Answer the span that was seen; the HTML of the next one, and the marks that stay."""
+    """Answer the span that was seen; returns the HTML of the next one, and the marks that stay."""
     try:
         if answer == "undo":
             undone = review.undo(who)
             note = f"undone: {undone.text}" if undone else "nothing to undo"
-        elif key not in items:  # of a page that an earlier server made
+        elif key not in items:  # from a page of an earlier server
             raise InputError("this page shows no span of the review; reload it")
         else:
             said = review.answer(answer, *marks, item=items[key], reviewer=who)
@@ -96,13 +96,13 @@ def pressed(
 
 def shown_html(review: Review, who: str, note: str = "", problem: str = "") -> str:
     """The HTML of the reviewer's next span."""
-    who = (who or "").strip()  # None in a request that no page sends
+    who = (who or "").strip()  # only a forged request has None
     values: dict[str, Any] = {"item": None, "picture": None, "bars": [], "note": note, "done": 0, "total": 0}
     try:
         item = review.next(check_reviewer(who))
         values |= {"item": item, "done": review.done(who), "total": review.total(who)}
         values |= _pictured(review, item) if item else {}
-    except (InputError, OSError) as error:  # a recording that is gone can be skipped
+    except (InputError, OSError) as error:  # a missing recording can be skipped
         problem = problem or _said(error)
     return render_template("review.html", problem=problem, **values)
 
@@ -112,7 +112,7 @@ def _said(error: InputError | OSError) -> str:
 
 
 def _pictured(review: Review, item: Item) -> dict[str, Any]:
-    """What the template says of a span."""
+    """Values of the template for a span."""
     clip, rate, first_s = _clip(item)
     duration_s = len(clip) / rate
     spectrogram = Spectrogram(frame_s=0.032, overlap=8)

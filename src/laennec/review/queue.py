@@ -92,7 +92,7 @@ def _farthest_first(
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     groups = np.unique([str(patients[row]) for row in shuffled], return_inverse=True)[1]
     left, order = np.full(len(unit), most), list[int]()
-    nearest = unit @ unit.mean(0) if len(unit) else np.zeros(0)  # as if each distance were measured from here
+    nearest = unit @ unit.mean(0) if len(unit) else np.zeros(0)  # the first pick is the span most similar to the mean
     while (left > 0).any():
         row = int(np.argmax(np.where(left > 0, nearest, -np.inf)))
         distance = 1 - unit @ unit[row]

@@ -1,10 +1,10 @@
-"""A review: the spans of a folder of recordings in the order of a rule, and what reviewers answer.
+"""A review: the spans of a folder of recordings in the order of a rule, and the answers of reviewers.
 
 Decisions: windows do not overlap, because cycles of a corpus do not; the rest of a recording that is shorter than a
-window is left out. Predictions and embeddings are kept in the folder
-of the review, by the model and the choice of spans, so a second start computes nothing, and a later model takes up the
-answers to an earlier one. Every reviewer goes through the same queue and does not see the others' answers; `share`
-divides it among them. A span that overlaps one with an answer, such as a window of another model, is left out.
+window is left out. Predictions and embeddings are kept in the folder of the review, by the model and the choice of
+spans, so a second start computes nothing, and a later model continues with the answers to an earlier one. Every
+reviewer goes through the same queue and does not see the others' answers; `share` divides it among them. A span that
+overlaps one with an answer, such as a window of another model, is left out.
 """
 
 import getpass
@@ -81,7 +81,7 @@ class Review:
         disputed: Review only spans on which reviewers disagree.
         blind: Do not show the probabilities.
         seed: For random, and for ties.
-        progress: Called with what is predicted, and what there is to predict.
+        progress: Called with (recordings done, total of recordings).
 
     Raises:
         InputError: A folder, a label, a name or a rule cannot be used.
@@ -118,8 +118,8 @@ class Review:
         self.predictor = self._predictor(model, segment, None, "torch" if alone else "auto")
         if alone and not getattr(getattr(self.predictor.model, "head", None), "members", 0):
             raise InputError(
-                f"rule disagreement: {model} is no ensemble in torch; name one (laennec ensemble), give further models "
-                "(--members), or choose another rule"
+                f"rule disagreement: {model} is not an ensemble in torch; name one (laennec ensemble), give further "
+                "models (--members), or choose another rule"
             )
         window_s = None if self.predictor.whole else self.predictor.window_s
         predictors = [self.predictor, *(self._predictor(member, segment, window_s) for member in members)]
@@ -189,7 +189,7 @@ class Review:
         Args:
             *labels: Labels; or "normal", "both" (crackle and wheeze) or "skip" alone.
             item: The span.
-            reviewer: Who answers, if it is somebody else than the review's own.
+            reviewer: Who answers; None for the reviewer of the review.
 
         Returns:
             The answer; None where this reviewer has answered this span already, so that a key that is pressed twice
@@ -219,7 +219,7 @@ class Review:
         return sum(a.reviewer == self._who(reviewer) and a.span in queue for a in self.answers.active())
 
     def total(self, reviewer: str | None = None) -> int:
-        """How many spans of the queue there are for the reviewer, those that are answered included."""
+        """How many spans of the queue there are for the reviewer, including the answered ones."""
         return self.done(reviewer) + sum(1 for _ in self._left(self._who(reviewer)))
 
     def page(self) -> Any:
@@ -257,7 +257,7 @@ class Review:
         return predictor if segment or predictor.whole else Predictor(*loaded, predictor.window_s, predictor.window_s)
 
     def _table(self, predictor: Predictor, embeddings: bool = False) -> pd.DataFrame:
-        """The predictions or embeddings of a model, one row for each span; computed once for a model and its spans."""
+        """Predictions or embeddings of a model, one row for each span; computed once for a model and its spans."""
         predicted = predictor.identity(self.annotation is not None)
         identity = json_text([__version__, predictor.fingerprint(), predicted], sort_keys=True).encode()
         out = self.answers.folder / ("embeddings" if embeddings else "predictions") / sha256(identity).hexdigest()[:12]
