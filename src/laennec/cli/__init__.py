@@ -1,1 +1,1 @@
-"""A module a command, with its flags and what it runs; what is heavy is imported when it runs."""
+"""One module per command, with its flags and its `run`; slow imports happen when it runs."""

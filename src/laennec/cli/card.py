@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.hub.card import FILE, HOW_TO_ANSWER, describe_questions, record_answers, render_card
     from laennec.hub.evidence import read_evidence, write_evidence
 
-    read_evidence(options.run_folder)  # answers are kept in the record of a run, and in no other
+    read_evidence(options.run_folder)  # refuses another record before answers are written to it
     if options.answers is not None:
         record_answers(options.run_folder, options.answers)
     if options.record is not None:

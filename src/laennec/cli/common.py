@@ -139,7 +139,7 @@ CORPUS = ("--tables-dir", "--fold", "--level", "--allow-missing")
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
-    """Add options that several commands have, with changes of their settings."""
+    """Add options that several commands share; `changes` replace their settings."""
     for name in names:
         parser.add_argument(name, **_OPTIONS[name] | changes)
 
@@ -151,7 +151,7 @@ def add_model(parser: argparse.ArgumentParser, name: str, **settings: Any) -> No
 
 
 def add_paths(parser: argparse.ArgumentParser, further: str = "") -> None:
-    """Add the model and the recordings, and what else may stand in their place."""
+    """Add the model and the recordings; `further` names other inputs."""
     text = f"the model ({_MODEL}; default: the model in the package), then audio files or folders of audio files"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=text + further)
 

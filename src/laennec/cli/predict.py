@@ -180,12 +180,12 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 
 def listed(text: str) -> list[str]:
-    """The words of a list with commas."""
+    """Split a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def say_outcome(what: str, out: str, done: "BatchResult") -> int:
-    """Say how many recordings were finished now or before, or failed, and why; returns the exit code."""
+    """Print how many recordings were finished or failed, and why; returns the exit code."""
     total = len(done.predicted) + len(done.failed)
     text = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
@@ -205,7 +205,7 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)
     name = "the model in the package" if source == DEFAULT_MODEL else source
-    trained = (config.summary or "").partition("; trained on ")[2].partition(". ")[0]  # scores follow: for the card
+    trained = (config.summary or "").partition("; trained on ")[2].partition(". ")[0]  # without the scores
     say(f"model: {name}{f'; trained on {trained}' if trained else ''}", f"backend: {predictor.backend.name}")
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:

@@ -1,7 +1,7 @@
 """The model card, rendered from a run's record and the author's answers.
 
-Decisions: run.json is the only source of a card. What no record knows (licence, purpose, funding, ...) the author
-answers in the recipe's section `card` or in a file. A card with open questions can be read but not published; it
+Decisions: run.json is the only source of a card. The author answers what the record does not contain (licence, purpose,
+funding, ...) in the recipe's section `card` or in a file. A card with open questions can be read but not published; it
 contains a marker for each. The reporting checklist (templates/checklist.yaml) states where each item is answered.
 """
 
@@ -51,7 +51,7 @@ def write_card(run: str | Path, folder: str | Path, *, repo: str | None = None, 
 
     Args:
         run: The run's folder, or a published record of one.
-        folder: Gets README.md, and `.eval_results` if the data are on the Hub. Its files tell the export format.
+        folder: For README.md, and `.eval_results` if the data are on the Hub. Its files determine the export format.
         repo: The Hub id that the model will have.
         license: Licence of the model, a Hub licence id; replaces the recipe's.
 
@@ -133,7 +133,7 @@ def card_settings(run: Mapping[str, Any], answers: Mapping[str, Any] | None = No
 
 
 def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
-    """Keep the answers of a YAML file in a run's record."""
+    """Store the answers of a YAML file in a run's record."""
     path = Path(run) / "run.json"
     record = read_record(path)
     remedy = "answers are a mapping of keys to texts, e.g. licence: apache-2.0"
@@ -205,7 +205,7 @@ def open_questions(answered: Collection[str], sections: Collection[str]) -> dict
 def _missing(item: Mapping[str, Any], answered: Collection[str], sections: Collection[str]) -> list[str]:
     """The answers that a checklist item still needs."""
     missing = [key for key in item["needs"] if key not in answered]
-    # only sections about an evaluation can be absent, and after one they are absent because there is nothing to show
+    # only sections about an evaluation can be absent; after an evaluation, they are absent if they would be empty
     there = item["section"] in sections or "record.evaluation" in answered
     return missing or ([] if there else ["record.evaluation"])
 

@@ -81,7 +81,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
 
 
 def model_summary(evidence: Evidence) -> str:
-    """One line: what the model is, on whom it was trained, and what it reaches on each scored split."""
+    """One line: the model, the patients it was trained on, and its scores on each split."""
     run, facts = evidence.run, _corpus_facts(evidence.run)
     what = run["config"].get("description") or run.get("name") or "a laennec model"
     patients = (run.get("patients") or {}).get("train")
@@ -102,7 +102,7 @@ def _own_first(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _noun(run: Mapping[str, Any]) -> str:
-    """The word for what the model was trained on; older records say it by the level of the corpus alone."""
+    """The word for what the model was trained on; older records state it only as the level of the corpus."""
     return span_noun(run.get("span") or ("recording" if run["config"]["corpus"]["level"] == "record" else "cycle"))
 
 
@@ -164,7 +164,7 @@ def _shared_patients(origin: Mapping[str, Any], split: str) -> dict[str, int]:
 
 
 def _table(made: Mapping[str, Any] | None) -> Markdown:
-    """A table of the report as Markdown: the note of a cell stands behind its text; empty for no table."""
+    """A table of the report as Markdown: the note of a cell follows its text; empty for no table."""
 
     def text(cell: Any) -> str:
         text, note = (cell["text"], cell.get("note") or "") if isinstance(cell, Mapping) else (cell, "")
@@ -178,7 +178,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Head and rows of each label's AUROC without the length of cycles; None where it was not computed."""
+    """Head and rows of each label's AUROC with the length of cycles controlled for; None where it was not computed."""
     head, *rows = length_table(metrics, "not defined") or [[]]
     return {"head": head, "rows": [(code(label), *cells) for label, *cells in rows]} if rows else None
 

@@ -1,12 +1,12 @@
 """Export a run as one ONNX file or for OpenVINO, from the waveform to the calibrated probabilities.
 
 Decisions: the front end is part of the file, so nobody can serve the model with other features. Inside, the sounds of a
-batch go through the network one after the other, without padding: masks took four fifths of the time of a small
+batch go through the network one after the other, without padding, because masks took four fifths of the time of a small
 network. Thresholds and the recording filter (a recursion, which a graph cannot express) are in onnx.json. The file is
 compared with the model in onnxruntime. In an int8 file, dense layers compute in int8; the weights of convolutions are
-stored as int8 and compute in float: int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's
+stored as int8 and compute in float, because int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's
 validation patients. The effect of int8 is measured on validation cycles, never on a test split. OpenVINO reads the ONNX
-file itself; its `convert_model` would report its use to its makers.
+file without `convert_model`, which would report its use to its makers.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _OUTPUTS = {
     "probabilities": "float32 (batch, labels), calibrated: sigmoid or softmax of (logit / temperature + intercept)",
     "embeddings": "float32 (batch, dim), input of the head",
 }
-# smaller kernels save nothing in int8, and the first one costs most (0.019 of crackle AUROC there)
+# int8 saves nothing on smaller kernels and costs most on the first one (0.019 of that crackle AUROC)
 _FEW_WEIGHTS = 4096
 _LARGEST_FILE = 1_900_000_000  # limit of a single ONNX file
 # batches that are compared: the seconds of each sound
@@ -148,7 +148,7 @@ def _one_sound(model: LaennecForAudioClassification, extractor: LaennecFeatureEx
             )
     except Exception as error:  # the exporter raises many types for an unknown operation
         deepest: BaseException = error
-        while deepest.__cause__ is not None:  # the cause is the last one in the chain
+        while deepest.__cause__ is not None:  # the first cause is the last in the chain
             deepest = deepest.__cause__
         reason = next((line.strip() for line in str(deepest).splitlines() if line.strip()), type(deepest).__name__)
         raise InputError(
@@ -158,7 +158,7 @@ def _one_sound(model: LaennecForAudioClassification, extractor: LaennecFeatureEx
         model.config.frozen_encoder = frozen
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        del part.metadata_props[:]  # they say where on this machine each operation was written
+        del part.metadata_props[:]  # they contain paths of this machine's source files
     return proto
 
 
@@ -259,7 +259,7 @@ def _quantised(graph: Any, folder: Path) -> Any:
     del model.graph.value_info[:]  # the exporter's optimiser leaves outdated shapes
     _quantise_convolutions(model.graph)
     first = [node.name for node in model.graph.node if any(name.startswith("front.") for name in node.input)]
-    with _quiet():  # it advises pre-processing, which the exporter has done
+    with _quiet():  # it warns of missing pre-processing, which the exporter has done
         quantization.quantize_dynamic(
             model,
             str(target),

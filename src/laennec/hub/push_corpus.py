@@ -1,8 +1,8 @@
 """Pushing an exported corpus to the Hub.
 
 Decisions: a repository is private unless the user states the right to redistribute, because recordings of patients
-cannot be taken back. A repository that is public already, or holds anything but an export, is not touched. What can be
-refused is refused before the corpus is read.
+cannot be taken back. A repository that is public already, or holds anything but an export, is not touched. Invalid
+requests are refused before the corpus is read.
 """
 
 import re
@@ -56,7 +56,7 @@ def push_corpus(
     may_redistribute: bool = False,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> str:
-    """Upload a new export to a data set repository of the Hub in one commit; the repository is made if need be."""
+    """Upload a new export to a data set repository of the Hub in one commit; creates a missing repository."""
     check_target(repo, public, may_redistribute)
     folder = Path(folder).expanduser().absolute()
     manifest = read_manifest(folder)
@@ -65,7 +65,7 @@ def push_corpus(
         sorted({*manifest["files"], MANIFEST, CARD}),
         repo,
         kind="dataset",
-        public=public,  # otherwise a new one is private, and one that is there is (see check_target)
+        public=public,  # if False, new and existing repositories are private (see check_target)
         replaces=[f"{config}/*.parquet" for config in CONFIGS],
         message=f"Corpus {manifest['corpus']} {str(manifest.get('corpus_fingerprint'))[:12]}, exported by laennec",
         pauses_s=pauses_s,

@@ -64,7 +64,7 @@ def check_stock(run: str | Path, model: LaennecForAudioClassification, extractor
 def to_stock(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The same model in transformers' own classes; the model has no `differences` and merged adapters."""
+    """The same model in transformers' own classes; it must have no `differences`, and merged adapters."""
     frames = extractor.frames(extractor.front.min_samples)
     front = extractor.front
     encoder, ours = model.encoder, model.config

@@ -1,8 +1,8 @@
 """What runs the network of a prediction: torch, or onnxruntime.
 
-Decisions: "auto" takes the ONNX file that lies in the folder of the model where the machine has no GPU, and torch
-otherwise; it never exports one, and what a cache holds does not change its choice. Both give the same logits within
-1e-4, not to the bit, so results name the backend.
+Decisions: "auto" uses the ONNX file in the folder of the model if the machine has no GPU, and torch otherwise; it never
+exports a file or uses one from the cache. The logits of both agree within 1e-4, not to the bit, so results name the
+backend.
 """
 
 import json
@@ -48,7 +48,7 @@ class TorchBackend:
 
 
 def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[np.float32]:
-    """Embeddings or logits as they are."""
+    """Return embeddings or logits; raises if they contain NaN or infinity."""
     if np.isfinite(outputs).all():
         return outputs
     source = model.path if isinstance(model, OnnxModel) else model.name_or_path
@@ -146,7 +146,7 @@ def _from_hub(name: str) -> Path | None:
         file = read_facts(folder).file
         return Path(snapshot_download(name, allow_patterns=[*small, file, f"{file}.data"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        return None  # loading with torch says in one line what is wrong
+        return None  # loading with torch reports in one line what is wrong
 
 
 def _has_gpu() -> bool:

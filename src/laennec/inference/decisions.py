@@ -1,9 +1,9 @@
-"""How a model decides on spans and on whole recordings.
+"""Which labels are present in spans and in whole recordings.
 
-Decisions: windows are decided as fitted on validation windows, cycles as fitted on annotated events; where nothing was
-fitted on windows, as on events, and the decision says so. A recording has a label where the highest logit of its
-windows passes the threshold that was fitted for recordings; where none was fitted, thresholds were given or the spans
-are no windows, it has a label that any span has.
+Decisions: windows use the thresholds and calibration fitted on validation windows, cycles those fitted on annotated
+events; where nothing was fitted on windows, they use those of events, and the output states this. A recording has a
+label if the highest logit of its windows passes the threshold fitted for recordings. Where none was fitted, thresholds
+were given or the spans are not windows, it has every label of its spans.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def _second(config: Any, spans: str, given: Mapping[str, float]) -> dict[str, di
 
 
 def probabilities_of(config: Any, logits: Probabilities, spans: str) -> Probabilities:
-    """Calibrated as the configuration says for "events", "windows" or "recordings": (spans, labels) -> the same."""
+    """Probabilities with the calibration for "events", "windows" or "recordings": (spans, labels) -> the same."""
     calibration = {name: config.per_label(name, spans) for name in ("temperatures", "intercepts")}
     values = calibrated_logits(logits, config.label_names, **calibration)
     return (sigmoid if config.is_multi_label else softmax)(values).astype(np.float32)

@@ -93,7 +93,7 @@ class Embedder:
     def provenance(self, spans: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that embeddings depend on, except the recordings, as plain values."""
         predictor = self.predictor
-        front_end = getattr(predictor.extractor, "fingerprint", None)  # that of an ONNX file is a part of its model
+        front_end = getattr(predictor.extractor, "fingerprint", None)  # None: in an ONNX file it is part of the model
         return {
             "laennec": __version__,
             "model": predictor.fingerprint(),
@@ -202,7 +202,7 @@ class _EmbeddingsOf(Batch):
 def _embedded(
     embedder: Embedder, path: Path, task: tuple[Path | None, Rows | None], report: Report
 ) -> tuple[dict[str, Any], Embedded]:
-    """What the journal holds of a recording, and its embeddings."""
+    """The journal entry of a recording, and its embeddings."""
     annotation, rows = task
     spans = None if rows is None else [(row[0], row[1]) for row in rows]
     result = embedder(path, annotation, spans, report)
@@ -237,7 +237,7 @@ def embedding_table(path: Path, embedded: Embedded, rows: Rows | None, provenanc
 
 
 def _digest(table: pa.Table) -> str:
-    """xxh3 of the rows of a table, whatever file they come from."""
+    """xxh3 of the rows of a table, independent of the file format."""
     others = [str(table.schema.remove_metadata()), table.drop_columns(["embedding"]).to_pydict()]
     return xxhash.xxh3_128_hexdigest(repr(others).encode() + _matrix(table).tobytes())
 
@@ -262,7 +262,7 @@ def _matrix(table: pa.Table) -> Embeddings:
 
 
 def _read_table(file: Path, provenance: dict[str, Any], rows_xxh3: str | None) -> pa.Table:
-    """The table of one recording, if its rows are those that were written."""
+    """Read the table of one recording; raises if its rows are not those that were written."""
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":

@@ -1,7 +1,7 @@
 """Plot one recording and its predictions: spectrogram, probabilities, and where each label is present.
 
 Decisions: the spectrogram shows the filtered and resampled sound that the model takes as input. Edges of cycles are
-drawn only while they can be told apart.
+drawn only where there are few of them.
 """
 
 import textwrap

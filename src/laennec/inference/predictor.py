@@ -130,8 +130,8 @@ class Predictor:
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
         thresholds: Probabilities above which a label is present, by label name; missing labels keep the model's own.
         segmentation: Predict segmented breath cycles instead of windows.
-        backend: "torch", "onnx" (a model in torch is exported once, and kept in the cache), or "auto": what the model
-            is. See `from_pretrained`.
+        backend: "torch", "onnx" (a model in torch is exported once, and kept in the cache), or "auto": onnx for an
+            `OnnxModel`, torch otherwise. See `from_pretrained`.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Predictor:
         Raises:
             DecodeError: The recording cannot be read, or a span is shorter than one frame.
             AnnotationError: The annotation cannot be read or does not fit the recording.
-            InputError: A waveform without its sampling rate, not of shape (samples,), or beyond 100.
+            InputError: A waveform has no sampling rate, is not of shape (samples,), or has values beyond 100.
         """
         path = recording if isinstance(recording, str | Path | bytes) else wave_file(recording, sampling_rate)
         stream, places, found, logits = self.run(self.backend.logits, path, annotation, listener)
@@ -285,12 +285,12 @@ class Predictor:
         return fingerprint_of(self.model, self.extractor)
 
     def decision_for(self, annotated: bool) -> dict[str, Any]:
-        """The decision rule of annotated spans, or of the predictor's own."""
+        """The decision rule for annotated spans, or for the spans that the predictor chooses."""
         spans = "events" if annotated or self.whole or self.segmentation is not None else "windows"
         return decision_of(self.model.config, self.given_thresholds, spans)
 
     def smoothing_for(self, annotated: bool) -> float:
-        """The weight of the mean in the logits of annotated spans, or of the predictor's own."""
+        """The weight of the mean in the logits of annotated spans, or of those that the predictor chooses."""
         own = self.model.config.smoothing if annotated else 0.0
         return float(own if self.smoothing is None else self.smoothing)
 
@@ -327,8 +327,8 @@ class Predictor:
         """Run a network on the spans of a recording.
 
         Returns:
-            The recording, which has been read; in time order the place of each span in the annotation, the spans, and
-            what the network returned (spans, outputs).
+            The stream, read to its end; in time order the place of each span in the annotation, the spans, and the
+            network's outputs (spans, outputs).
         """
         spans = self._spans(path, annotation) if spans is None else spans
         with self._opened(path, listener) as stream:
@@ -394,7 +394,7 @@ class Predictor:
 def _unpickled(
     kind: type[Predictor], packed: PackedModel | Path, settings: dict[str, Any], fingerprint: str
 ) -> Predictor:
-    """Make a predictor again; in torch it computes on one thread, and on the CPU of a process without a GPU."""
+    """Rebuild a predictor; in torch it computes on one thread, and on the CPU in a process without a GPU."""
     if isinstance(packed, Path):
         model, extractor = OnnxModel(packed), None
     else:

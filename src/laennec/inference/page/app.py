@@ -1,9 +1,9 @@
 """A web page that predicts the labels of a sound that a visitor uploads or records.
 
-Decisions: plain Gradio. Whatever of it contacts other machines is off and the fonts are the system's, so the page
-works offline. A visitor's file is decoded in a sandboxed process. The result is one piece of HTML that contains its
-picture and its sound, so no copy of these stays on the server. One recording is processed at a time; further requests
-wait in a queue of bounded length. What holds for every request is in `server`.
+Decisions: plain Gradio. Its connections to other machines are off and the fonts are the system's, so the page works
+offline. A visitor's file is decoded in a sandboxed process. The result is one piece of HTML that contains its picture
+and its sound, so no copy of these stays on the server. One recording is processed at a time; further requests wait in a
+queue of bounded length. Rules for all requests are in `server`.
 """
 
 import contextlib
@@ -82,17 +82,17 @@ def serve_model(
         model: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
         host: Address to listen on.
         port: Port to listen on; None for the first free one from 7860 on.
-        hosts: Further names by which visitors reach the page, such as that of a proxy before it; `*` for any. Requests
-            for another name are refused.
+        hosts: Further host names of the page, such as that of a proxy; `*` for any. Requests for other names are
+            refused.
         limits: The largest input that is accepted.
         window_s: Length of a window, in seconds; None for the default of `Predictor`.
         hop_s: Time from the start of one window to the start of the next, in seconds; None likewise.
-        base: Where the base of a head-only model is.
+        base: Path of the base encoder of a head-only model.
         name: Name of the model on the page; None for the name of its folder or repository.
         open_browser: Whether to open the page in the browser of this machine.
         ready: Called with the address of the page once it can be opened.
         stop: Ends the server when it is set; None to serve until Ctrl+C.
-        wrap: Makes the page that is served out of the page that predicts, such as one with a further tab.
+        wrap: Turns the page that predicts into the page that is served, such as one with a further tab.
 
     Raises:
         InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
@@ -280,7 +280,7 @@ def _mounted(page: Any, limits: Limits) -> Any:
     from fastapi.responses import JSONResponse
 
     def busy(_: Any, error: Any) -> JSONResponse:
-        """Gradio's answer of a full queue, with the time after which to ask again."""
+        """The response for a full queue, with the time after which to try again."""
         return JSONResponse({"detail": error.detail}, 503, {"Retry-After": str(_RETRY_S)})
 
     closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -308,7 +308,7 @@ def _style() -> str:
 
 @contextlib.contextmanager
 def _folder_of_uploads() -> Iterator[Path]:
-    """A folder that Gradio uses for this block; it takes its name from the environment alone."""
+    """A temporary folder for Gradio's files; Gradio takes its name only from the environment."""
     before = {name: os.environ[name] for name in ["GRADIO_TEMP_DIR"] if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -1,10 +1,9 @@
-"""The server of the page: which names it answers to, how many connections it holds and how much it stores.
+"""The server of the page, with limits on host names, connections and disk space.
 
-Decisions: Gradio's own server has no such limits, so its page is mounted in an application that uvicorn serves. A
-browser and an attacker look alike, so nobody is kept waiting: a connection too many closes the oldest one that has not
-sent its request (uvicorn's own limit refuses the newest, who may be a visitor). A mounted Gradio reads any file and
-fetches any address that a request names, so a request may name uploads only. An aborted upload ends as one that Gradio
-finds too large, which deletes what came of it.
+Decisions: Gradio's own server has no such limits, so its page is mounted in an application that uvicorn serves. At the
+limit of connections, a new one closes the oldest one without a request; uvicorn's own limit refuses the new one, which
+may be a visitor's. A mounted Gradio reads any file and fetches any address that a request names, so a request may name
+uploads only. An aborted upload raises the error of one that is too large, after which Gradio deletes its files.
 """
 
 import contextlib
@@ -32,9 +31,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PORTS = range(7860, 7960)
 _CONNECTIONS, _BACKLOG = 200, 100  # together far below 1,024, a common limit of open files
-_CLOSING_S = 2  # for answers that are under way when the server stops
+_CLOSING_S = 2  # for responses in progress when the server stops
 _MOST_BODY = 1 << 20  # of a request that is not an upload, in bytes
-_SMALLEST_FILE = 4096  # on a disk
+_SMALLEST_FILE = 4096  # bytes that any file takes on a disk
 _UPLOAD = "/gradio_api/upload"
 _FILE_IN_PATH = re.compile(r"/(?:file[=/]|proxy=)(.*)", re.DOTALL)
 
@@ -61,7 +60,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def own_names(host: str) -> list[str]:
-    """The names by which others reach a server that listens at an address."""
+    """The host names of a server that listens at an address."""
     names = {"localhost", "127.0.0.1", "::1", host}
     if host not in ("localhost", "127.0.0.1", "::1"):
         names.add(socket.gethostname())
@@ -72,7 +71,7 @@ def own_names(host: str) -> list[str]:
 
 @contextlib.contextmanager
 def serving(app: ASGIApp, names: Sequence[str], listener: socket.socket) -> Iterator[None]:
-    """Serve an application under these names as long as this block lasts."""
+    """Serve an application under these host names during this block."""
     named = TrustedHostMiddleware(app, names, www_redirect=False)
     limits: dict[str, Any] = {"backlog": _BACKLOG, "timeout_graceful_shutdown": _CLOSING_S}
     server = uvicorn.Server(
@@ -92,10 +91,10 @@ def serving(app: ASGIApp, names: Sequence[str], listener: socket.socket) -> Iter
 
 
 class Connection(H11Protocol):
-    """A connection with a browser; one too many closes the oldest of those that matter least."""
+    """A connection with a browser; at the limit, a new one closes the first one in the order of `_rank`."""
 
     def connection_made(self, transport: Any) -> None:
-        """Take the connection, if need be in place of another one."""
+        """Accept the connection; at the limit, close another one first."""
         self.since = self.loop.time()
         if len(self.connections) >= _CONNECTIONS:
             oldest: Any = min(self.connections, key=Connection._rank)  # type: ignore[arg-type]
@@ -104,11 +103,11 @@ class Connection(H11Protocol):
         super().connection_made(transport)
 
     def shutdown(self) -> None:
-        """Close the connection as the server stops: some answers never end."""
+        """Close the connection when the server stops, because some responses never end."""
         self.transport.abort()
 
     def _rank(self) -> tuple[int, float]:
-        """First those without a request, then those that still send one, then those that wait for an answer."""
+        """Without a request first, then those still sending one, then those that wait for a response; oldest first."""
         if self.cycle is None or self.cycle.response_complete:
             return 0, self.since
         return 1 + (not self.cycle.more_body), self.since
@@ -131,7 +130,7 @@ class Guard:
         self.kept = 0  # bytes in the folder when it was last measured, less what had arrived by then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that is refused, and pass on the others."""
+        """Respond to a request that is refused, and pass on the others."""
         if scope["type"] == "http":
             request = Request(scope, receive)
             try:
@@ -140,18 +139,18 @@ class Guard:
                 return None
             if refusal is not None:
                 return await PlainTextResponse(*refusal)(scope, receive, send)
-            receive = await self._counted(receive) if _is_upload(request) else _again(await request.body(), receive)
+            receive = await self._counted(receive) if _is_upload(request) else _replayed(await request.body(), receive)
         return await self.app(scope, receive, send)
 
     def _from_here(self, headers: Headers) -> bool:
-        """Whether the site of the page that asks, and the names that proxies were asked for, are ours."""
+        """Whether the page that sends the request and the host names in proxy headers belong to this server."""
         own = {*self.names, _name(f"//{headers.get('host', '')}")}
         sites = [headers[name] for name in ("origin", "x-gradio-server") if name in headers]
         sites += [f"//{name}" for name in headers.getlist("x-forwarded-host")]
         return "*" in own or set(map(_name, sites)) <= own
 
     async def _refusal(self, request: Request) -> tuple[str, int] | None:
-        """Text and status for a request of another site, one that is too large or no JSON, or one that names files."""
+        """Text and status of a refusal: of another site, too large, not JSON, or naming other files; else None."""
         if not self._from_here(request.headers):
             return "A page of another site may not use this one.", 403
         if _is_upload(request):
@@ -175,7 +174,7 @@ class Guard:
             return False
 
     async def _counted(self, receive: Receive) -> Receive:
-        """An upload that ends with an error where it is aborted or exceeds the space that is left."""
+        """The `receive` of an upload, which raises if the upload is aborted or exceeds the remaining space."""
         before, complete = self.arrived, False
         self.kept = await anyio.to_thread.run_sync(keep_recent, self.folder, self.oldest_s) - before
 
@@ -218,7 +217,7 @@ def _bracketed(name: str) -> str:
 
 
 def _name(site: str) -> str | None:
-    """The name of a site's computer; None where there is none."""
+    """The host name in a URL; None where there is none."""
     try:
         name = urlsplit(site).hostname
     except ValueError:
@@ -230,18 +229,18 @@ def _is_upload(request: Request) -> bool:
     return request.scope["path"].rstrip("/") == _UPLOAD
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A request whose body was read, from its beginning."""
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns a request body that was read already, and then what follows it."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive_again() -> Message:
+    async def receive_body() -> Message:
         return waiting.pop() if waiting else await receive()
 
-    return receive_again
+    return receive_body
 
 
 def _paths_in(content: Any) -> list[object]:
-    """Every file that a request names, as Gradio writes one: `{"path": ...}`, however deep."""
+    """Every file that a request names in Gradio's form, `{"path": ...}`, at any depth."""
     found, left = [], [content]
     while left:
         inner = left.pop()
