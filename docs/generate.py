@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
 
-from laennec import _HOMES
+from laennec import _MODULES
 from laennec.cli.main import COMMANDS, make_parser
 from laennec.rendering import plain_table
 from laennec.training.recipe import Recipe, TaskSettings
@@ -73,7 +73,7 @@ def commands_page() -> str:
 def python_page() -> str:
     """The public names in the order of the flow."""
     lines = ["# Python", "", "`import laennec` is instant: a name is imported when it is first used."]
-    for name, home in _HOMES.items():
+    for name, home in _MODULES.items():
         lines += ["", f"::: laennec.{home}.{name}", "    options:", f"      heading: laennec.{name}"]
     return "\n".join(lines) + "\n"
 

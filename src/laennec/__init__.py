@@ -2,9 +2,9 @@
 
 recording -> cycle -> features -> embedding -> losses -> head -> metrics -> export -> prediction
 
-Decisions: names are imported when they are first used, so that `import laennec` costs nothing. The first use of a model
-class (`from laennec import LaennecForAudioClassification`) makes laennec's models known to transformers' Auto classes
-and `pipeline`.
+Decisions: names are imported on first use, so that `import laennec` is fast. The first use of a model class
+(`from laennec import LaennecForAudioClassification`) registers laennec's models with transformers' Auto classes and
+`pipeline`.
 """
 
 import importlib
@@ -14,10 +14,10 @@ from typing import Any
 __version__ = "0.2.0"
 
 DEFAULT_MODEL = os.path.join(os.path.dirname(__file__), "default_model")
-"""Folder of the model in the package, for predict, app and `load_model` where no other is named."""
+"""Folder of the model that comes with the package; predict, app and `load_model` use it unless one is given."""
 
-# in the order of the flow
-_HOMES = {
+# name -> module, in the order of the steps above
+_MODULES = {
     "Recording": "audio.recording",
     "DecodeError": "audio.recording",
     "read_recording": "audio.recording",
@@ -67,18 +67,18 @@ _HOMES = {
     "serve_model": "inference.page.app",
     "Review": "review.session",
 }
-__all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]
+__all__ = ["DEFAULT_MODEL", "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "losses":  # `laennec.losses.SupConLoss()` after `import laennec`
         return importlib.import_module("laennec.losses")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'laennec' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"laennec.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"laennec.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

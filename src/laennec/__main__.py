@@ -1,4 +1,4 @@
-"""`python -m laennec`, and so `accelerate launch -m laennec`."""
+"""Entry point of `python -m laennec` and `accelerate launch -m laennec`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Files and folders of the cache, verified before they are believed.
+"""Files and folders of the cache, verified before they are used.
 
-Decisions: an entry ends with a checksum of its name, folder and content, compared when a process first reads it, so
-that flipped bits, blocks that a power cut lost and an entry in the place of another are found. A damaged entry is
-named, removed and made again. A folder has a list of its files with their SHA-256.
+Decisions: an entry ends with a checksum of its name, folder and content. A process compares it at its first read, which
+detects flipped bits, blocks lost in a power cut and an entry stored under another name. A damaged entry is reported,
+removed and made again. A cached folder has a list of its files with their SHA-256.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 
 def _place(path: Path) -> bytes:
-    """What a checksum says of an entry's name: entries of two models have one name in two folders."""
+    """The last folder and the name of an entry, for its checksum: entries of two models can have the same name."""
     return os.fsencode("/".join(path.parts[-2:]))
 
 
-class _Summed(io.RawIOBase):
-    """Passes on what is written, and sums it."""
+class _ChecksumWriter(io.RawIOBase):
+    """Writes to a file and updates a checksum of what is written."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self.checksum = file, xxhash.xxh3_128(_place(path))
@@ -65,22 +65,22 @@ class _Summed(io.RawIOBase):
 
 @contextlib.contextmanager
 def new_entry(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of the cache to be written, whole or not at all."""
+    """Open a cache file for an atomic write; its checksum is appended."""
     with atomic_write(path, "wb", sync=False) as file:
-        summed = _Summed(file, path)
-        yield summed  # type: ignore[misc]
-        file.write(summed.checksum.digest() + _END)
+        writer = _ChecksumWriter(file, path)
+        yield writer  # type: ignore[misc]
+        file.write(writer.checksum.digest() + _END)
 
 
 def write_entry(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file of the cache; errors as for `new_entry`."""
+    """Write a cache file; errors as for `new_entry`."""
     with new_entry(path) as file:
         for part in parts:
             file.write(part)
 
 
 def whole_bytes(path: Path) -> int | None:
-    """Bytes of the content of a file of the cache, or None where there is no whole one; a damaged one is removed."""
+    """Size in bytes of the content of a cache file, or None if there is no intact one; a damaged one is removed."""
     try:
         status = os.stat(path)
         state = status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
@@ -100,7 +100,7 @@ def whole_bytes(path: Path) -> int | None:
         return None
     except OSError as error:
         _log.warning("%s: cannot be read from the cache (%s); making it again", path, error.strerror)
-        shutil.rmtree(path, ignore_errors=True)  # of a folder
+        shutil.rmtree(path, ignore_errors=True)  # if it is a folder
         return None
     _log.warning("%s: damaged, or written by another release; making it again", path)
     with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def whole_bytes(path: Path) -> int | None:
 
 
 def read_entry(path: Path) -> bytes | None:
-    """The content of a file of the cache, or None where there is no whole one."""
+    """The content of a cache file, or None if there is no intact one."""
     if whole_bytes(path) is None:
         return None
     try:
@@ -119,7 +119,7 @@ def read_entry(path: Path) -> bytes | None:
 
 
 def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | Path | None = None) -> Path:
-    """A folder of the cache (`content` below `target`), made once, and again if its files are not as they were made."""
+    """A folder of the cache (`content` below `target`), made once, and again if its files have changed."""
     if _is_whole_folder(target, cache_dir):
         remove_stale_lock(target)
         return target / "content"
@@ -131,7 +131,7 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
                 make(content)
                 files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
                 for path in files.values():
-                    sync_file(path)  # `hash_files` may have stored it, and compares a file's times only
+                    sync_file(path)  # `hash_files` compares times only, so the content must be on disk first
                 hashes = {name: sha256_of(path) for name, path in files.items()}
                 (made / _LISTING).write_text(json_text({"of": target.name, "files": hashes}), encoding="utf-8")
                 made.chmod(content.stat().st_mode)
@@ -141,7 +141,7 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
                 try:
                     made.rename(target)
                 except OSError:
-                    if not _is_whole_folder(target, cache_dir):  # nor has another machine made it meanwhile
+                    if not _is_whole_folder(target, cache_dir):  # another machine may have made it meanwhile
                         raise
     return target / "content"
 
@@ -153,7 +153,7 @@ def _is_whole_folder(target: Path, cache_dir: str | Path | None) -> bool:
         listed = dict(listing["files"])
         hashes = hash_files([content / name for name in listed], cache_dir)
         return listing["of"] == target.name and all(hashes[content / name] == listed[name] for name in listed)
-    except (OSError, ValueError, TypeError, KeyError):  # an InputError is a ValueError: a file is gone
+    except (OSError, ValueError, TypeError, KeyError):  # InputError, a ValueError: a file is missing
         return False
 
 
@@ -169,9 +169,9 @@ def sha256_of(path: Path) -> str:
 def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> dict[Path, str]:
     """SHA-256 of many files, reading only those that have changed since the last time.
 
-    A file is known by its absolute path, size, inode and times; the time of its last change (ctime) cannot be set by
-    a program. One that was changed in the last two seconds is read again the next time, because it could change once
-    more within the resolution of the clock.
+    A file is recognised by its absolute path, size, device, inode and times; programs cannot set the time of its last
+    change (ctime). A file that changed in the last two seconds is read again the next time, because it could change
+    again within the resolution of the clock.
     """
     wanted = dict.fromkeys(paths)
     if not wanted:
@@ -196,6 +196,6 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
             known[key] = [*state, hashes[path]]
             fresh = True
     if fresh:
-        with contextlib.suppress(InputError):  # only a saving of time
+        with contextlib.suppress(InputError):  # the store only saves time
             write_entry(store, json_text(known).encode())
     return hashes

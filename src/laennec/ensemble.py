@@ -4,7 +4,7 @@ Decisions: the ensemble predicts the mean of its members' calibrated log-odds (f
 log-probabilities, up to a constant that all classes share), so that the scale of a member's logits does not weight it.
 The mean of heads is itself a head on the concatenated embeddings of the members, with their hidden layers concatenated.
 Where the members' encoders are the same, as frozen ones are, one of them is kept. The members' own heads are kept too,
-to tell on which spans they disagree.
+to find the spans on which they disagree.
 """
 
 import copy
@@ -23,7 +23,7 @@ from laennec.head import Head
 from laennec.model_settings import NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 
-# what members must share, and what it is called in a recipe
+# setting that members must share -> its key in a recipe
 _SHARED = {
     "label_names": "labels", "problem_type": "target.problem_type", "pooling": "head.pooling",
     "concatenated_context": "features.context_cycles", "features_fingerprint": "features",
@@ -111,12 +111,12 @@ def calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
 
 
 def _mean(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
-    """Make a head the mean of others; an embedding has `parts` vectors of the encoder."""
+    """Set the weights of a head to the mean of others; an embedding has `parts` vectors of the encoder."""
     count, hidden = len(heads), isinstance(into.hidden, nn.Sequential)
     inputs, biases, weights, offsets = [], [], [], []
     for number, (head, calibration) in enumerate(zip(heads, calibrations, strict=True)):
         entrance, last = (head.hidden[0] if hidden else head.classifier), head.classifier
-        # what the head does to an embedding that is not standardised
+        # the first layer with the standardisation folded in
         weight = entrance.weight.double() / head.spread.double()
         bias = entrance.bias.double() - weight @ head.mean.double()
         slope, offset = (last.weight.double(), last.bias.double()) if hidden else (weight, bias)
@@ -140,7 +140,7 @@ def _mean(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | N
 
 
 def _placed(weight: Tensor, number: int, count: int, parts: int, width: int) -> Tensor:
-    """A member's weight at the place of its embedding: (out, parts * dim) -> (out, width)."""
+    """A member's weight with zeros for the other members: (out, parts * dim) -> (out, width)."""
     if weight.shape[1] == width:  # the members share their encoder
         return weight
     whole = weight.new_zeros(len(weight), parts, count, weight.shape[1] // parts)

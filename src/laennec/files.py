@@ -1,9 +1,9 @@
-"""Files that are either whole or absent, and one writer at a time.
+"""Atomic writes of files and folders, and locks for one writer at a time.
 
-Decisions: nothing is written in place. A file or a folder is written beside its final name, synced and renamed, so a
-full disk or a kill leaves the old content or nothing. A temporary name is locked by its writer; what a killed writer
-left is removed by the next one of that machine. Locks end with their owner, so there is no age or process number to
-judge them by. A link is replaced, never written through.
+Decisions: nothing is written in place. A file or a folder is written under a temporary name, synced and renamed, so a
+full disk or a kill leaves the old content or nothing. A writer locks its temporary file; the next writer on that
+machine removes what a killed one left. A lock ends with its process, so it needs no age or process number. A symbolic
+link is replaced, never written through.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed writer leaves there stays until its final name is locked
+except ImportError:  # Windows: temporary files of a killed writer stay until their final name is locked
     fcntl = None  # type: ignore[assignment]
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -48,7 +48,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "the name is too long for this system; shorten it",
     errno.ELOOP: f"it is a link to another file; remove the link or {_OTHER_FOLDER}",
 }
-# what safetensors, torch and numpy say instead of raising the system's error
+# messages of safetensors, torch and numpy in place of the system's error
 _LIBRARY_MESSAGES = {
     "no space left on device": errno.ENOSPC,
     "os error 28": errno.ENOSPC,
@@ -59,20 +59,20 @@ _LIBRARY_MESSAGES = {
     "file too large": errno.EFBIG,
     "read-only file system": errno.EROFS,
 }
-_ACTING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # json escapes the others
-# temporary names of other machines are theirs: on a network folder their locks may not be seen here
+_CONTROLS = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # json escapes the others
+# part of temporary names, so that no machine removes those of another, whose locks it may not see on a network disk
 _MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 LINE_BEGIN, _DIGITS = b'{"xxh3": "', 16  # of a line of a journal
 _log = logging.getLogger(__name__)
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file has the name of a result of predict or embed, so that it is no table or annotation of a corpus."""
+    """Whether a file is named like a result of predict or embed; corpora do not take it for a table or annotation."""
     return path.name.startswith("laennec.") or ".laennec." in path.name
 
 
 def read_parquet(file: Any, columns: list[str] | None = None) -> "pa.Table":
-    """Columns of a Parquet file, or all; an error of pyarrow where its pages or its number of rows are damaged."""
+    """Columns of a Parquet file, or all; raises an error of pyarrow if its pages or its row count are damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,13 +85,13 @@ def read_parquet(file: Any, columns: list[str] | None = None) -> "pa.Table":
 
 
 def json_text(value: Any, **settings: Any) -> str:
-    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none.
+    """A value as JSON for a file, see `json.dumps`; an InputError for NaN and infinite numbers.
 
-    Control characters and changes of direction are escaped, so that no name in it acts on a terminal.
+    Control characters and text direction marks are escaped, so that no name in it changes a terminal.
     """
     try:
         text = json.dumps(value, allow_nan=False, **settings)
-        return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     except ValueError as error:
         raise InputError(f"not written as JSON ({error}); check the model and the data for such numbers") from error
 
@@ -131,7 +131,7 @@ def system_error(path: str | Path, error: BaseException) -> InputError | None:
 
 @contextlib.contextmanager
 def explain_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failed write within the block, a library's too, into one line about `path`."""
+    """Turn a failed write in the block, also by a library, into one line about `path`."""
     try:
         yield
     except InputError:
@@ -146,8 +146,8 @@ def explain_write_errors(path: str | Path) -> Iterator[None]:
 def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
-    `mode` is "w" (UTF-8 text) or "wb". Without `sync` the content is not forced to disk before the renaming; caches
-    that verify what they read can do without.
+    `mode` is "w" (UTF-8 text) or "wb". Without `sync` the content is not forced to disk before the renaming, for
+    caches that verify what they read.
     """
     path = Path(path)
     with explain_write_errors(path), _temporary(path) as temporary:
@@ -183,12 +183,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def sync_file(path: Path) -> None:
     """Force the content of a file to disk."""
-    with path.open("r+b") as file:  # Windows syncs no file that is open for reading only
+    with path.open("r+b") as file:  # Windows cannot sync a file that is open for reading only
         os.fsync(file.fileno())
 
 
 def _take_place(new: Path, path: Path) -> None:
-    """Rename a folder to `path`; what lay there is restored where that fails, and deleted where it works."""
+    """Rename a folder to `path`; a folder there is deleted, or restored if the renaming fails."""
     old = _old_of(path)
     _restore(path)
     if os.path.lexists(path):
@@ -202,12 +202,12 @@ def _take_place(new: Path, path: Path) -> None:
 
 
 def _old_of(path: Path) -> Path:
-    """Where a folder lies while another one takes its place."""
+    """The name of a folder while another one replaces it."""
     return path.with_name(f".{path.name}.old")
 
 
 def _restore(path: Path) -> None:
-    """Undo what a kill between the two renames of `_take_place` left."""
+    """Clean up after a kill between the two renames of `_take_place`."""
     old = _old_of(path)
     if os.path.lexists(old):
         if os.path.lexists(path) or old.is_symlink():
@@ -218,10 +218,10 @@ def _restore(path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A new temporary file or folder beside `path`, locked; gone after the block unless it was renamed."""
+    """A new locked temporary file or folder beside `path`; removed after the block unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _temporary_names(path):
-        if (handle := _locked(left, wait=False)) is not None:  # its writer is dead
+        if (handle := _locked(left, wait=False)) is not None:  # its writer was killed
             _remove(left)
             os.close(handle)
     names: dict[str, Any] = {"prefix": f".{path.name}.{_MACHINE}", "suffix": ".part", "dir": path.parent}
@@ -235,7 +235,7 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
         handle = _locked(temporary, wait=True)
         if temporary.exists():
             break
-        if handle is not None:  # another writer took it for a dead one's before it was locked
+        if handle is not None:  # another writer removed it before it was locked
             os.close(handle)
     try:
         yield temporary
@@ -246,7 +246,7 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def _locked(path: Path, wait: bool) -> int | None:
-    """A handle that locks a file or folder until it is closed; None where it is another's or there are no locks."""
+    """Lock a file or folder until the returned handle is closed; None if it is locked or there are no locks."""
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
@@ -274,7 +274,7 @@ def _remove(path: Path) -> None:
 
 
 def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
-    """Remove what a kill left of files of these names in a folder that nobody else writes to."""
+    """Remove temporary files of killed writers, by final name, in a folder that nobody else writes to."""
     for name in names:
         for left in _temporary_names(Path(folder) / name):
             _remove(left)
@@ -282,10 +282,10 @@ def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
-    """Add lines to the end of a journal, each forced to disk; the one file that is written in place.
+    """Append lines to a journal, each synced to disk; journals are the only files written in place.
 
-    A kill can leave a part of the last line; its reader drops a line without a line end. The first `size` bytes are
-    good; the rest is cut off before anything is added.
+    A kill can leave a part of the last line; readers ignore a line without a line end. The first `size` bytes are
+    valid; the rest is cut off before anything is appended.
     """
     path = Path(path)
     with explain_write_errors(path):
@@ -325,7 +325,7 @@ def journal_line(**said: Any) -> bytes:
 
 
 def checked_line(line: bytes) -> bytes:
-    """A line of a journal whose checksum is right; a ValueError for any other."""
+    """Return a line of a journal if its checksum is right; a ValueError otherwise."""
     text = line[len(LINE_BEGIN) + _DIGITS + 2 :]
     if line != LINE_BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text:
         raise ValueError("damaged")
@@ -334,13 +334,13 @@ def checked_line(line: bytes) -> bytes:
 
 @contextlib.contextmanager
 def scratch_folder(place: str | Path) -> Iterator[Path]:
-    """Yield a folder that exists for this block alone; the next one of this name removes what a kill left."""
+    """Yield a temporary folder that is removed after this block, or after a kill by the next call for `place`."""
     with explain_write_errors(place), _temporary(Path(place), folder=True) as folder:
         yield folder
 
 
 def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -> None:
-    """Refuse to replace a folder that holds anything but what laennec wrote."""
+    """Refuse to replace a folder that holds other files than `ours` and their temporary files."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; {remedy}")
@@ -352,7 +352,7 @@ def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -
 
 @contextlib.contextmanager
 def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[None]:
-    """Let one process (and one thread) at a time make `path`, which the one waited for may have made; do not nest."""
+    """Let one process (and one thread) at a time write `path`, which may exist after the wait; do not nest."""
     with try_lock(path, patience_s) as ours:
         if not ours:
             raise InputError(
@@ -364,7 +364,7 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
 
 @contextlib.contextmanager
 def lock_or_refuse(path: str | Path) -> Iterator[None]:
-    """Refuse to make what another process is making; a process that died makes nothing more."""
+    """Lock `path` for this block, or raise where another process has the lock."""
     with try_lock(path) as ours:
         if not ours:
             raise InputError(
@@ -376,7 +376,7 @@ def lock_or_refuse(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
-    """Lock the making of `path` for this block; yields False where another process has the lock."""
+    """Lock `path` for this block; yields False where another process has the lock."""
     lock = FileLock(lock_of(path := Path(path)), mode=0o666, poll_interval=0.1)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -401,12 +401,12 @@ def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
         yield True
     finally:
         with contextlib.suppress(OSError):
-            lock_of(path).unlink()  # while it is locked: whoever waits makes a new one
+            lock_of(path).unlink()  # while it is locked; a waiting process makes a new one
         lock.release()
 
 
 def lock_of(path: str | Path) -> Path:
-    """The file that is locked while `path` is made; what a killed process leaves of it means nothing."""
+    """The lock file of `path`; one that a killed process left has no effect."""
     return Path(path).with_name(f".{Path(path).name}.lock")
 
 
@@ -425,13 +425,13 @@ def _umask() -> int:
 
 
 def find_data(path: str) -> str:
-    """A path of data or weights; one that is not here is looked for in the folder that LAENNEC_DATA names."""
+    """A path of data or weights; one that does not exist is looked up in the folder that LAENNEC_DATA names."""
     below = os.path.join(os.environ.get("LAENNEC_DATA", ""), path)
     return below if "LAENNEC_DATA" in os.environ and not os.path.exists(path) and os.path.exists(below) else path
 
 
 def model_folder(source: str | Path) -> str | Path:
-    """The folder of the model of a run, or what is given: the folder of an exported model, or a Hub id."""
+    """The folder of the model in a run; any other source, an exported folder or a Hub id, as it is."""
     place = Path(source)
     folder = place / "model" if (place / "model" / "config.json").exists() else source
     if place.is_dir() and not (Path(folder) / "config.json").exists():

@@ -1,8 +1,8 @@
 """From an embedding to the logits of the labels.
 
 Decisions: the head takes a standardised embedding (mean and spread of the training embeddings are its buffers),
-because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve
-them all. A layer norm before that is optional; AST's own classifier has one.
+because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate should suit
+all of them. A layer norm before that is optional; AST's own classifier has one.
 """
 
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ class Head(nn.Module):
         labels: How many logits.
         hidden_dim: Width of a hidden layer; 0 for none.
         dropout: Before the last layer.
-        norm_eps: Epsilon of a layer norm that comes first of all; None for none.
+        norm_eps: Epsilon of a layer norm before all else; None for no layer norm.
         relu: Whether a ReLU comes before the dropout.
-        members: How many heads this one is the mean of; 0 where it is of its own.
+        members: Number of heads that this one is the mean of; 0 for an ordinary head.
     """
 
     mean: Tensor
     spread: Tensor
     member_weight: Tensor
     member_bias: Tensor
-    kept = False  # taken from a trained model, with its scale
+    kept = False  # whether it was taken from a trained model, with mean and spread
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Head(nn.Module):
             self.register_buffer("member_bias", torch.zeros(members, labels))
 
     def standardise(self, embeddings: Tensor) -> None:
-        """Take mean and spread from training embeddings (cycles, dim); a head that was kept has them."""
+        """Set mean and spread from training embeddings (cycles, dim); a head that was kept has them already."""
         if self.kept:
             return
         with torch.no_grad():
@@ -77,7 +77,7 @@ class Head(nn.Module):
 
     def by_member(self, embeddings: Tensor) -> Tensor:
         """(batch, dim) -> logits of each member (members, batch, labels), whose mean `forward` returns."""
-        x = self.hidden(embeddings.to(self.mean.dtype))  # not standardised: the weights of an ensemble include that
+        x = self.hidden(embeddings.to(self.mean.dtype))  # the weights of an ensemble include the standardisation
         return torch.einsum("bi,mli->mbl", x, self.member_weight) + self.member_bias[:, None]
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Head(nn.Module):
 
 
 class HeadModel(nn.Module):
-    """The head of a model as a model of its own, which learns from embeddings; both share the head's weights."""
+    """The head of a model as a separate model that is trained on embeddings; both share the head's weights."""
 
     encoder_frozen_in_stage = False
 
@@ -104,7 +104,7 @@ class HeadModel(nn.Module):
         self.embedding_dim: int = model.embedding_dim
 
     def is_frozen(self, name: str) -> bool:
-        """Whether a weight stays what it is in the base; no weight of a head does."""
+        """False: no weight of a head is frozen."""
         return False
 
     def forward(self, embeddings: Tensor) -> LaennecOutput:

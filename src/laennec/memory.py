@@ -1,6 +1,6 @@
-"""Memory: the peak of a process, and out-of-memory errors, recognised and reported in one line.
+"""The peak memory of a process, and out-of-memory errors in one line.
 
-Decisions: a user can avoid them with a smaller setting, so they are never a traceback. torch raises an error class of
+Decisions: a user can avoid them with a smaller setting, so they show no traceback. torch raises an error class of
 its own on a GPU and plain RuntimeErrors on a CPU, numpy and Python raise MemoryError: they are recognised by class name
 and message, so that this module imports none of them.
 """
@@ -37,7 +37,7 @@ def peak_memory_mb() -> float:
 
 
 def peak_mb_of(usage: Any) -> float:
-    """The peak in a resource usage of the system, in MiB."""
+    """The peak memory in a result of `getrusage` or `wait4`, in MiB."""
     return float(usage.ru_maxrss) / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
 
@@ -82,7 +82,7 @@ def in_one_line(what: str, remedy: str) -> Iterator[None]:
 
 
 def shorter_cycles(extractor: Any, frames: int) -> str:
-    """The setting that makes the longest cycle, of so many frames, half as long."""
+    """The setting that halves the longest cycle, which has this number of frames."""
     shorter = max(extractor.window_ms / 1000, frames / extractor.frames_per_second / 2)
     if extractor.length == "natural":
         return f"features.length: crop with features.duration_s: {shorter:.2g}"

@@ -1,9 +1,9 @@
 """Encoder + pooling + projection + head, as one transformers model.
 
-Decisions: a frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its base and
-carries a digest of the base's weights, because a head on another encoder fails silently otherwise. `forward` takes no
-**kwargs: transformers' Trainer would then rescale the loss under gradient accumulation. A model with
-concatenated context pools a cycle and its context separately, and its embedding is both, one after the other.
+Decisions: a frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its base and has a
+digest of the base's weights, because a head on another encoder fails silently otherwise. `forward` takes no **kwargs,
+because transformers' Trainer would then rescale the loss under gradient accumulation. A model with concatenated context
+pools a cycle and its context separately; its embedding is the concatenation of both.
 """
 
 import builtins
@@ -47,7 +47,7 @@ class LaennecForAudioClassification(PreTrainedModel):
 
     Args:
         config: The whole model's configuration; without `encoder`, the encoder is built from it with random weights.
-        encoder: A ready encoder, taken as it is.
+        encoder: A built encoder, whose weights are kept.
     """
 
     config_class = LaennecConfig
@@ -67,7 +67,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
         head = (config.head_hidden_dim, config.head_dropout, norm_eps, config.head_relu, config.head_members)
         self.head = Head(dim, config.num_labels, *head)
-        # task heads are applied outside `forward`: their rows are of another kind, or needed all at once
+        # task heads are applied outside `forward`: their rows are other spans, or are needed all at once
         self.tasks = nn.ModuleDict(
             {name: Head(dim, len(task["labels"]), 0, config.head_dropout) for name, task in config.tasks.items()}
         )
@@ -83,9 +83,9 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.post_init()
         if given is not None:
             encoder.load_state_dict(given)
-        # what FSDP may shard by itself: the layers, which run as a whole; of other parts encoders take what they need
+        # FSDP may shard whole layers only: encoders use weights of their other modules without calling these
         self._no_split_modules = adapters.layer_classes(encoder)
-        # set by schedules that train the head alone for a while
+        # set by training schedules while only the head is trained
         self.encoder_frozen_in_stage = False
         if config.frozen_encoder:
             self.freeze_encoder()
@@ -119,7 +119,7 @@ class LaennecForAudioClassification(PreTrainedModel):
                 encoder: one of laennec's, or any module of yours that returns an object with `last_hidden_state`
                 (batch, tokens, dim), `token_mask` (batch, tokens) and `pooler_output` (batch, dim).
             labels: Names of the labels, in the order of the logits.
-            problem_type: "multi_label" (each label by itself) or "single_label" (exactly one class).
+            problem_type: "multi_label" (independent labels) or "single_label" (exactly one class).
             type: The type of encoder ("ast", "beats", ...) or your own class; needed for random weights.
             revision: Of a Hub id.
             encoder_config: Settings of the encoder, as `load_encoder` takes them.
@@ -128,17 +128,17 @@ class LaennecForAudioClassification(PreTrainedModel):
             lora: rank, alpha, dropout and target_modules of the adapters, where they differ from `LORA_DEFAULTS`.
             group_frames: Frames of the overlapping groups that are encoded one by one; 0 for whole cycles.
             group_step: Frames from the start of a group to that of the next.
-            layers: Layers whose means over time are the embedding: numbers from 1 or -1; "embedding": the encoder's.
+            layers: Layers whose means over time form the embedding: numbers from 1 or -1; "embedding" is the encoder's.
             combine_layers: "concatenate", or "weighted_mean" with trained weights.
-            features: The front end, which the model's configuration then names.
-            base: Where the weights of an encoder that was handed over came from; a head-only export names it.
-            seed: Of the head's initial weights, and of an encoder's without released ones.
+            features: The front end; the configuration records its sampling rate and fingerprint.
+            base: Where the weights of an encoder that is an object came from; a head-only export names it.
+            seed: Of the initial weights of the head, and of an encoder with random weights.
             **settings: Further settings of `LaennecConfig`: pooling, head_hidden_dim, head_dropout, head_layer_norm,
                 head_relu, projection_dim, concatenated_context, tasks.
 
         Raises:
-            InputError: The encoder cannot be loaded or has not the form of one, or cannot be trained that way.
-            ValueError: `trainable` or a setting is none of these.
+            InputError: The encoder cannot be loaded, returns other outputs, or cannot be trained that way.
+            ValueError: `trainable` or the name of a setting is unknown.
         """
         if trainable not in TRAINABLE:
             raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
@@ -180,22 +180,22 @@ class LaennecForAudioClassification(PreTrainedModel):
         return int(self.encoder.config.hidden_size) * (2 if self.config.concatenated_context else 1)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
-        """None: sound has no table of embeddings, and what transformers takes for one cannot be sharded by itself."""
+        """None: sound has no embedding table, and the one transformers would find cannot be sharded by itself."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave encoders as their own class made them; give the head small weights."""
+        """Initialise the standardisation of a head; other weights keep the values their classes gave them."""
         if isinstance(module, Head):
             nn.init.ones_(module.spread)
             nn.init.zeros_(module.mean)
 
     def freeze_encoder(self) -> None:
-        """Keep the encoder as it is from now on: no gradient, no batch statistics."""
+        """Freeze the encoder: no gradients, no updates of batch statistics."""
         self.config.frozen_encoder = True
         self.encoder.requires_grad_(False)
         self.encoder.eval()
 
     def train_last_layers(self, layers: int) -> None:
-        """Train the encoder's last layers from now on, and keep those before them as they are."""
+        """Train only the last layers of the encoder, and freeze those before them."""
         adapters.freeze_all_but_last(self.encoder, layers)
         self.config.trained_layers = layers
 
@@ -206,12 +206,12 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.config.lora = dict(lora)
 
     def merge_adapters(self) -> None:
-        """Add the adapters to the encoder's weights: a model like one that was trained in full."""
+        """Add the adapters to the encoder's weights; the model is then like one that was trained in full."""
         adapters.merge_lora(self.encoder)
         self.config.lora = self.config.encoder_digest = None
 
     def is_frozen(self, name: str) -> bool:
-        """Whether a weight, by its name in the state dict, stays what it is in the base."""
+        """Whether a weight, by its name in the state dict, is frozen at its value in the base."""
         return name.startswith("encoder.") and adapters.is_frozen(self.config, name)
 
     def train(self, mode: bool = True) -> "LaennecForAudioClassification":
@@ -260,7 +260,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             jobs: Number of processes.
             backend: "torch", "onnx" or "auto".
             layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
-            **spans: window_s, hop_s, annotation (a file or a folder); extractor, for a model of no folder or Hub id.
+            **spans: window_s, hop_s, annotation (a file or a folder); extractor, for a model made in Python.
 
         Returns:
             pandas.DataFrame of float32, a row for each span, indexed by recording, start_s and end_s; `numpy.asarray`
@@ -368,13 +368,13 @@ class LaennecForAudioClassification(PreTrainedModel):
         revision: str | None = None,
         **saving: Any,
     ) -> str:
-        """Put the model on the Hub with its front end and a card, as `laennec push` does; returns the address.
+        """Push the model to the Hub with its front end and a card, as `laennec push` does; returns the address.
 
         Args:
-            repo_id: OWNER/NAME; made if it is not there.
+            repo_id: OWNER/NAME; created if it does not exist.
             extractor: The front end; None for the one beside the files that the model was loaded from.
-            commit_message: The commit's.
-            private: Whether a repository that is made stays closed; False opens it.
+            commit_message: None for a default.
+            private: Whether a new repository stays private; False makes the repository public.
             token: None for HF_TOKEN or that of the login.
             revision: The branch; None for main.
             **saving: Handed to `save_pretrained`, e.g. head_only.
@@ -404,15 +404,15 @@ class LaennecForAudioClassification(PreTrainedModel):
             **kwargs: Handed to transformers.
 
         Raises:
-            InputError: This is no laennec model; its settings make none, or not that of its weights; the base is lost.
+            InputError: Not a laennec model, settings that are invalid or do not fit the weights, or a missing base.
         """
         source = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)  # the other kind of file can hold code
+        kwargs.setdefault("use_safetensors", True)  # pickled files can hold code
         hub: dict[str, Any] = {
             k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs
         }
-        kwargs.pop("adapter_kwargs", None)  # an Auto class gives what it found beside the model, which is refused
+        kwargs.pop("adapter_kwargs", None)  # Auto classes pass adapters found beside the model, which are refused
         try:
             refuse_model_folder(Path(source) / hub.get("subfolder", ""))
             bases.refuse_untrusted_adapter(source, hub)
@@ -428,11 +428,11 @@ class LaennecForAudioClassification(PreTrainedModel):
         except LOADING_ERRORS as error:
             raise bases.loading_error(source, error) from error
         if encoder is not None:
-            # transformers gives random weights to what a checkpoint leaves out; the base takes their place
+            # transformers gives random weights to an encoder that the checkpoint leaves out; the base replaces it
             model.encoder = adapters.with_adapter(encoder, config, source, hub)
         else:
             if contains_own(model.encoder.config):
-                # built anew: transformers leaves buffers that are not saved undefined
+                # built again, because transformers leaves buffers that are not saved undefined
                 state, model.encoder = model.encoder.state_dict(), encoder_from_config(model.encoder.config).eval()
                 model.encoder.load_state_dict(state)
             check_fingerprint(model.encoder, source)

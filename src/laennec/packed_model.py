@@ -1,8 +1,7 @@
 """A model and its front end as plain values and bytes, for other processes.
 
-Decisions: a model is handed over as its configuration and its weights, so that it is the model as it is, wherever it
-came from, and needs no file on another machine. torch is imported when it is needed, because prediction by an ONNX file
-runs without it.
+Decisions: a model is passed on as configuration and weights, so that it keeps changes made in memory and needs no file
+on the other machine. torch is imported when it is needed, because prediction with an ONNX file runs without it.
 """
 
 import importlib
@@ -19,7 +18,7 @@ class PackedModel:
         config: The model's configuration.
         weights: Its weights as safetensors.
         kind: Type of the weights, e.g. "float32".
-        device: Where it computes.
+        device: Device of the weights.
         front_end: The front end's configuration.
         modules: Modules that define encoder classes of the user, which are imported first.
         name: Where the model came from.
@@ -55,7 +54,7 @@ class PackedModel:
         )
 
     def unpack(self) -> tuple[Any, Any]:
-        """Make the model and its front end again."""
+        """Rebuild the model and its front end."""
         import torch
         from safetensors.torch import load
 

@@ -1,11 +1,10 @@
 """Work divided among processes of this machine.
 
-Decisions: processes are spawned, not forked, because torch's threads do not survive a fork. A few items are in hand at
-a time, so memory does not grow with the number of items. A process that dies takes the others of its pool with it; the
-items in hand are then tried again one at a time in a process of their own, so an item that kills its process costs
-that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed. So
-does a module that is run for a parent, which handles Ctrl-C itself; a file of the working directory with the name of a
-standard module is not imported in its place (-P).
+Decisions: processes are spawned, not forked, because torch's threads do not survive a fork. Only a few items are
+submitted at a time, so memory does not grow with the number of items. If a process dies, its pool breaks; the submitted
+items are then tried again, each in a process of its own, so only an item that kills its process is lost. Workers ignore
+Ctrl-C and exit when the parent closes a pipe or is killed. A module run by `module_process` exits likewise but handles
+Ctrl-C itself; -P keeps files of the working directory from replacing standard modules.
 """
 
 import contextlib
@@ -35,14 +34,14 @@ Result = TypeVar("Result")
 Work = Callable[[Any], Any]
 DIED = "the process that worked on it was killed, twice (not enough memory, or a crash of the decoder); check this file"
 _POLL_S = 1.0
-# without these, glibc gives the memory of each decoded block back and takes it again page by page, a third of the time
+# without these, glibc returns the memory of each decoded block and requests it again, a third of the run time
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
-_IN_HAND = 2  # items for each process, so that none waits for the parent
+_PENDING = 2  # submitted items for each process, so that none waits for the parent
 _work: Work | None = None
 
 
 class Died:
-    """The result of an item whose process died, and died again."""
+    """The result of an item whose process died twice."""
 
 
 def check_jobs(jobs: int) -> int:
@@ -55,29 +54,29 @@ def check_jobs(jobs: int) -> int:
 def in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], jobs: int
 ) -> Generator[tuple[Item, Result | Died]]:
-    """Do some work on each item in several processes."""
+    """Call `work` on each item in several processes; yields items with their results as they are finished."""
     left = iter(items)
     first = list(itertools.islice(left, 1))
     if not first:
         return
     left = itertools.chain(first, left)
-    in_hand: dict[Future[Result], Item] = {}
+    pending: dict[Future[Result], Item] = {}
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(work, jobs))
         while True:
             lost: list[Item] = []
-            for item in itertools.islice(left, max(_IN_HAND * jobs - len(in_hand), 0)):
+            for item in itertools.islice(left, max(_PENDING * jobs - len(pending), 0)):
                 try:
-                    in_hand[pool.submit(_do, item)] = item
+                    pending[pool.submit(_do, item)] = item
                 except BrokenProcessPool:
                     lost.append(item)
-            if not in_hand and not lost:
+            if not pending and not lost:
                 return
-            done = wait(in_hand, return_when=FIRST_COMPLETED).done
+            done = wait(pending, return_when=FIRST_COMPLETED).done
             if lost or any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                done = wait(in_hand).done  # all that were in hand end with it
+                done = wait(pending).done  # all submitted items end with the pool
             for future in done:
-                item = in_hand.pop(future)
+                item = pending.pop(future)
                 if isinstance(future.exception(), BrokenProcessPool):
                     lost.append(item)
                 else:
@@ -88,10 +87,10 @@ def in_processes(
 
 
 def _one_by_one(work: Work, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-    """Items that were in hand when a process died, each in a process that works on nothing else."""
+    """Try the items again that were submitted when a process died, each in a process of its own."""
     for item in items:
         result: Any = Died()
-        for _ in range(2):  # perhaps it was only waiting when the first one died
+        for _ in range(2):  # two tries: another item may have broken the pool
             with _pool(work, 1) as pool, contextlib.suppress(BrokenProcessPool):
                 result = pool.submit(_do, item).result()
                 break
@@ -100,10 +99,10 @@ def _one_by_one(work: Work, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]
 
 @contextlib.contextmanager
 def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
-    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter."""
+    """Call `work` in other processes during this block; their messages and errors are ignored."""
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
-    started = [context.Process(target=_help, args=(watched, work), daemon=True) for _ in range(number)]
+    started = [context.Process(target=_run_alongside, args=(watched, work), daemon=True) for _ in range(number)]
 
     def start() -> None:
         with contextlib.suppress(Exception):
@@ -111,7 +110,7 @@ def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
                 process.start()
         watched.close()
 
-    starter = threading.Thread(target=start)  # a process takes its work when it has imported what that needs
+    starter = threading.Thread(target=start)  # `start` can block until the process has imported what `work` needs
     starter.start()
     try:
         yield
@@ -123,7 +122,7 @@ def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
                 process.join()
 
 
-def _help(watched: Connection, work: Callable[[], Any]) -> None:
+def _run_alongside(watched: Connection, work: Callable[[], Any]) -> None:
     os.environ["RANK"] = "1"  # only the first process shows progress
     logging.disable(logging.CRITICAL)
     _start(watched, lambda item: None)
@@ -138,7 +137,7 @@ def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[
     command = [sys.executable, "-P", "-m", "laennec.processes", str(place), *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
     assert process.stdin is not None
-    with process.stdin:  # it is closed with the process that started this one, however that ends
+    with process.stdin:  # the pipe closes when the parent ends, in whatever way
         try:
             yield process
         except BaseException:
@@ -148,7 +147,7 @@ def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[
 
 
 def used_by(process: subprocess.Popen[Any]) -> tuple[float, float]:
-    """Wait for the end of a process; the seconds of processor that it took, and its peak memory in MiB."""
+    """Wait for the end of a process; returns its CPU time in seconds and its peak memory in MiB."""
     if hasattr(os, "wait4"):  # the only call with the peak memory of one child
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -165,7 +164,7 @@ def used_by(process: subprocess.Popen[Any]) -> tuple[float, float]:
 
 
 def _run_module(place: str, *words: str) -> None:
-    """What the process of `module_process` does."""
+    """Entry point of the process of `module_process`."""
     watched = os.dup(0)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -194,7 +193,7 @@ def _pool(work: Work, jobs: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
         pool.shutdown()
     finally:
-        held.close()  # ends what still works
+        held.close()  # ends processes that still work
         pool.shutdown(cancel_futures=True)
 
 
@@ -206,7 +205,7 @@ def _start(watched: Connection, work: Work) -> None:
 
 
 def _end_when(wait: Callable[[], Any]) -> None:
-    """End this process when a call returns: a read from a pipe that the parent closes."""
+    """Exit this process when `wait` returns: a read from a pipe that the parent closes."""
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):

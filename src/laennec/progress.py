@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar with the remaining time, or a line every half minute where there is no terminal.
+"""Progress of long work: a bar with the remaining time, or a line every half minute where there is no terminal.
 
 Decisions: nothing is shown in the first seconds, so short work prints nothing. A notebook shows tqdm's own widget.
 Everything goes to standard error, from the first of several processes only.
@@ -17,7 +17,7 @@ _SHAPE = "{desc}: {percentage:3.0f}%|{bar}| {postfix[0]} of {total:.0f} [{elapse
 
 
 class Progress:
-    """The progress of one piece of work; call it with what is done and what there is to do."""
+    """The progress of one piece of work; call it with the amount done and the total."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -51,7 +51,7 @@ class Progress:
             self.close()
 
     def close(self) -> None:
-        """End the bar where the work ends early."""
+        """Close the bar if the work ends early."""
         if self.bar is not None:
             self.bar.close()
 

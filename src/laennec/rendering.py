@@ -25,7 +25,7 @@ def render_template(name: str, /, **values: Any) -> str:
     ".md.jinja", where a missing value is rendered as "not recorded".
     """
     page = _environment(".md.jinja" in name).get_template(name).render(**values)
-    return page.encode("utf-8", "replace").decode("utf-8")  # file names can contain characters that no file can
+    return page.encode("utf-8", "replace").decode("utf-8")  # file names can hold surrogates, which UTF-8 lacks
 
 
 @cache
@@ -59,7 +59,7 @@ def plain(value: Any) -> str:
 
 
 def escaped(value: Any) -> Markdown:
-    """Untrusted text that Markdown shows as it is."""
+    """Untrusted text, escaped so that Markdown shows it literally."""
     if isinstance(value, Markdown):
         return value
     text = "".join(_ENTITIES.get(c, c) for c in plain(value))
@@ -87,7 +87,7 @@ def fenced(text: str, language: str = "") -> Markdown:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """The content of a file as an address within a page."""
+    """The content of a file as a data URI, for use within a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Settings in a YAML file: known keys, checked values, and one line for what is wrong with them."""
+"""Settings in a YAML file: known keys, checked values, and errors in one line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +25,12 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path, what: str) -> Self:
-        """Read a YAML file; `what` it holds is said where it cannot be read."""
+        """Read a YAML file; `what` it holds is named in errors."""
         return cls.checked(read_mapping(path, what, "give the path of a YAML file"), path)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], path: str | Path) -> Self:
-        """The section with these values, which stand in a file."""
+        """Check values that were read from a file."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -1,8 +1,8 @@
-"""What is printed for the user: the one place, so that nothing untrusted acts on a terminal or looks like another line.
+"""Printing for the user, in one place, so that untrusted text cannot control a terminal or imitate another line.
 
-Decisions: results go to standard output, from the first of several processes only, and what went wrong to standard
-error. Every argument is one line: line ends and control characters in it, which come from names, labels and messages of
-other people's files, are shown as escapes.
+Decisions: results go to standard output, from the first of several processes only; errors and notes go to standard
+error. Every argument is one line: line ends and control characters in it, which may come from names, labels and
+messages of untrusted files, are shown as escapes.
 """
 
 import logging
