@@ -263,5 +263,5 @@ def refuse_index(index: Path) -> list[str]:
         raise InputError(f"{index}: is not an index of weights; get the checkpoint again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise InputError(f"{index}: names {name!r}, not a file of weights beside it; do not use this model")
+            raise InputError(f"{index}: names {name!r}, no file of weights beside it; do not use this model")
     return names
