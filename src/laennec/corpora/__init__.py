@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "CYCLE_FEATURES": "base",
     "Corpus": "base",
     "CorpusOptions": "base",
@@ -28,10 +28,10 @@ _HOMES = {
     "concatenate_corpora": "several",
     "export_corpus": "hub.publish",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'laennec.corpora' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"laennec.corpora.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"laennec.corpora.{_MODULES[name]}"), name)

@@ -6,7 +6,7 @@ Decisions: names are imported on first use, so that computing a metric does not 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "calibration.probabilities": (
         "decision_curve",
         "expected_calibration_error",
@@ -34,7 +34,7 @@ _HOMES = {
     "sprsound_tasks": ("sprsound_task", "sprsound_total"),
     "summary": ("evaluate_predictions", "format_summary"),
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)
 
 
