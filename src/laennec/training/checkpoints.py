@@ -199,7 +199,7 @@ def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
         trainer.train(resume_from_checkpoint=True)
     finally:
         if handles:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: set by other code than Python
     if trainer.args.world_size > 1:  # a launch of several processes can abort at exit without it
         trainer.accelerator.wait_for_everyone()
 
