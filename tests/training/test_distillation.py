@@ -79,7 +79,7 @@ def test_a_teacher_that_does_not_fit_is_refused_in_one_line(recipe, tiny_recipe,
     other.save_pretrained(tmp_path / "other")
     laennec.LaennecFeatureExtractor("song2021", length="natural").save_pretrained(tmp_path / "other")
     recipe.loss.teacher = str(tmp_path / "other")
-    with pytest.raises(InputError, match="predicts stridor, not each of crackle, wheeze"):
+    with pytest.raises(InputError, match="predicts stridor, not crackle, wheeze, each independently"):
         softened(recipe)
     with pytest.raises(ValueError, match=r"leave it or augment\.concatenate_probability out"):
         Recipe(**(tiny_recipe | {"loss": {"teacher": "x"}, "augment": {"concatenate_probability": 0.5}}))

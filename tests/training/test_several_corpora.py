@@ -20,6 +20,7 @@ from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
+from laennec.training.samplers import BalancedSampler
 from laennec.training.tables import ValidationMetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -61,10 +62,15 @@ def test_the_epoch_is_chosen_by_the_mean_over_the_corpora(run):
     assert set(predictions["corpus"]) == {"synthetic", "icbhi2017"}
 
 
-def test_a_balanced_sampler_draws_corpora_of_different_sizes(settings, tmp_path, capsys):
+def test_a_balanced_sampler_draws_corpora_of_different_sizes_equally_often(settings, tmp_path, monkeypatch):
+    drawn, order = [], BalancedSampler.order
+    monkeypatch.setattr(BalancedSampler, "order", lambda self, epoch: drawn.append(order(self, epoch)) or drawn[-1])
     sampler = {"name": "balanced", "columns": ["corpus"]}
-    train(Recipe(**(settings | {"sampler": sampler, "output_dir": str(tmp_path / "balanced")})))
-    assert "sampler balanced: an epoch is" in capsys.readouterr().out
+    recipe = Recipe(**(settings | {"sampler": sampler, "output_dir": str(tmp_path / "balanced")}))
+    train(recipe)
+    corpus = np.array(load_splits(recipe)["train"]["corpus"])
+    assert np.ptp(np.unique(corpus, return_counts=True)[1]) > 1
+    assert drawn and all(np.ptp(np.unique(corpus[rows], return_counts=True)[1]) <= 1 for rows in drawn)
 
 
 def test_a_metric_that_one_corpus_leaves_undefined_cannot_choose_the_epoch():

@@ -166,7 +166,7 @@ def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]
     model, extractor, known = teacher.model, teacher.extractor, teacher.model.config.label_names
     if not model.config.is_multi_label or not set(targets.names) <= set(known):
         raise InputError(
-            f"loss.teacher {source}: predicts {', '.join(known)}, not each of {', '.join(targets.names)} by itself; "
+            f"loss.teacher {source}: predicts {', '.join(known)}, not {', '.join(targets.names)}, each independently; "
             "choose another teacher"
         )
     if extractor.context_cycles or extractor.recording_filter != make_extractor(recipe.features).recording_filter:

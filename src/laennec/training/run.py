@@ -142,7 +142,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         kept = start is not None and start.keep_head(model)
         model.config.span = span_of(training.table)
         if is_main_process():
-            how = "each by itself" if recipe.target.problem_type == "multi_label" else "exactly one"
+            how = "each independently" if recipe.target.problem_type == "multi_label" else "exactly one"
             of = f"({recipe.target.problem_type}: {how}) of {span_noun(model.config.span)}s"
             say(f"target: {', '.join(names)} {of}")
             if recipe.corpus.corpora:

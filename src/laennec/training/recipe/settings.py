@@ -79,7 +79,7 @@ class TargetSettings(Settings):
 
     problem_type: Literal["multi_label", "single_label"] | None = Field(
         default=None,
-        description="each label by itself, or one class of several; left out: what the corpus holds (multi_label: "
+        description="each label independently, or one class of several; left out: what the corpus holds (multi_label: "
         "crackle and wheeze, and own labels of which a row can have several; single_label: all others)",
     )
     column: str | None = Field(
