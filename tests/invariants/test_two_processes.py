@@ -75,7 +75,7 @@ def test_a_rank_that_is_killed_takes_the_other_with_it_in_a_line_and_another_num
     assert "Traceback" not in said.split("ChildFailedError")[0].split("torch/distributed/elastic")[0]
     assert main(["train", str(recipe), "--output_dir", str(tmp_path / "run")]) == 2
     refusal = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the training had 2 processes, now it has 1; start 2 again" in refusal
+    assert "the number of processes was 2, now it is 1; start 2 processes" in refusal
 
 
 @needs_proc

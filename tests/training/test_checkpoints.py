@@ -99,7 +99,7 @@ def test_a_checkpoint_that_a_kill_left_unsealed_is_removed(folder):
 
 
 def test_another_number_of_processes_is_refused_in_one_line(folder):
-    with pytest.raises(InputError, match="the training had 1 process, now it has 2"):
+    with pytest.raises(InputError, match="the number of processes was 1, now it is 2"):
         last_whole(folder, world_size=2)
     assert (folder / "checkpoint-10").is_dir()
 

@@ -84,8 +84,8 @@ def _check_processes(checkpoint: Path, world_size: int) -> None:
     wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
     if wrote != world_size:
         raise InputError(
-            f"{checkpoint}: the training had {wrote} process{'es' * (wrote > 1)}, now it has {world_size}; "
-            f"start {wrote} again, or delete the checkpoints to train anew (--overwrite)"
+            f"{checkpoint}: the number of processes was {wrote}, now it is {world_size}; start {wrote} processes, or "
+            "delete the checkpoints to train anew (--overwrite)"
         )
 
 
