@@ -160,6 +160,18 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_expected_time_ignores_finished_cells_without_a_measured_training(written, tmp_path, capsys):
+    for seed, step in enumerate(["train", "evaluate"]):
+        folder = tmp_path / "out" / "tiny" / str(seed)
+        for record in (folder / "run.json", folder / "evaluation-test" / "run.json"):
+            record.parent.mkdir(parents=True)
+            record.write_text("{}")
+        folder.with_name(f"{seed}.cost.json").write_text(json.dumps({step: {"seconds": 3600}}))
+    assert main(["study", str(written(seeds=[0, 1, 2, 3])), "--dry-run"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "4 cells: 2 finished, 2 to run; about 2.0 hours at the pace of the finished ones"
+
+
 @pytest.mark.parametrize(
     ("study", "words"),
     [

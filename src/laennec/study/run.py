@@ -255,11 +255,12 @@ def _outlook(study: Study) -> str:
     """How many cells are finished, and how long the others take if they take as long as those."""
     waiting = [cell for cell in study.cells if next(commands(study, cell), None) is not None]
     finished = [cell for cell in study.cells if cell not in waiting]
-    seconds = [sum(step["seconds"] for step in read_cost(study.output_dir / cell.name).values()) for cell in finished]
+    costs = [read_cost(study.output_dir / cell.name) for cell in finished]
+    seconds = [sum(step["seconds"] for step in cost.values()) for cost in costs if "train" in cost]
     counts = f"{len(study.cells)} cells: {len(finished)} finished, {len(waiting)} to run"
     if not waiting:
         return counts
-    if not any(seconds):
+    if not seconds:
         from laennec.study.outlook import GPU, GPU_SHARE, hours
 
         if (needed := hours(study)) is None:
