@@ -89,10 +89,14 @@ def test_every_kind_of_row_is_scored_as_by_a_loop(tables):
             assert low <= values["roc_auc"] <= high
 
 
-def test_specificity_rests_on_the_patients_without_the_label(tables):
+def test_intervals_need_patients_with_the_label_patients_without_or_both(tables):
     of_one = [table.assign(wheeze=(table["patient_id"] == "p0").astype("Int8")) for table in tables]
     bounds = score_windows(*of_one, config_of())["units"]["seconds"]["intervals"]
     assert bounds["wheeze.recall"] is bounds["wheeze.roc_auc"] is None and bounds["wheeze.specificity"]
+    all_but_one = [table.assign(wheeze=(table["patient_id"] != "p0").astype("Int8")) for table in tables]
+    bounds = score_windows(*all_but_one, config_of())["units"]["seconds"]["intervals"]
+    assert bounds["wheeze.specificity"] is bounds["wheeze.roc_auc"] is bounds["wheeze.average_precision"] is None
+    assert bounds["wheeze.recall"] and bounds["crackle.roc_auc"]
 
 
 def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables):

@@ -20,6 +20,7 @@ from laennec.training.data.targets import Targets, targets_of
 from laennec.training.data.training_data import dataset_from_table
 from laennec.training.recipe import TargetSettings
 from laennec.training.recipe.settings import FeatureSettings
+from laennec.training.tables import truth_table
 
 
 @pytest.fixture
@@ -53,6 +54,24 @@ def test_any_column_can_be_the_target(table):
     events = targets_of(table, TargetSettings(problem_type="multi_label", column="events"))
     assert events.names == ["Fine Crackle", "Normal", "Wheeze"]
     assert events.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
+
+
+def test_unlabelled_rows_of_the_hub_and_nan_are_unknown(table):
+    names = ["normal", "crackle", "wheeze", "both"]
+    classes = table.remove_columns("label").add_column("label", [0, 1, -1, 3, -1])
+    classes = classes.cast_column("label", datasets.ClassLabel(names=names))
+    targets = targets_of(classes, TargetSettings(problem_type="single_label"))
+    assert targets.labels.tolist() == [0, 1, 3] and targets.kept.tolist() == [0, 1, 3]
+    assert truth_table(classes, "test")["label"].isna().tolist() == [False, False, True, False, True]
+    floats = table.remove_columns("crackle").add_column("crackle", [0.0, 1.0, float("nan"), 1.0, 0.0])
+    assert targets_of(floats, TargetSettings()).kept.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5])
+def test_a_label_that_is_neither_0_nor_1_is_an_error(table, value):
+    wrong = table.remove_columns("crackle").add_column("crackle", [0, 1, 0, value, None])
+    with pytest.raises(InputError, match=rf"column 'crackle', row 3: {value} is neither 0 nor 1; give 0, 1, or null"):
+        targets_of(wrong, TargetSettings())
 
 
 def test_a_class_that_training_did_not_have_is_an_error(table):

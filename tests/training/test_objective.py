@@ -43,6 +43,21 @@ def test_balanced_positives_weigh_as_much_as_negatives():
     assert task_weights(flags, 2, True, "balanced").tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("weights", [[1, -1], [1, float("inf")], [float("nan"), 1], [0, 0]])
+def test_class_weights_are_finite_and_not_negative(weights):
+    with pytest.raises(InputError, match="give finite numbers of at least 0, not all of them 0"):
+        task_weights(LABELS, 2, False, weights)
+
+
+def test_a_batch_of_classes_of_weight_0_has_no_loss():
+    loss, logits = TaskLoss("ce", False, None, 3, [1, 0.5, 0]), torch.randn(4, 3, requires_grad=True)
+    value = loss(logits, torch.tensor([2, 2, 2, 2]))["ce"]
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+    mixed, expected = torch.tensor([0, 1, 2, 1]), nn.CrossEntropyLoss(torch.tensor([1, 0.5, 0]))
+    assert torch.allclose(loss(logits, mixed)["ce"], expected(logits, mixed))
+
+
 def test_the_objective_is_the_sum_of_named_terms():
     out, flags = outputs(), torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]] * 2).float()
     ids = torch.tensor([0, 1, 2, 3] * 2)

@@ -377,14 +377,21 @@ class Corpus(ABC):
 
 
 def column_of(table: Any, name: str) -> list[Any]:
-    """The values of a column; iterating over a `datasets` column reads it row by row, which is slow.
+    """The values of a column; None where unknown: null, NaN, or -1 among class numbers, as on the Hub.
 
-    `abnormal` is derived where the classes include normal: 0 for normal rows, 1 for the others.
+    Iterating over a `datasets` column would read it row by row, which is slow. `abnormal` is derived where the classes
+    include normal: 0 for normal rows, 1 for the others.
     """
     if name == ABNORMAL and name not in table.column_names:
         normal = class_names(table, "label").index("normal")
         return [None if value is None else int(value != normal) for value in column_of(table, "label")]
-    return list(table[name][:])
+    values = list(table[name][:])
+    feature = (getattr(table, "features", None) or {}).get(name)
+    if isinstance(feature, datasets.ClassLabel):
+        return [None if value == -1 else value for value in values]
+    if str(getattr(feature, "dtype", "")).startswith("float"):
+        return [None if value != value else value for value in values]
+    return values
 
 
 def class_names(table: Any, column: str) -> list[str]:

@@ -54,7 +54,7 @@ def class_distances(
     cosine, square = (sums @ sums.T - own) / divisor, (moments @ moments.T - own) / divisor
     mean = np.maximum(1 - cosine, 0.0)
     spread = np.sqrt(np.maximum(square - cosine**2, 0.0))
-    cv = spread / np.where(mean > 1e-12, mean, np.nan)
+    cv = spread / np.where(mean > 1e-6, mean, np.nan)  # below it is rounding noise
     pairs = np.where(np.eye(len(names), dtype=bool), count // 2, count)
     return {"classes": names, "mean": _rows(mean), "cv": _rows(cv), "pairs": pairs.tolist()}
 

@@ -16,7 +16,13 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import ALWAYS_NORMAL, shortcut_baselines
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
 from laennec.evaluation.calibration.probabilities import expected_calibration_error, thresholds_text
-from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
+from laennec.evaluation.intervals import (
+    effective_patients,
+    interval_note,
+    patient_codes,
+    patient_intervals,
+    rarer_patients,
+)
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text
@@ -150,8 +156,11 @@ def _unit(
     once = {name: none_if_nan(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
     codes, patients = patient_codes(rows)
     flags = dict(zip([*labels, "any"], [*truth.T, truth.any(1)], strict=True))
-    effective = {name: effective_patients(codes, present) for name, present in flags.items()}
-    effective |= {f"{name}.specificity": effective_patients(codes, 1 - present) for name, present in flags.items()}
+    effective = {}
+    for name, present in flags.items():
+        effective[name] = rarer_patients(codes, present)  # areas under curves need both
+        effective |= dict.fromkeys((f"{name}.recall", f"{name}.precision"), effective_patients(codes, present))
+        effective[f"{name}.specificity"] = effective_patients(codes, 1 - present)
     return {
         "rows": len(rows),
         "left_out": int((~known).sum()),

@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from laennec.evaluation.intervals import Interval, effective_patients, patient_codes, patient_intervals
+from laennec.evaluation.intervals import Interval, patient_codes, patient_intervals, rarer_patients
 from laennec.evaluation.metrics import FloatArray, RankedLabel
 from laennec.explore.index import findings
 
@@ -148,7 +148,7 @@ def _measured(
         return {"auroc": np.nanmean([label.auroc(weights) for label in ranked], axis=0)}
 
     people = patients.tolist()
-    effective = {"auroc": effective_patients(patient_codes(people)[0], truth[:, 0])} if truth.shape[1] == 2 else {}
+    effective = {"auroc": rarer_patients(patient_codes(people)[0], truth[:, 0])} if truth.shape[1] == 2 else {}
     bounds = patient_intervals(people, statistic, effective)["auroc"]
     return Probe(name, kind, float(statistic(np.ones((1, len(truth))))["auroc"][0]), bounds, note)
 

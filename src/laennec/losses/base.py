@@ -2,7 +2,8 @@
 
 Decisions: similarities and moments are computed in float32 or wider, also inside a bf16 autocast region. A row of zeros
 has no direction, so it normalises to zero with zero gradient (dividing by a small epsilon instead would multiply its
-gradient by 1e12). A term without any pair is exactly 0 with zero gradient.
+gradient by 1e12). A term without any pair is exactly 0 with zero gradient (`opl_pos` of OPL:
+its weight).
 """
 
 from typing import ClassVar

@@ -131,6 +131,11 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
             )
         columns = [column_of(table, name) for name in names]
         kept = np.array([i for i in range(len(table)) if all(c[i] is not None for c in columns)], dtype=np.int64)
+        for name, values in zip(names, columns, strict=True):
+            if (row := next((i for i in kept.tolist() if values[i] not in (0, 1)), None)) is not None:
+                raise InputError(
+                    f"column {name!r}, row {row}: {values[row]!r} is neither 0 nor 1; give 0, 1, or null if unknown"
+                )
         flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
     class_ids = (flags.astype(np.int64) << np.arange(len(names))).sum(1)
     return Targets(names, flags, class_ids, kept)

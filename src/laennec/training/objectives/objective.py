@@ -9,6 +9,7 @@ of the rows is the first view (clean).
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,8 @@ def task_weights(
     if not isinstance(setting, str):
         if len(setting) != n_labels:
             raise InputError(f"loss.class_weights has {len(setting)} numbers; there are {n_labels} labels")
+        if not all(0 <= weight < math.inf for weight in setting) or not any(setting):
+            raise InputError(f"loss.class_weights is {setting}; give finite numbers of at least 0, not all of them 0")
         return torch.tensor(setting, dtype=torch.float32)
     if setting != "balanced" or labels is None:
         raise InputError(
@@ -140,14 +143,15 @@ class TaskLoss(nn.Module):
             value: Tensor = self.own(logits, labels)
         elif self.focal is not None:
             value = self._focal(self.focal, logits, labels)
-        elif self.each:
-            rows = labels if labels.ndim > 1 else nn.functional.one_hot(labels, logits.shape[1])
-            weight, positive = (None, self.weights) if self.multi_label else (self.weights, None)
-            value = nn.functional.binary_cross_entropy_with_logits(logits, rows.float(), weight, pos_weight=positive)
-        elif labels.is_floating_point():
-            value = soft_cross_entropy(logits, labels, self.weights)
         else:
-            value = nn.functional.cross_entropy(logits, labels, weight=self.weights)
+            rows = labels if labels.ndim > 1 else nn.functional.one_hot(labels, logits.shape[1])
+            if self.each:
+                weight, positive = (None, self.weights) if self.multi_label else (self.weights, None)
+                value = nn.functional.binary_cross_entropy_with_logits(
+                    logits, rows.float(), weight, pos_weight=positive
+                )
+            else:
+                value = soft_cross_entropy(logits, rows, self.weights)  # finite also where all weights are 0
         return {self.name: self.weight * value}
 
     def _focal(self, focal: FocalLoss, logits: Tensor, labels: Tensor) -> Tensor:

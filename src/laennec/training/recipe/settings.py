@@ -231,7 +231,9 @@ class HeadSettings(Settings):
         default=0, ge=0, description="width of a shared projection for auxiliary losses; 0: none"
     )
     layer_norm: StrictBool = Field(default=False, description="layer norm of the embedding, as in AST's classifier")
-    relu: StrictBool = Field(default=False, description="apply a ReLU to the embedding, before the dropout")
+    relu: StrictBool = Field(
+        default=False, description="apply a ReLU to the (standardised) embedding, before the dropout"
+    )
     standardise: StrictBool | None = Field(
         default=None,
         description="scale the embedding by mean and spread of the training cycles; left out: only if the encoder is "
