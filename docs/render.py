@@ -493,8 +493,8 @@ def _head_losses(content: Content, split: str | None) -> Table:
     smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
-        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval: jackknife "
-        f"over patients]; p: exact permutation test of the signs of the differences of "
+        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval over "
+        f"patients and seeds]; p: exact permutation test of the signs of the differences of "
         f"the folds, at the least {smallest:.2f}. {content['date']}."
     )
     heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]
