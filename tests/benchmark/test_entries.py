@@ -1,5 +1,6 @@
 """Benchmarks: what is refused, that a file scores as its model does, and that result files are checked."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -135,6 +136,42 @@ def test_predictions_of_0_and_1_have_no_auroc_and_no_calibration(enter, predicti
     assert scores.calibration_error is None and scores.within_lengths is None
 
 
+def test_small_and_saturated_probabilities_of_any_type_are_ranked_as_they_are(enter, predictions):
+    expected = read_result(enter(predictions)[1]).splits["test"].values
+    for changed in (
+        predictions.assign(p_crackle=predictions.p_crackle * 1e-13),
+        predictions.assign(p_crackle=predictions.p_crackle.astype("Float64")),
+        predictions.astype({"p_crackle": "float32", "p_wheeze": "float32"}),
+    ):
+        code, out = enter(changed, suffix=".parquet")
+        assert code == 0
+        assert read_result(out).splits["test"].values["crackle.roc_auc"] == pytest.approx(expected["crackle.roc_auc"])
+    saturated = predictions.assign(p_crackle=np.where(predictions.p_crackle > 0.7, 1, predictions.p_crackle))
+    values = [
+        read_result(enter(saturated.astype({"p_crackle": kind}), suffix=".parquet")[1]).splits["test"].values
+        for kind in ("float64", "float32")
+    ]
+    assert values[0]["crackle.roc_auc"] == pytest.approx(values[1]["crackle.roc_auc"])
+    decided = predictions.assign(**{name: (predictions[f"p_{name}"] > 0.5).astype("Int64") for name in LABELS})
+    assert enter(decided, suffix=".parquet")[0] == 0
+
+
+def test_a_missing_value_of_a_nullable_column_is_refused(enter, predictions, capsys):
+    missing = predictions.convert_dtypes()
+    missing.loc[0, "p_wheeze"] = pd.NA
+    assert enter(missing, suffix=".parquet")[0] == 2
+    one_line(capsys, "predictions.parquet", "p_wheeze is not a number from 0 to 1 in 1 rows")
+
+
+def test_what_cannot_be_written_is_refused_before_scoring(enter, predictions, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("laennec.benchmark.entry.evaluate_predictions", None)
+    (tmp_path / "file").touch()
+    assert enter(predictions, "--out", str(tmp_path / "file" / "result.json"))[0] == 2
+    one_line(capsys, tmp_path / "file", "cannot write")
+    assert enter(predictions, "--origin", "caf\udce9")[0] == 2
+    one_line(capsys, "--origin", "must be one line of text in UTF-8")
+
+
 WRONG = {
     "missing": (lambda t: t.iloc[2:], "2 of the {n} cycles of test are missing ('{0}', '{1}')"),
     "unknown": (
@@ -259,6 +296,16 @@ def test_a_model_that_was_trained_elsewhere_or_predicts_other_labels_is_refused(
     one_line(capsys, "trained on synthetic; tiny is for models trained on sprsound alone")
     assert enter(run / "model", "--trained-on", "SPRSound and synthetic")[0] == 2
     one_line(capsys, "tiny is for models trained on sprsound alone")
+    record = json.loads((run / "run.json").read_text())
+    facts = {"sprsound": {"protocol": "none"}, "synthetic": {"protocol": "corpus-out"}}
+    out_of_training = record["corpus"] | {"name": "sprsound+synthetic", "provenance": {"corpora": facts}}
+    (run / "run.json").write_text(json.dumps(record | {"corpus": out_of_training}))
+    config.write_text(json.dumps(before))
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    code, out = enter(run)
+    assert code == 0 and read_result(out).trained_on == "sprsound"
+    (run / "run.json").write_text(json.dumps(record))
+    capsys.readouterr()
     monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "protocol": "patient-5fold"}))
     assert enter(run)[0] == 2
     one_line(capsys, "trained under protocol patient-60-20-20", "tiny needs patient-5fold")
@@ -292,6 +339,8 @@ CHANGED = {
     "splits": (lambda r: r["splits"].pop("test_inter"), "splits test, not test and test_inter"),
     "version": (lambda r: r.update(version=2), "version 2 of tiny, which is at 1"),
     "benchmark": (lambda r: r.update(benchmark="mine"), "no benchmark is called 'mine'"),
+    "twice": (lambda r: r["splits"]["test"]["baselines"].append(r["splits"]["test"]["baselines"][-1]), "there twice"),
+    "gone": (lambda r: r["splits"]["test"]["baselines"].pop(0), "baseline 'always normal', whose icbhi.Score is 50"),
     "kind": (lambda r: r["source"].update(kind="guess"), "source.kind is 'guess'"),
 }
 
@@ -316,6 +365,33 @@ def test_a_result_file_that_was_changed_is_refused(kind, result_file, tmp_path, 
     capsys.readouterr()
     assert main(["benchmark", "check", str(changed)]) == 2
     one_line(capsys, changed, said)
+
+
+def test_baselines_patients_and_training_data_are_those_of_the_benchmark(tiny, result_file, tmp_path, monkeypatch):
+    own, path = json.loads(result_file)["splits"]["test"], tmp_path / "result.json"
+    path.write_text(result_file)
+    facts = {
+        "patients": own["patients"],
+        "effective_patients": own["effective_patients"],
+        "baselines": {row["name"]: row["values"]["icbhi.Score"] for row in own["baselines"][:3]},
+    }
+    for changed, said in (
+        ({}, None),
+        ({"patients": 99}, "but 99 in the published split"),
+        ({"effective_patients": {"crackle": 1.5, "wheeze": 1.5}}, "effective patients with crackle"),
+        (
+            {"baselines": facts["baselines"] | {"event length": 99.0}},
+            "baseline 'event length', whose icbhi.Score is 99",
+        ),
+        ({"baselines": {"gone": 50.0}}, "baseline 'gone'"),
+    ):
+        tests = tiny.tests | {"test": FixedSplit(**{**vars(tiny.tests["test"]), **facts, **changed})}
+        monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "tests": tests}))
+        with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+            read_result(path)
+    monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "trained_on": "sprsound"}))
+    with pytest.raises(InputError, match="trained on synthetic, train; tiny is for models trained on sprsound alone"):
+        read_result(path)
 
 
 def test_check_goes_through_all_files(enter, predictions, tmp_path, capsys):

@@ -24,6 +24,8 @@ class FixedSplit:
     cycles: int  # their number
     classes: Mapping[str, int] | None = None  # cycles of each class; None where that is not known here
     patients: int | None = None  # their number; None likewise
+    effective_patients: Mapping[str, float] | None = None  # with each label
+    baselines: Mapping[str, float] | None = None  # ICBHI Score of those that need no recordings
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Benchmark:
     tests: Mapping[str, FixedSplit]  # the test splits by name
     trained_on: str | None = None  # the corpus that entries are trained on; None for any
 
+    def refuse_training_on(self, data: str) -> None:
+        """Refuse an entry that was trained on other data than the benchmark allows."""
+        wanted, scored = self.trained_on, self.corpus.rstrip("0123456789")
+        if wanted and (wanted not in data.casefold() or scored in data.casefold()):
+            raise InputError(f"trained on {data}; {self.name} is for models trained on {wanted} alone")
+
 
 _SPRSOUND = FixedSplit("dea6cd6d56cfb5514a63d8a0a36d4606c2b5d207666a602b68a19475db186d2b", 5324)
 _INTRA = FixedSplit(
@@ -46,14 +54,19 @@ _INTRA = FixedSplit(
     1004,
     {"normal": 688, "crackle": 189, "wheeze": 124, "both": 3},
     160,
+    {"crackle": 32.055652, "wheeze": 13.820908},
+    {"always normal": 50.0, "majority class": 50.0, "event length": 67.57, "device": 50.0, "age, sex, location": 56.8},
 )
 # the events that a challenge entry predicts (github.com/HUJH511/BioCAS-2023-Grand_Challenge, models/12/out.json)
-_INTER = FixedSplit("208ab41b06d85e6f5e39adb09f6273e42371e1487cd5dcd22284f86896a41042", 1429)
+_INTER = FixedSplit("208ab41b06d85e6f5e39adb09f6273e42371e1487cd5dcd22284f86896a41042", 1429, patients=41)
 _ICBHI = FixedSplit("c7c9507d8b6c4cbe4b463bbc2d087897f1245dd3a05bca53e5d401fd8793c9b3", 3312)
 _ICBHI_TEST = FixedSplit(
     "0aa055d2a61a9ebc3b4fd4b52e6b17dd8072d763dd5030d0894426c0c045a7dc",
     2756,
     {"normal": 1579, "crackle": 649, "wheeze": 385, "both": 143},
+    49,
+    {"crackle": 14.220449, "wheeze": 15.161192},
+    {"always normal": 50.0, "majority class": 50.0, "event length": 41.2, "device": 37.13, "age, sex, location": 44.36},
 )
 _OFFICIAL = ("icbhi2017", "official", _ICBHI, {"test": _ICBHI_TEST})
 _SPLITS = ("sprsound", "sprsound-official", _SPRSOUND, {"test_intra": _INTRA, "test_inter": _INTER})

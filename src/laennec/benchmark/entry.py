@@ -7,7 +7,6 @@ baselines of a file need the recordings and are left out without them. A result 
 import datetime
 import hashlib
 import shlex
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from laennec.evaluation.baselines import sound_facts
 from laennec.evaluation.evaluate import UNKNOWN_SELECTION, load_model, score
 from laennec.evaluation.metrics import CLASSES, is_percent
 from laennec.evaluation.summary import evaluate_predictions, format_summary
+from laennec.files import scratch_folder
 from laennec.inference.backends import fingerprint_of
 from laennec.inference.predictor import Predictor
 from laennec.training.record import hardware, read_run
@@ -83,20 +83,21 @@ def enter(
     learned_from = _training_data(run, benchmark, source, trained_on)
     if not (selection := selection or run.get("selection_set")):
         raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
-    splits = load_benchmark(benchmark, data_dir)
     shown = place.resolve().name if place.exists() else str(source)
     given = {"--entry": entry, "--trained-on": trained_on, "--selection": selection, "--origin": origin}
-    for flag, text in given.items():
+    for flag, text in {**given, "name of the entry": shown}.items():
         try:
             one_line("-" if text is None else text)
         except ValueError as error:
             raise InputError(f"{flag} {text!r}: must be {error}") from None
+    splits = load_benchmark(benchmark, data_dir)
     words = [*([shown] if source else []), *(word for flag, text in given.items() if text for word in (flag, text))]
     command = shlex.join(["laennec", "benchmark", benchmark.name, *words])
-    if is_submission(place):
-        made, scored = _of_file(place, benchmark, splits)
-    else:
-        made, scored = _of_model(source, benchmark, splits, str(data_dir), command)
+    with scratch_folder(out) as folder:  # a place that cannot be written is refused before scoring
+        if is_submission(place):
+            made, scored = _of_file(place, benchmark, splits)
+        else:
+            made, scored = _of_model(source, benchmark, splits, str(data_dir), command, folder)
     result = Result(
         benchmark=benchmark.name,
         version=benchmark.version,
@@ -123,15 +124,18 @@ def _training_data(run: dict[str, Any], benchmark: Benchmark, source: str | Path
     """The training data of an entry, as recorded by its run or as declared; refused if the benchmark forbids them."""
     if not run and not declared:
         raise InputError("--trained-on is missing: name the training data, e.g. 'SPRSound, train'")
-    name = run["corpus"]["name"] if run else str(declared)
+    facts = run["corpus"]["provenance"] if run else {}
+    corpora = facts.get("corpora") or ({run["corpus"]["name"]: facts} if run else {})
+    corpora = {name: own for name, own in corpora.items() if own.get("protocol") != "corpus-out"}  # all of it is test
+    name = "+".join(corpora) if run else str(declared)
     if run and declared:
         raise InputError(f"--trained-on: {source} recorded its training data, {name}; leave it out")
-    wanted, scored = benchmark.trained_on, benchmark.corpus.rstrip("0123456789")
-    if wanted and (wanted not in name.casefold() or scored in name.casefold()):
-        raise InputError(f"{source}: trained on {name}; {benchmark.name} is for models trained on {wanted} alone")
-    facts = run["corpus"]["provenance"] if run else {}
-    own = (facts.get("corpora") or {name: facts}).get(benchmark.corpus) or {}
-    if (protocol := own.get("protocol", benchmark.protocol)) != benchmark.protocol:
+    try:
+        benchmark.refuse_training_on(name)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    protocol = corpora.get(benchmark.corpus, {}).get("protocol", benchmark.protocol)
+    if protocol != benchmark.protocol:
         raise InputError(
             f"{source}: trained under protocol {protocol}, so it may have learned from the test split; "
             f"{benchmark.name} needs {benchmark.protocol}"
@@ -168,9 +172,14 @@ def _truth(splits: Mapping[str, Any], name: str) -> pd.DataFrame:
 
 
 def _of_model(
-    source: str | Path | None, benchmark: Benchmark, splits: Mapping[str, Any], data_dir: str, command: str
+    source: str | Path | None,
+    benchmark: Benchmark,
+    splits: Mapping[str, Any],
+    data_dir: str,
+    command: str,
+    folder: Path,
 ) -> tuple[dict[str, Any], Scored]:
-    """The scores of a model, and its entries of a result."""
+    """The scores of a model, evaluated in a temporary folder, and its entries of a result."""
     name = source or laennec.DEFAULT_MODEL
     model, extractor = load_model(name)
     revision = hub_commit(name)  # before scoring: the repository may change meanwhile
@@ -181,11 +190,10 @@ def _of_model(
         )
     corpus = {"name": benchmark.corpus, "data_dir": data_dir, "protocol": benchmark.protocol}
     scored = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for split in [name for name in benchmark.tests if name in splits]:
-            done = score(name, split=split, corpus=corpus, out=Path(folder) / split, command=command)
-            table = pd.read_parquet(done.folder / "predictions.parquet")
-            scored[split] = _split_scores(done.evaluation, split, table, True), done.summary
+    for split in [name for name in benchmark.tests if name in splits]:
+        done = score(name, split=split, corpus=corpus, out=folder / split, command=command)
+        table = pd.read_parquet(done.folder / "predictions.parquet")
+        scored[split] = _split_scores(done.evaluation, split, table, True), done.summary
     return {
         "source": {"kind": "model", "revision": revision, "sha256": fingerprint_of(model, extractor)},
         "decisions": "thresholds of the model" if several else "most probable class",

@@ -22,7 +22,7 @@ from laennec.untrusted import read_bytes
 
 LABELS = ("crackle", "wheeze")
 _PROBABILITIES = ["p_crackle", "p_wheeze"]
-_LEAST = 1e-12
+_LARGEST_LOGIT = 750.0  # in place of infinity; that of the smallest number above 0 is -744
 
 
 def is_submission(path: Path) -> bool:
@@ -48,8 +48,10 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
             "split once, with p_crackle and p_wheeze from 0 to 1"
         )
     for label, name in zip(LABELS, _PROBABILITIES, strict=True):
-        p = table[name].clip(_LEAST, 1 - _LEAST)
-        table[f"logit_{label}"] = np.log(p) - np.log1p(-p)
+        with np.errstate(divide="ignore"):
+            logits = np.log(table[name]) - np.log1p(-table[name])
+        table[f"logit_{label}"] = logits.clip(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    table = table.astype({label: int for label in LABELS if label in table})
     table = table.rename(columns={label: f"decided_{label}" for label in LABELS})
     given = {name: table.loc[own].reset_index(drop=True) for name, own in tests.items() if own[0] in table.index}
     for name, rows in given.items():
@@ -96,7 +98,7 @@ def _read(path: Path) -> pd.DataFrame:
     numbers = table[[name for name in (*_PROBABILITIES, *LABELS) if name in table.columns]]
     yes_or_no = [name for name in _PROBABILITIES if pd.api.types.is_bool_dtype(numbers[name])]
     numbers = numbers.astype(dict.fromkeys(yes_or_no, str))  # True and False are not probabilities
-    return numbers.apply(pd.to_numeric, errors="coerce").set_index(table["cycle_id"].astype(str))
+    return numbers.apply(pd.to_numeric, errors="coerce").astype(float).set_index(table["cycle_id"].astype(str))
 
 
 def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[str, list[str]]) -> list[str]:

@@ -79,7 +79,8 @@ def _check(paths: list[str]) -> int:
         missing = [name for name, scores in result.splits.items() if scores is None]
         say(
             f"{path}: {result.entry} on {result.benchmark}" + (f", without {', '.join(missing)}" if missing else ""),
-            "  consistent: fingerprints, confusion, scores of decisions, differences from baselines",
-            "  cannot be recomputed without predictions: AUROC, average precision, intervals, calibration error, cost",
+            "  consistent: fingerprints, confusion, scores of decisions, patients, baselines and differences from them",
+            "  cannot be recomputed without predictions: AUROC, average precision, scores within lengths and on the "
+            "middle of cycles, intervals, calibration error, cost",
         )
     return 2 * refused

@@ -276,7 +276,7 @@ def _device_out(frame: pd.DataFrame, fold: int) -> Names:
     if frame["device"].isna().any():
         raise InputError("protocol 'device-out' needs the device of every recording; use another protocol")
     known = sorted(set(frame["device"]))
-    if fold >= len(known) or len(known) < 2:
+    if not 0 <= fold < len(known) or len(known) < 2:
         listed = ", ".join(f"{number} {name}" for number, name in enumerate(known))
         raise InputError(f"protocol 'device-out': there is no device {fold} to leave out; there are {listed}")
     own = (frame["device"] == known[fold]).to_numpy()

@@ -98,7 +98,7 @@ def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, An
     trained: Any = run["corpus"]["provenance"] if run is not None else None
     if run is not None and recipe.corpus.name != run["corpus"]["name"]:  # one of several corpora, or another one
         trained = (trained.get("corpora") or {}).get(origin.get("corpus"))
-    if trained is None:
+    if trained is None or trained.get("protocol") == "corpus-out":  # nothing of this corpus was trained on
         return
     here, there = (str(o.get("split_fingerprint"))[:12] for o in (origin, trained))
     if origin.get("split_fingerprint") != trained.get("split_fingerprint") and not _same_training(origin, trained):
