@@ -96,6 +96,9 @@ def _read(path: Path) -> Content:
     if not path.is_dir():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     entries = [read_result(file).model_dump() for file in sorted(path.glob("*.json"))]
+    named = [f"{entry['entry']} ({entry['benchmark']})" for entry in entries]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise SystemExit(f"{path}: two entries are called {twice}; give one of them another name")
     rows = [
         {**scores, "name": entry["entry"], "split": f"{entry['benchmark']}/{split}", "entry": entry}
         for entry in entries
@@ -493,8 +496,8 @@ def _head_losses(content: Content, split: str | None) -> Table:
     smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
-        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval over "
-        f"patients and seeds]; p: exact permutation test of the signs of the differences of "
+        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval: jackknife "
+        f"over patients]; p: exact permutation test of the signs of the differences of "
         f"the folds, at the least {smallest:.2f}. {content['date']}."
     )
     heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]

@@ -426,6 +426,9 @@ def test_the_page_lists_the_entries_by_score_and_leaves_blank_what_a_file_does_n
     assert shown["c ranked"]["crackle AUROC"] and not shown["a worse"]["crackle AUROC"]
     assert all(row["above the highest baseline"] and not row["parameters"] for row in shown.values())
     assert "No entry yet." in empty and "tiny, without test_inter" in entries and "validation patients" in entries
+    shutil.copy(folder / "a.json", folder / "d.json")
+    with pytest.raises(SystemExit, match=r"two entries are called a worse \(tiny\); give one of them another name"):
+        render(page, check=True)
     (folder / "d.json").write_text((folder / "a.json").read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(InputError, match="version 2 of tiny"):
         render(page, check=True)

@@ -431,6 +431,8 @@ def test_a_left_out_device_is_alone_in_test_and_its_patients_are_nowhere_else() 
     assert list(table["recording_id"][split_table(table, "device-out").splits["test_other_devices"]]) == ["r2"]
     with pytest.raises(InputError, match="no device 3 to leave out; there are 0 A, 1 B, 2 C"):
         split_table(table, "device-out", fold=3)
+    with pytest.raises(InputError, match="no device -1 to leave out"):
+        split_table(table, "device-out", fold=-1)
     with pytest.raises(InputError, match="needs the device"):
         split_table(table.assign(device=None), "device-out")
 

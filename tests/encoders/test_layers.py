@@ -36,7 +36,7 @@ def test_layers_are_those_that_hooks_see_one_after_the_other() -> None:
 
 
 def test_a_layer_is_taken_once() -> None:
-    with pytest.raises(InputError, match="layer -1: given twice; give each layer once"):
+    with pytest.raises(InputError, match=r"encoder\.layers: layer -1 is given twice; give each layer once"):
         at_layers(cnn(), [3, -1])
 
 

@@ -85,7 +85,9 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except (ValueError, TypeError, pd.errors.ParserWarning) as error:
         said = " ".join(str(error).split())[:100]
-        raise InputError(f"{path}: no table in CSV or Parquet ({said}); write it again") from error
+        raise InputError(
+            f"{path}: no table in CSV or Parquet ({said}); write it with commas between columns and decimal points"
+        ) from error
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
         raise InputError(
             f"{path}: no column {', '.join(sorted(missing))} (columns: {named(map(repr, table.columns))}); give "

@@ -297,7 +297,7 @@ def _chosen_layers(encoder: nn.Module, layers: Sequence[int | str]) -> list[nn.M
             raise InputError(f"layer {layer}: the encoder has {len(stack)} layers: give 1 to {len(stack)}, or -1")
     chosen = [None if n == EMBEDDING else stack[int(n) - 1 if int(n) > 0 else int(n)] for n in layers]
     if twice := [layer for place, layer in enumerate(layers) if chosen[place] in chosen[:place]]:
-        raise InputError(f"layer {twice[0]}: given twice; give each layer once")
+        raise InputError(f"encoder.layers: layer {twice[0]} is given twice; give each layer once")
     return chosen
 
 

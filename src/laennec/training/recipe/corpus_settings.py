@@ -24,7 +24,7 @@ class CorpusSettings(Settings):
         default=None, description="folder, zip, or an exported corpus: its folder or hf://datasets/OWNER/NAME"
     )
     protocol: str | None = Field(default=None, description="how patients are split; left out: the corpus' own")
-    fold: StrictInt = Field(default=0, description="test fold, where the protocol has folds")
+    fold: StrictInt = Field(default=0, ge=0, description="test fold, where the protocol has folds")
     validation_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="share of the training patients for validation"
     )
@@ -69,7 +69,7 @@ class CorpusSettings(Settings):
             return self
         names, own = [one.name for one in self.corpora], {"name", "split_seed", "corpora"}
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{twice} is listed twice; list each corpus once")
+            raise ValueError(f"{twice} is listed twice; list each corpus once, and put own recordings into one folder")
         for key in type(self).model_fields.keys() - own:
             if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
                 raise ValueError(f"corpus.{key} is for one corpus, and there are several; set corpus.{names[0]}.{key}")
