@@ -302,12 +302,14 @@ def foreign(tmp_path, kind, shared_root):
         (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     if kind == "no weights":
         (folder / "model.safetensors").unlink()
-    if kind == "no json":
-        (folder / "config.json").write_text("{")
+    if kind in ("no json", "no settings"):
+        (folder / "config.json").write_text("{" if kind == "no json" else "[1]")
     return folder
 
 
-@pytest.mark.parametrize("kind", ["transformers AST", "whisper", "other sizes", "torn", "no weights", "no json"])
+@pytest.mark.parametrize(
+    "kind", ["transformers AST", "whisper", "other sizes", "torn", "no weights", "no json", "no settings"]
+)
 def test_a_checkpoint_of_another_model_is_one_line(tmp_path, kind, shared_root):
     folder = foreign(tmp_path, kind, shared_root)
     with pytest.raises(InputError) as error:

@@ -141,6 +141,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
             InputError: The configuration is not that of a laennec model, or has an invalid value.
         """
         values, _ = cls.get_config_dict(name, **hub)
+        values = values if isinstance(values, dict) else {}
         kind = values.get("model_type")
         if kind != cls.model_type:
             what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"

@@ -9,12 +9,27 @@ import logging
 import os
 import sys
 
-from laennec.errors import one_line
+from laennec.errors import InputError, one_line
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process, from 0, and of all processes of a launch (environment variables RANK, WORLD_SIZE).
+
+    Raises:
+        InputError: They are no such numbers.
+    """
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
+        return int(rank), int(size)
+    raise InputError(
+        f"RANK is {rank} and WORLD_SIZE {size}: the processes of a launch are numbered from 0 to WORLD_SIZE - 1; "
+        "correct these environment variables, or unset both"
+    )
 
 
 def say(*lines: str) -> None:
     """Print lines of output, from the first of several processes only."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if os.environ.get("RANK", "0") == "0":
         for line in lines:
             print(one_line(line), flush=True)
 

@@ -69,6 +69,8 @@ def test_windows_get_patient_device_and_label_by_their_recording(tiny_run, small
     assert main(["embed", str(tiny_run), str(small_corpus), "--window-s", "2", "--out", str(tmp_path)]) == 0
     index = laennec.EmbeddingIndex.open(tmp_path, tiny_run)
     assert index.rows["patient_id"].isna().all()
+    with pytest.raises(InputError, match="the patient of the query is unknown; name the corpus"):
+        index.search(index.rows["recording"][0], span=(0.0, 1.0), other_patients=True)
     index.join(laennec.load_corpus("synthetic", small_corpus, protocol="none"))
     assert index.rows[["patient_id", "device", "chest_location"]].notna().all(axis=None)
     for _, row in index.rows.iterrows():

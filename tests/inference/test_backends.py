@@ -94,15 +94,20 @@ def test_a_model_without_a_file_is_exported_once(tiny_run, some_recordings, monk
     assert again.identity(False) != torch.identity(False)
 
 
-def test_a_file_alone_is_a_model(copied, some_recordings, capsys):
+def test_a_file_alone_is_a_model(copied, some_recordings, monkeypatch, capsys):
     for name in ("config.json", "model.safetensors"):
         (copied / name).unlink()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,1")  # one number for each level of nesting
     assert main(["predict", str(copied), str(some_recordings[0])]) == 0
     assert "backend: onnx" in capsys.readouterr().out
     assert main(["predict", str(copied), str(some_recordings[0]), "--backend", "torch"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["predict", str(copied), str(some_recordings[0]), "--backend", "jax"]) == 2
     assert "auto, torch, onnx" in capsys.readouterr().err
+    (copied / "model.onnx").unlink()
+    for backend in ("onnx", "auto"):
+        assert main(["predict", str(copied), str(some_recordings[0]), "--backend", backend]) == 2
+        assert "model.onnx: is missing; get the model again" in capsys.readouterr().err
 
 
 def test_a_frozen_encoder_is_run_by_onnxruntime_where_the_recipe_says_so(tiny_recipe, tmp_path, monkeypatch):

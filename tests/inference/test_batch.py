@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from batches import by_hand
 
 from laennec.audio.cycles import read_annotation, sliding_windows
 from laennec.cli.main import main
+from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference import outputs as timelines
+from laennec.inference.batch.recordings import find_recordings
 
 
 @pytest.fixture
@@ -225,6 +228,39 @@ def test_a_folder_without_recordings_is_one_line(tiny_run, tmp_path, capsys):
     (tmp_path / "in" / "._x.wav").write_text("leftover of another system")
     assert predict(tiny_run, tmp_path / "in", out=tmp_path / "out") == 2
     assert "no recordings in" in capsys.readouterr().err
+
+
+def test_recordings_of_folders_and_links_are_found_once(recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for place in ("in/a.wav", "in/below/b.wav", "other/c.wav"):
+        shutil.copy(recordings[0], place)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "in" / "below" / "up").symlink_to(tmp_path / "in")
+    expected = [Path("in/a.wav"), Path("in/below/b.wav"), Path("in/linked/c.wav")]
+    assert find_recordings("in") == find_recordings(["in", tmp_path / "in", "./in/a.wav"]) == expected
+    assert find_recordings("in/a.wav") == [Path("in/a.wav")]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(recordings, tmp_path, monkeypatch):
+    def walk(folder, onerror, followlinks):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/closed"))
+
+    monkeypatch.setattr("os.walk", walk)  # tests may run as a user who may read everything
+    with pytest.raises(InputError, match="in/closed: this folder cannot be read"):
+        find_recordings(shutil.copytree(recordings[0].parent, tmp_path / "in"))
+
+
+@pytest.mark.parametrize(("rank", "size"), [("1", "1"), ("2", "2"), ("x", "2"), ("0", "0"), ("-1", "2")])
+def test_processes_that_are_not_numbered_from_0_are_refused(
+    tiny_run, recordings, tmp_path, monkeypatch, capsys, rank, size
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert predict(tiny_run, recordings[0], out=tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert f"RANK is {rank} and WORLD_SIZE {size}" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_what_reads_back_differently_does_not_count_as_written(tiny_run, recordings, tmp_path, capsys, monkeypatch):

@@ -143,7 +143,10 @@ def test_one_class_of_several_is_the_most_probable(tiny_run, tmp_path):
         ({"array": np.zeros(100, np.float32), "sampling_rate": 0}, "rate in Hz"),
         ("nowhere.wav", "no such file"),
         (b"no sound at all", "not audio"),
-        (np.zeros(10, np.float32), "too few"),
+        (np.linspace(0, 1, 10, dtype=np.float32), "too few"),
+        (np.zeros(8000, np.float32), "silent: every sample is 0"),
+        ({"array": np.linspace(0, 1, 100), "sampling_rate": "8k"}, "sampling_rate is '8k'"),
+        ({"array": np.linspace(0, 1, 100), "sampling_rate": 384_000}, "a whole number up to 192000"),
     ],
 )
 def test_unusable_input_is_one_line(pipe, sound, says):

@@ -184,6 +184,7 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
     [
         (["--thresholds", "crackle"], "write LABEL=PROBABILITY"),
         (["--thresholds", "crackle=loud"], "write LABEL=PROBABILITY"),
+        (["--thresholds", "crackle=0.4,crackle=0.9"], "each label once"),
         (["--thresholds", "cough=0.5"], "unknown label 'cough'; the labels are crackle, wheeze"),
         (["--thresholds", "crackle=1.5"], "is not a probability"),
         (["--smoothing", "0.5", "--smoothing-neighbours", "-1"], "0 (the whole recording) or more"),
@@ -209,13 +210,14 @@ def test_wrong_flags_are_one_line(frozen_run, sound, tmp_path, capsys, flags, sa
 # ---------------------------------------------------------------- parameters
 
 
-def test_the_parameters_of_a_run_are_the_defaults_of_the_next_and_flags_override(frozen_run, sound, tmp_path):
+def test_the_parameters_of_a_run_are_the_defaults_of_the_next_and_flags_override(frozen_run, sound, tmp_path, capsys):
     command = ["predict", str(frozen_run), str(sound), "--out"]
     flags = ["--window-s", "2.5", "--hop-s", "0.5", "--smoothing", "0.25", "--smoothing-neighbours", "2"]
     flags += ["--thresholds", "crackle=0.3", "--format", "json,raven"]
     assert main([*command, str(tmp_path / "a"), *flags]) == 0
     parameters = tmp_path / "a" / "laennec.parameters.yaml"
     assert main([*command, str(tmp_path / "b"), "--parameters", str(parameters)]) == 0
+    assert "mean of up to 2 spans on either side, weight 0.25" in capsys.readouterr().out
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     over = ["--parameters", str(parameters), "--hop-s", "1.25", "--format", "csv"]
@@ -224,6 +226,7 @@ def test_the_parameters_of_a_run_are_the_defaults_of_the_next_and_flags_override
     assert after["settings"] == before["settings"] | {"hop_s": 1.25, "format": ["csv"]}
     assert after["model"] == before["model"] and after["laennec"] == before["laennec"]
     assert before["settings"]["thresholds"] == {"crackle": 0.3} and before["applied"]["smoothing"]["neighbours"] == 2
+    assert main([*command, str(tmp_path / "plain"), "--parameters", str(parameters), "--smoothing", "none"]) == 0
     # another place to look replaces the one in the file, whichever kind it was
     assert main([*command, str(tmp_path / "d"), "--parameters", str(parameters), "--segment"]) == 0
     segmented = tmp_path / "d" / "laennec.parameters.yaml"

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -359,6 +360,25 @@ def refuse_integers(samples: Waveform) -> None:
     peak = float(np.abs(samples).max(initial=0.0))
     if peak > _MOST_PEAK:
         raise InputError(f"the waveform reaches {peak:.4g}; give floats in [-1, 1]: divide 16-bit values by 32768")
+
+
+def wave_file(waveform: npt.ArrayLike, sampling_rate: int | None) -> bytes:
+    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
+    samples, rate = np.asarray(waveform), sampling_rate
+    if not isinstance(rate, Real) or not 1 <= rate <= MAX_SAMPLING_RATE_HZ or rate % 1:
+        raise InputError(
+            f"sampling_rate is {rate!r}: a waveform needs its rate in Hz, a whole number up to {MAX_SAMPLING_RATE_HZ}: "
+            "predictor(waveform, sampling_rate=16000)"
+        )
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise InputError(
+            f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
+            "shape (samples,)"
+        )
+    refuse_integers(samples)
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(np.float32), int(rate), format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 def too_few(name: str, samples: int, source_rate: int, rate: int) -> DecodeError:

@@ -28,7 +28,7 @@ from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
 from laennec.files import system_error
 from laennec.memory import asked_for, ran_out
-from laennec.terminal import OneLine, complain
+from laennec.terminal import OneLine, complain, rank_and_size
 
 # name of a module in this folder -> its help
 COMMANDS = {
@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.showwarning = _note  # type: ignore[assignment]
             for name in known.imports:
                 load_object(name, "--import")
+            rank_and_size()
             return int(known.run(known) or 0)
     except KeyboardInterrupt:
         complain("interrupted; run the same command again to continue")

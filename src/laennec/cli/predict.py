@@ -1,6 +1,7 @@
 """`laennec predict`: predict the labels of recordings over time."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,7 +219,7 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
         if not (config.thresholds or config.temperatures or config.operating_points):
             kind, origin = "probability", "nothing was fitted"
         say(f"a label is present{bounds} ({kind}; {'given' if given else origin})")
-    if smoothed := smoothing_text(predictor.smoothing_for(annotated)):
+    if smoothed := smoothing_text(predictor.smoothing_for(annotated), predictor.neighbours):
         say(smoothed)
     notes = fitting_notes(config, decision["fitted_on"])
     if not (annotated or predictor.segmentation or predictor.whole or given):
@@ -233,17 +234,18 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 
     first, *others = paths
     place = Path(first)
-    is_model = (place / "config.json").exists() or (place / "model" / "config.json").exists()
+    # os.path is False, where Path raises, for what the user may not read
+    is_model = os.path.exists(place / "config.json") or os.path.exists(place / "model" / "config.json")
     if is_model and not others:
         raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
     is_sound = place.suffix.lower() in AUDIO_SUFFIXES
-    is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
+    is_folder = os.path.isdir(place) and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
     alone = not others or (not is_model and (is_sound or is_folder or "://" in first))
     model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, others)
     if not alone:
         refuse_missing_model(first)
-    if not any(Path(name).exists() or "://" in name for name in inputs):
-        raise InputError(f"{inputs[0]}: no such file or folder; check the path")
+    if not any(os.path.exists(name) or "://" in name for name in inputs):
+        raise InputError(f"{inputs[0]}: no such file or folder, or no permission to read it; check the path")
     return model, inputs
 
 

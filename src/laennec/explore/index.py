@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import laennec
 from laennec.audio.cycles import Span, counting_spans
-from laennec.audio.recording import read_header
+from laennec.audio.recording import read_header, wave_file
 from laennec.corpora.base import class_names
 from laennec.errors import InputError
 from laennec.files import read_parquet
@@ -29,7 +29,7 @@ from laennec.inference.backends import load_for_prediction
 from laennec.inference.decisions import probabilities_of
 from laennec.inference.embed import EMBEDDINGS, KNOWN, Embedder
 from laennec.inference.outputs import with_provenance
-from laennec.inference.predictor import Predictor, wave_file
+from laennec.inference.predictor import Predictor
 from laennec.untrusted import parse_json, read_bytes
 
 FILTERS = {"patient": "patient_id", "device": "device", "location": "chest_location", "label": "label"}
@@ -127,8 +127,8 @@ class EmbeddingIndex:
             top: Number of spans.
             sampling_rate: Of a waveform, in Hz.
             span: (start_s, end_s) of the query within the recording; all of it where it is left out.
-            other_patients: Leave out spans of the query's own patient, or of its recording where that is unknown; the
-                query must be a recording of the index.
+            other_patients: Leave out spans of the query's own patient; the query must be a recording of the index whose
+                patient is known.
             **filters: patient, device, location, label: a value or a list of values.
 
         Returns:
@@ -219,7 +219,12 @@ class EmbeddingIndex:
         if not own.any():
             raise InputError("other patients: the query is no recording of the index, so its patient is unknown")
         patient = self.rows.loc[own, "patient_id"].iloc[0]
-        return (own if pd.isna(patient) else self.rows["patient_id"] == patient).to_numpy()
+        if pd.isna(patient):
+            raise InputError(
+                "other patients: the patient of the query is unknown; name the corpus that was embedded (--corpus, "
+                "--data-dir)"
+            )
+        return (self.rows["patient_id"] == patient).to_numpy()
 
 
 def read_embeddings(path: str | Path) -> tuple[pd.DataFrame, Vectors, dict[str, Any]]:

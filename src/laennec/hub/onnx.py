@@ -32,7 +32,7 @@ from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
 from laennec.inference.backends import fingerprint_of
 from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digests, padded
-from laennec.model_settings import NEUTRAL
+from laennec.model_settings import FILLED, NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record, versions, write_record
 
@@ -185,7 +185,8 @@ def _in_batches(one: Any, extractor: LaennecFeatureExtractor) -> Any:
         [typed("still", truth, []), *(typed(f"{name}_of_row", real, [width]) for name, width in widths.items())],
         initializer=graph.initializer,
     )
-    numbers = {"axis_0": [0], "axis_1": [1], "least": [extractor.front.min_samples], "always": True}
+    least = 1 if extractor.length in FILLED else extractor.front.min_samples
+    numbers = {"axis_0": [0], "axis_1": [1], "least": [least], "always": True}
     batch = helper.make_graph(
         [
             node("Shape", ["lengths"], ["rows"]),

@@ -125,7 +125,11 @@ def load_for_prediction(source: str | Path, base: str | None = None, backend: st
         model = OnnxModel(folder)
         return model, model.extractor
     if alone:
-        raise InputError(f"{folder}: an ONNX export, which torch does not run; choose backend onnx")
+        if backend == "torch" or base is not None:
+            raise InputError(f"{folder}: an ONNX export, which torch does not run; choose backend onnx")
+        raise InputError(
+            f"{folder / read_facts(folder).file}: is missing; get the model again, or export the run again"
+        )
     from laennec.evaluation.evaluate import load_model
     from laennec.training.devices import training_device
 

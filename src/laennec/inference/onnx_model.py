@@ -97,7 +97,8 @@ class OnnxSession:
         self.path = Path(path)
         onnxruntime: Any = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each nesting
+        options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

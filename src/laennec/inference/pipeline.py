@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from laennec.audio.context import InContext
 from laennec.audio.cycles import input_length_s
-from laennec.audio.recording import ButterworthFilter, read_recording, refuse_integers, resample
+from laennec.audio.recording import ButterworthFilter, read_recording, wave_file
 from laennec.errors import InputError
 from laennec.inference.decisions import decision_of, present_labels
 from laennec.modeling import LaennecForAudioClassification
@@ -79,12 +79,9 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
             inputs = _fetched(inputs)
         if isinstance(inputs, bytearray | memoryview):
             inputs = bytes(inputs)
-        if isinstance(inputs, str | os.PathLike | bytes):
-            waveform = read_recording(inputs, rate, filter=filter).waveform
-        else:
-            samples, source_rate = _samples(inputs, rate)
-            waveform = resample(samples, source_rate, rate)
-            waveform = waveform if filter is None else filter.apply(waveform, rate)
+        if not isinstance(inputs, str | os.PathLike | bytes):
+            inputs = wave_file(*_samples(inputs, rate))
+        waveform = read_recording(inputs, rate, filter=filter).waveform
         longest = input_length_s(self.feature_extractor)
         if len(waveform) > longest * rate + 1:
             warnings.warn(
@@ -138,7 +135,7 @@ def _fetched(address: str) -> bytes:
     return content
 
 
-def _samples(sound: Any, rate: int) -> tuple[NDArray[np.float32], int]:
+def _samples(sound: Any, rate: int) -> tuple[NDArray[Any], int]:
     """The samples of an array, tensor or dict, and their sampling rate."""
     if hasattr(sound, "get_all_samples"):  # torchcodec's decoder
         found = sound.get_all_samples()
@@ -146,16 +143,13 @@ def _samples(sound: Any, rate: int) -> tuple[NDArray[np.float32], int]:
     if isinstance(sound, Mapping):
         if "sampling_rate" not in sound:
             raise InputError(f"the sound is a dict of {sorted(sound)} without sampling_rate; {_SOUNDS}")
-        rate, sound = int(sound["sampling_rate"]), sound.get("array", sound.get("raw"))
+        rate, sound = sound["sampling_rate"], sound.get("array", sound.get("raw"))
     values = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
     if values.ndim != 1 or not len(values):
         raise InputError(f"the sound has the shape {values.shape}; {_SOUNDS}, of one channel")
     if not np.issubdtype(values.dtype, np.floating):
         raise InputError(f"the sound is {values.dtype}; give floats in [-1, 1] (16-bit values / 32768)")
-    refuse_integers(values)
-    if rate < 1:
-        raise InputError(f"the sound has sampling_rate {rate}; give its rate in Hz")
-    return np.ascontiguousarray(values, dtype=np.float32), rate
+    return values, rate
 
 
 def _register() -> None:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 import laennec
 from laennec.audio.context import InContext
 from laennec.audio.cycles import AnnotationError, Span, input_length_s, read_spans, window_lengths
-from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform, read_header, refuse_integers
+from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform, read_header, wave_file
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.errors import InputError
@@ -406,26 +406,6 @@ def _unpickled(
     if predictor.fingerprint() != fingerprint:
         raise InputError("this model cannot be handed to other processes; leave jobs and --engine out")
     return predictor
-
-
-def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
-    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
-    import io
-
-    import soundfile
-
-    samples = np.asarray(waveform)
-    if sampling_rate is None or sampling_rate < 1:
-        raise InputError("a waveform needs its sampling rate in Hz: predictor(waveform, sampling_rate=16000)")
-    if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise InputError(
-            f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
-            "shape (samples,)"
-        )
-    refuse_integers(samples)
-    file = io.BytesIO()
-    soundfile.write(file, samples.astype(np.float32), int(sampling_rate), format="WAV", subtype="FLOAT")
-    return file.getvalue()
 
 
 def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:

@@ -58,9 +58,10 @@ def pass_second(probabilities: ArrayLike, second_thresholds: ArrayLike) -> NDArr
     return (values >= values.max(axis=1, keepdims=True, initial=-np.inf)) | (values > second) | (second == 0)
 
 
-def smoothing_text(strength: float | None) -> str:
+def smoothing_text(strength: float | None, neighbours: int = 0) -> str:
     """How a model smooths, in words; "" where it does not."""
-    return f"logits mixed with the mean of the recording, weight {strength:g}" if strength else ""
+    over = f"of up to {neighbours} spans on either side" if neighbours else "of the recording"
+    return f"logits mixed with the mean {over}, weight {strength:g}" if strength else ""
 
 
 def thresholds_text(thresholds: Mapping[str, float], second_thresholds: Mapping[str, float] | None) -> str:

@@ -7,7 +7,6 @@ have ended, to report the reason.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +17,7 @@ from laennec.errors import InputError, one_line
 from laennec.files import remove_stale_lock, try_lock
 from laennec.memory import in_one_line
 from laennec.processes import DIED, Died, in_processes
+from laennec.terminal import rank_and_size
 
 CLAIMS = ".laennec.claims"
 
@@ -69,7 +69,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.size = rank_and_size()
         self._folder = folder / CLAIMS
         self._held: dict[str, ExitStack] = {}
 

@@ -43,6 +43,8 @@ class Settings(Section):
         # --annotation replaces an earlier --segment, and the other way round
         if chosen.keys() & {"annotation", "segment"}:
             other = other.model_copy(update={"annotation": None, "segment": None})
+        if self.smoothing == "none":
+            other = other.model_copy(update={"smoothing_neighbours": None})
         return other.model_copy(update=chosen)
 
     def segmentation(self) -> BreathSegmentation | None:
@@ -59,10 +61,12 @@ class Settings(Section):
 def parse_thresholds(text: str) -> dict[str, float]:
     """Parse `crackle=0.4,wheeze=0.2`."""
     try:
-        pairs = [item.split("=") for item in text.split(",")]
-        return {name.strip(): float(value) for name, value in pairs}
-    except ValueError as error:
-        raise InputError(f"--thresholds {text}: write LABEL=PROBABILITY, e.g. crackle=0.4,wheeze=0.2") from error
+        pairs = [(name.strip(), float(value)) for name, value in (item.split("=") for item in text.split(","))]
+        if len(dict(pairs)) == len(pairs):
+            return dict(pairs)
+    except ValueError:
+        pass
+    raise InputError(f"--thresholds {text}: write LABEL=PROBABILITY, each label once, e.g. crackle=0.4,wheeze=0.2")
 
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:

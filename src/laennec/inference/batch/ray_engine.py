@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laennec.audio.recording import read_header
+from laennec.audio.recording import read_header, wave_file
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.files import json_text, read_parquet
@@ -48,7 +48,7 @@ from laennec.inference.batch.recordings import (
 )
 from laennec.inference.embed import Embedder, embedding_table
 from laennec.inference.outputs import SUFFIXES, failures_text, prediction_table
-from laennec.inference.predictor import Predictor, wave_file
+from laennec.inference.predictor import Predictor
 from laennec.processes import check_jobs
 
 IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"

@@ -64,23 +64,40 @@ class BatchResult:
     resumed: int = 0  # how many of `predicted` an earlier call had already finished
 
 
-def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """List the given files and the audio files in the given folders, each once."""
-    found: dict[Path, None] = {}
-    for item in map(Path, inputs):
-        if item.is_dir():
-            found.update(
-                (p, None)
-                for p in sorted(item.rglob("*"))
-                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
-            )
-        else:
-            found[item] = None
+def find_recordings(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """List the given files and the audio files in the given folders, each once.
+
+    Raises:
+        InputError: There is none, or a folder cannot be read.
+    """
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    found: dict[str, Path] = {}
+    for item in map(Path, given):
+        for path in sorted(_sounds_below(item)) if os.path.isdir(item) else [item]:
+            found.setdefault(os.path.abspath(path), path)
     if not found:
         raise InputError(
-            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
+            f"no recordings in {', '.join(map(str, given))}; give audio files or a folder that contains some"
         )
-    return list(found)
+    return list(found.values())
+
+
+def _sounds_below(folder: Path) -> Iterator[Path]:
+    """The audio files in a folder and the folders below it, also linked ones."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); check its permissions")
+
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder that was searched, or to one around it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in AUDIO_SUFFIXES:
+                yield path
 
 
 class Batch(ABC):
