@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from laennec.errors import InputError
-from laennec.training.arguments import epoch_cosine
+from laennec.training.arguments import epoch_cosine, further_arguments
 from laennec.training.data.batches import CycleDataset
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
@@ -38,6 +38,15 @@ def history(out):
         ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are equal"),
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
         ({"train": {"arguments": {"report_too": "none"}}}, "no field of TrainingArguments; did you mean 'report_to'"),
+        ({"train": {"arguments": {"output_dir": "x"}}}, "the recipe determines itself; set output_dir"),
+        ({"train": {"arguments": {"gradient_accumulation_steps": 2}}}, "set train.gradient_accumulation_steps"),
+        ({"train": {"arguments": {"num_train_epochs": 3}}}, "set train.epochs"),
+        ({"train": {"arguments": {"save_strategy": "no"}}}, "the recipe determines itself; leave it out"),
+        ({"train": {"arguments": {"logging_steps": "abc"}}}, "logging_steps is 'abc'; it must be a valid number"),
+        ({"train": {"arguments": {"report_to": "absent"}}}, "train.arguments: absent is not supported"),
+        ({"train": {"arguments": {"optim": "absent"}}}, "train.arguments: absent is not a valid Optimizer"),
+        ({"train": {"callbacks": ["json:JSONDecoder"]}}, r"callbacks\[0\]: json:JSONDecoder must be a subclass of"),
+        ({"evaluation": {"metrics": ["json:absent"]}}, "evaluation.metrics: json:absent: json has no absent"),
         ({"loss": {"auxiliary": {"x": {"loss": "opl", "labels": "mood"}}}}, "x.labels has 'mood'"),
         ({"sampler": {"name": "metadata_matched", "columns": ["mood"]}}, "sampler.columns has 'mood'"),
         ({"sampler": {"name": "device_balanced", "devices": 9}}, "sampler.name is device_balanced: .*cannot be drawn"),
@@ -53,6 +62,13 @@ def test_contradicting_settings_stop_before_training_in_one_line(tiny_recipe, tm
     with pytest.raises(InputError, match=message):
         run(tiny_recipe, tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_number_that_yaml_reads_as_text_is_an_argument_of_the_trainer():
+    assert further_arguments({"adam_epsilon": "1e-6", "report_to": "none"}, {"report_to": "none"}) == {
+        "adam_epsilon": 1e-6,
+        "report_to": "none",
+    }
 
 
 def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, monkeypatch):

@@ -9,18 +9,36 @@ Sharpness-aware minimisation runs the batch twice, so batch norm and dropout run
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
+from laennec.training.devices import device_settings
+from laennec.training.recipe import Recipe
+from laennec.training.recipe.reading import settings_of
+
+# fields of TrainingArguments that training sets and `train.arguments` may change
+_FREE_ARGUMENTS = (
+    *("report_to", "disable_tqdm", "save_total_limit", "logging_strategy", "ddp_find_unused_parameters"),
+    *device_settings(0, False),
+)
+# field of TrainingArguments -> the recipe's setting, where the names differ
+_SETTINGS = {
+    "per_device_train_batch_size": "train.batch_size",
+    "per_device_eval_batch_size": "train.evaluation_batch_size",
+    "num_train_epochs": "train.epochs",
+    "warmup_steps": "train.warmup_ratio",
+    "metric_for_best_model": "train.selection_metric",
+}
 
 
 @dataclass
@@ -62,6 +80,26 @@ class LaennecTrainingArguments(TrainingArguments):
     hub_strategy: str = field(default="end")
     # transformers pins memory without a GPU too, and torch then warns at every loader
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+
+
+def further_arguments(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`train.arguments` as their fields' types; an InputError for those that are no field, or that `values` set."""
+    types, checked = get_type_hints(LaennecTrainingArguments), {}
+    for name, value in given.items():
+        if name not in types:
+            raise InputError(
+                f"train.arguments has {name!r}, no field of TrainingArguments{did_you_mean(name, types, cutoff=0)}"
+            )
+        if name in values and name not in _FREE_ARGUMENTS:
+            key = _SETTINGS.get(name) or next((k for k in settings_of(Recipe) if k.rpartition(".")[2] == name), None)
+            remedy = f"set {key}" if key else "leave it out"
+            raise InputError(f"train.arguments has {name!r}, which the recipe determines itself; {remedy}")
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].replace("Input should be", "it must be")
+            raise InputError(f"train.arguments: {name} is {value!r:.80}; {said}") from error
+    return checked
 
 
 def resolved_arguments(given: TrainingArguments) -> Any:

@@ -20,15 +20,17 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 
 from laennec.corpora.base import column_of
 from laennec.encoders.masks import MaskedBatchNorm2d
-from laennec.errors import InputError, did_you_mean
+from laennec.errors import InputError
+from laennec.evaluation.own_metrics import load_metrics
 from laennec.extension import load_object
 from laennec.head import HeadModel
 from laennec.progress import Progress
 from laennec.terminal import say
-from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.arguments import LaennecTrainingArguments, further_arguments
 from laennec.training.checkpoints import train_or_resume, write_weights
 from laennec.training.coverage import coverage_lines
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset
@@ -75,6 +77,7 @@ class Phase:
     stages: Callable[[int], Stage] | None = None
     sampler: str = "shuffle"
     selects: bool = True
+    callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
 @dataclass
@@ -150,7 +153,15 @@ def make_arguments(
         "greater_is_better": metric != "loss",
         "ddp_find_unused_parameters": phase.stages is not None,
     }
-    return LaennecTrainingArguments(**{**values, **t.arguments})
+    try:
+        arguments = LaennecTrainingArguments(**{**values, **further_arguments(t.arguments, values)})
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        if isinstance(error, InputError) or not t.arguments:
+            raise
+        raise InputError(f"train.arguments: {' '.join(str(error).split())}") from error
+    return arguments
 
 
 def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, Any]:
@@ -200,10 +211,8 @@ def plan_phases(
     `datasets` are those of training and validation; `validation_table` is the validation split without logits.
     """
     refuse_one_class(targets)
-    for name in recipe.train.arguments:
-        if name not in (known := LaennecTrainingArguments.__dataclass_fields__):
-            hint = did_you_mean(name, known, cutoff=0)
-            raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments{hint}")
+    where = "evaluation.metrics"
+    load_metrics([load_object(name, where, recipe.folders) for name in recipe.evaluation.metrics], where)
     multi_label, names = targets.labels.ndim == 2, targets.names
     specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
     check_balance(recipe.loss.balance, specs, recipe.loss.task_weight)
@@ -221,6 +230,8 @@ def plan_phases(
     metrics = ValidationMetrics(validation_table, "multi_label" if multi_label else "single_label", names)
     metrics.refuse_undefined(recipe.train.selection_metric)
     for phase, sampler, batch_size in phases:
+        make_arguments(recipe, phase, Path(), batch_size)  # refuses wrong train.arguments
+        phase.callbacks = _callbacks(recipe, phase)
         stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]
         compared = specs if any(stage.encoder and stage.auxiliary for stage in stages) else []
         rows = batch_size * process_count_of_launch()
@@ -265,7 +276,7 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, watch: Any = N
             sampler=sampler,
             stages=phase.stages,
             batch_setting=batch_setting(recipe, phase.sampler, batch_size),
-            callbacks=_callbacks(recipe, phase),
+            callbacks=phase.callbacks,
             **plan.settings,
         )
         evaluated = phase.stages if phase.stages is not None and phase.selects else lambda _: Stage()
@@ -339,9 +350,11 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
 
 def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:
     """Early stopping where the recipe sets it, the epochs to evaluate, and the recipe's own callbacks."""
-    own: list[TrainerCallback] = [
-        one.make(f"train.callbacks[{n}]", recipe.folders) for n, one in enumerate(recipe.train.callbacks)
-    ]
+    own: list[TrainerCallback] = []
+    for n, one in enumerate(recipe.train.callbacks):
+        own.append(one.make(f"train.callbacks[{n}]", recipe.folders))
+        if not isinstance(own[-1], TrainerCallback):
+            raise InputError(f"train.callbacks[{n}]: {one.class_} must be a subclass of transformers.TrainerCallback")
     if recipe.train.patience and phase.selects:
         own.append(EarlyStoppingCallback(recipe.train.patience))
     if phase.stages is not None and phase.selects:
