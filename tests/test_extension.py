@@ -29,5 +29,18 @@ def test_a_name_that_cannot_be_found_is_one_line(name, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1\ny = (", r"my_broken_code\.py, line 2: SyntaxError: '\(' was never closed; correct the module"),
+        ("x = 1\n\nx.absent", r"my_broken_code\.py, line 3: AttributeError: .*; correct the module"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, code, said):
+    (tmp_path / "my_broken_code.py").write_text(code)
+    with pytest.raises(InputError, match=rf"recipe\.yaml: loss: my_broken_code:Mine: .*{said}"):
+        load_object("my_broken_code:Mine", "recipe.yaml: loss", [tmp_path])
+
+
 def test_a_path_or_a_plain_name_is_no_dotted_name():
     assert is_dotted_name("a.b:C") and not any(map(is_dotted_name, ("icbhi2017", "C:/data", "a:b:c", 3)))

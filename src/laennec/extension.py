@@ -6,6 +6,7 @@ configuration is never imported here.
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ def load_object(name: str, where: str, folders: Sequence[str | Path] = ()) -> An
                 f"{where}: {name}: cannot import {module_name} ({error}); install it, or run the command from the "
                 f"folder of {module_name.partition('.')[0]}.py"
             ) from error
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (place[0], place[1])
+            said = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+            raise InputError(f"{where}: {name}: {file}, line {line}: {said}; correct the module") from error
     if not hasattr(module, attribute):
         raise InputError(f"{where}: {name}: {module_name} has no {attribute}; correct the name")
     return getattr(module, attribute)

@@ -21,6 +21,7 @@ from laennec.audio.augmentation import (
     shift_pitch,
     stretch_time,
 )
+from laennec.errors import InputError
 
 RATE_HZ = 16000
 ALWAYS = WaveformAugmentation(
@@ -150,8 +151,19 @@ def test_a_transform_of_ones_own_draws_from_its_own_generator():
     assert not np.array_equal(changed, augmented(augmentation, waveform, index=3, epoch=2))
     plain = augmented(WaveformAugmentation(gain=Gain(1.0)), waveform, index=3, epoch=1)
     assert np.array_equal(changed[changed != RATE_HZ], plain[changed != RATE_HZ])
-    with pytest.raises(ValueError, match="one dimension"):
-        augmented(WaveformAugmentation(transforms=(lambda w, rate, generator: w[None],)), waveform)
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (lambda w, rate, generator: w[None], r"must return one dimension \(samples,\), not \(1, "),
+        (lambda w, rate, generator: None, r"must return one dimension \(samples,\), not \(\)"),
+        (lambda w, rate, generator: {}["absent"], "KeyError: 'absent'; correct"),
+    ],
+)
+def test_a_transform_that_fails_is_one_line(transform, said):
+    with pytest.raises(InputError, match=rf"the transform <lambda>:? {said}"):
+        augmented(WaveformAugmentation(transforms=(transform,)), tone(300))
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8, 0.95, 1.1, 1.5, 2.0])

@@ -198,6 +198,11 @@ class WrongShape(nn.Module):
         return SimpleNamespace(last_hidden_state=input_values, token_mask=mask[:, 1:], pooler_output=mask)
 
 
+class Raises(nn.Module):
+    def forward(self, input_values, attention_mask=None):
+        return {}["absent"]
+
+
 class NoConfig(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -211,6 +216,7 @@ class TakesBert(PreTrainedModel):
     ("module", "said"),
     [
         (NoMask, "NoMask: its output has no token_mask"),
+        (Raises, r"Raises: cannot encode features of shape .*\(KeyError: 'absent'\)"),
         (WrongShape, r"token_mask \(1, 63\).*must be"),
         (lambda: NoConfig(3), "NoConfig: its attribute config must be a dict of its constructor's arguments"),
         (lambda: TakesBert(TakesBert.config_class()), "model_type of its own.*'bert'"),

@@ -117,10 +117,11 @@ def test_the_example_runs(tiny_run, tmp_path, capsys):
     assert "recording_recall" in capsys.readouterr().out
 
 
-def test_a_metric_that_is_undefined_in_a_subgroup_is_none(per_recording):
+@pytest.mark.parametrize("error", [ValueError, KeyError, IndexError])
+def test_a_metric_that_is_undefined_in_a_subgroup_is_none(per_recording, error):
     def of_the_first_device(table):
         if (table["device"] == "B").all():
-            raise ValueError("only one device")
+            raise error("only one device")
         return {"share": float((table["device"] == "A").mean())}
 
     evaluation = laennec.evaluate_predictions(predictions(), metrics=[of_the_first_device])

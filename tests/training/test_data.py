@@ -16,7 +16,7 @@ from laennec.training.data.batches import (
     cycle_numbers,
 )
 from laennec.training.data.split_data import make_filter
-from laennec.training.data.targets import Targets, targets_of
+from laennec.training.data.targets import Targets, target_of, targets_of
 from laennec.training.data.training_data import dataset_from_table
 from laennec.training.recipe import TargetSettings
 from laennec.training.recipe.settings import FeatureSettings
@@ -78,7 +78,7 @@ def test_a_class_that_training_did_not_have_is_an_error(table):
     with pytest.raises(InputError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
         targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"), ["Asthma"])
     with pytest.raises(InputError, match=r"target.column is 'mood'"):
-        targets_of(table, TargetSettings(problem_type="single_label", column="mood"))
+        target_of(table, TargetSettings(column="mood"))
     with pytest.raises(InputError, match=r"'rhonchus', which is no column"):
         targets_of(table, TargetSettings(names=["crackle", "rhonchus"]))
 
@@ -88,6 +88,11 @@ def make(augmentation=None, concatenation=None, seed=0):
     flags = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float32)
     targets = Targets(["crackle", "wheeze"], flags, np.arange(4), np.arange(4))
     return CycleDataset(sounds, targets, ["a", "b", "c", "d"], 16000, seed, augmentation, concatenation)
+
+
+def test_a_transform_that_fails_names_its_cycle():
+    with pytest.raises(InputError, match=r"^c: the transform <lambda> must return one dimension"):
+        make(WaveformAugmentation(transforms=(lambda *given: None,)))[(2, 0)]
 
 
 def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():

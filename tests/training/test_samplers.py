@@ -9,9 +9,10 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, SubsetRandomSampler
 
-from laennec.training.coverage import pairs_of_batches
+from laennec.errors import InputError
+from laennec.training.coverage import coverage_lines, pairs_of_batches
 from laennec.training.data.targets import group_codes
 from laennec.training.samplers import (
     AnchorPositiveSampler,
@@ -310,3 +311,16 @@ def test_an_own_sampler_of_plain_rows_gets_the_epoch_beside_each_row(own):
     made = make_sampler(own, [0] * 4, [], 2, 0)
     made.set_epoch(3)
     assert list(made) == [(row, 3) for row in range(4)] and len(made) == 4
+
+
+@pytest.mark.parametrize("rows", [[0, 4], [-1], [(4, 0)]])
+def test_an_own_sampler_of_rows_that_are_not_there_is_one_line(rows):
+    with pytest.raises(InputError, match=r"sampler SubsetRandomSampler yields row (4|-1); its rows must be 0 to 3"):
+        list(make_sampler(SubsetRandomSampler(rows), [0] * 4, [], 2, 0))
+    with pytest.raises(InputError, match="sampler SubsetRandomSampler yields row"):
+        coverage_lines("shuffle", SubsetRandomSampler(rows), 2, np.zeros(4), [], {})
+
+
+def test_an_own_sampler_without_rows_is_named():
+    with pytest.raises(InputError, match="sampler SubsetRandomSampler: its first epoch has no cycles"):
+        coverage_lines("shuffle", SubsetRandomSampler([]), 2, np.zeros(4), [], {})

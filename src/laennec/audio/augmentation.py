@@ -18,6 +18,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from laennec.errors import InputError
+
 Waveform = npt.NDArray[np.float32]
 Ints = Sequence[int] | Tensor
 Transform = Callable[[Waveform, int, np.random.Generator], Waveform]
@@ -241,11 +243,14 @@ class WaveformAugmentation:
             changed = getattr(self, name)._apply(changed, sampling_rate, value, samples)
         for number, transform in enumerate(self.transforms):
             generator = counter_generator(seed, epoch, cycle_index, "transforms", number)
-            changed = np.asarray(transform(changed, sampling_rate, generator), dtype=np.float32)
+            name = getattr(transform, "__name__", type(transform).__name__)
+            try:
+                changed = np.asarray(transform(changed, sampling_rate, generator), dtype=np.float32)
+            except Exception as error:
+                said = " ".join(f"{type(error).__name__}: {error}".split())
+                raise InputError(f"the transform {name}: {said}; correct its __call__") from error
             if changed.ndim != 1:
-                raise ValueError(
-                    f"the transform {transform!r} must return one dimension (samples,), not {changed.shape}"
-                )
+                raise InputError(f"the transform {name} must return one dimension (samples,), not {changed.shape}")
         return changed
 
     def draw(self, *, seed: int, epoch: int, cycle_index: int) -> dict[str, float]:

@@ -241,10 +241,11 @@ def _width(encoder: PreTrainedModel, name: str, mels: int | None) -> int:
     try:
         with evaluating(encoder):
             output = encoder(input_values=values, attention_mask=mask)
-    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            f"{name}: cannot encode features of shape {tuple(values.shape)} ({' '.join(str(error).split())[:200]}); it "
-            "is called as encoder(input_values=..., attention_mask=...)"
+            f"{name}: cannot encode features of shape {tuple(values.shape)} ({said}); it is called as "
+            "encoder(input_values=..., attention_mask=...)"
         ) from error
     missing = [part for part in _PARTS if not isinstance(getattr(output, part, None), Tensor)]
     if missing:

@@ -1,9 +1,9 @@
 """Own metrics: functions of a predictions table, evaluated with the built-in metrics.
 
 Decisions: an interval leaves out one patient at a time, so an own metric is called with the rows of the others.
-`ValueError` and `ZeroDivisionError` without a patient or in a subgroup mean "undefined" (scikit-learn raises for one
-class); on the whole table they are an error. The values without each patient are stored with the evaluation, so that
-`laennec compare` does not need the user's code.
+`ValueError`, `ZeroDivisionError`, `KeyError` and `IndexError` without a patient or in a subgroup mean "undefined"
+(scikit-learn raises for one class); on the whole table they are an error. The values without each patient are stored
+with the evaluation, so that `laennec compare` does not need the user's code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ class OwnMetrics:
             for function in self.functions:
                 try:
                     found = function(table)
-                except (ValueError, ZeroDivisionError):
+                except (ValueError, ZeroDivisionError, LookupError):
                     continue
                 for name, value in found.items():
                     if name in values:

@@ -13,7 +13,7 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.training.data.targets import Codes
 from laennec.training.objectives.loss_specs import CLASS, LossSpec
-from laennec.training.samplers import CounterSampler
+from laennec.training.samplers import CounterSampler, RowsWithEpoch
 
 _SAMPLER_FOR = {
     CLASS: "sampler.name: classes_times_samples",
@@ -46,7 +46,8 @@ def coverage_lines(
 ) -> list[str]:
     """The share of the training split in the first epoch, and the pairs in its batches for each loss over pairs."""
     known_before = isinstance(sampler, CounterSampler)  # a user's own sampler may yield another order in training
-    rows = sampler.order(0) if known_before else [row[0] if isinstance(row, tuple) else int(row) for row in sampler]
+    name = name if known_before else type(sampler).__name__
+    rows = sampler.order(0) if known_before else [row for row, _ in RowsWithEpoch(sampler, len(class_ids))]
     order = np.asarray(rows, dtype=np.int64)
     if not len(order):
         raise InputError(f"sampler {name}: its first epoch has no cycles")

@@ -358,8 +358,8 @@ class Dealer:
 class RowsWithEpoch(Sampler[tuple[int, int]]):
     """Adds the epoch, which keys the draws, to each row of a sampler; (row, epoch) pairs stay as they are."""
 
-    def __init__(self, sampler: Any) -> None:
-        self.sampler, self.epoch = sampler, 0
+    def __init__(self, sampler: Any, rows: int) -> None:
+        self.sampler, self.rows, self.epoch = sampler, rows, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -371,7 +371,11 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
         """Yield (row, epoch)."""
         epoch = self.epoch
         for row in self.sampler:
-            yield row if isinstance(row, tuple) else (int(row), epoch)
+            pair = row if isinstance(row, tuple) else (int(row), epoch)
+            if not 0 <= pair[0] < self.rows:
+                name = type(self.sampler).__name__
+                raise InputError(f"sampler {name} yields row {pair[0]}; its rows must be 0 to {self.rows - 1}")
+            yield pair
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -397,4 +401,4 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
         raise InputError(
             f"{type(given).__name__} makes batches of {rows} rows; set per_device_train_batch_size to {rows}"
         )
-    return given if isinstance(given, CounterSampler) else RowsWithEpoch(given)
+    return given if isinstance(given, CounterSampler) else RowsWithEpoch(given, len(data))

@@ -165,7 +165,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 waveform = np.concatenate([waveform, self.waveforms[second]])
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum() if np.ndim(label) else label
-            views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
+            views = [self._augmented(waveform, row, number, epoch, view) for view in range(self.views)]
             if self.crop_samples:
                 views = [self._cropped(sound, number, epoch, view) for view, sound in enumerate(views)]
         item = self._item(row, -1 if epoch is None else epoch, views) | {"label": label, "class_id": class_id}
@@ -192,7 +192,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         views = [plain]
         if epoch is not None:
             views = [
-                [self._augmented(sound, number, epoch, view) for sound, number in zip(plain, numbers, strict=True)]
+                [self._augmented(sound, row, number, epoch, view) for sound, number in zip(plain, numbers, strict=True)]
                 for view in range(self.views)
             ]
         return {"around": views, "around_numbers": numbers, "before": len(before)}
@@ -221,12 +221,17 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         start = int(counter_generator(view_seed(self.seed, view), epoch, number, "crops").integers(spare + 1))
         return waveform[start : start + self.crop_samples]
 
-    def _augmented(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
+    def _augmented(
+        self, waveform: NDArray[np.float32], row: int, number: int, epoch: int, view: int
+    ) -> NDArray[np.float32]:
+        """A waveform of a row, its own or that of a context cycle, with the draws of its number."""
         if not self.augmentation:
             return waveform
-        return self.augmentation(
-            waveform, self.sampling_rate, seed=view_seed(self.seed, view), epoch=epoch, cycle_index=number
-        )
+        seed = view_seed(self.seed, view)
+        try:
+            return self.augmentation(waveform, self.sampling_rate, seed=seed, epoch=epoch, cycle_index=number)
+        except InputError as error:
+            raise InputError(f"{self.cycle_ids[row]}: {error}") from error
 
 
 class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -62,9 +62,6 @@ class Targets:
 
 def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
     """Read labels from a cycle table."""
-    column = settings.column
-    if column is not None and column not in table.column_names and not class_names(table, column):
-        raise InputError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
     settings = target_of(table, settings)
     column, names = settings.column, list(names or settings.names)
     if settings.problem_type == "multi_label":
@@ -91,6 +88,8 @@ def target_of(table: Any, settings: TargetSettings, tables: Sequence[Any] = ()) 
     column, names, problem = settings.column, list(settings.names), settings.problem_type
     own = class_names(table, "label")
     if column is not None:
+        if column not in table.column_names and not class_names(table, column):
+            raise InputError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
         several = column == "events" and any(len(names or ()) > 1 for names in column_of(table, column))
         problem = problem or ("multi_label" if several else "single_label")
         if problem == "single_label" and column != "events" and not names and not class_names(table, column):

@@ -227,12 +227,12 @@ class PairDataset(CycleDataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         row, epoch = key if isinstance(key, tuple) else (key, 0)
         second = self.paired_row(row, epoch)
-        number = int(self.numbers[row])
         own = self.waveforms[row]
         pair = (own, own if second is None else self.waveforms[second])
-        return self._item(row, epoch, [self._view(sound, number, epoch, view) for view, sound in enumerate(pair)])
+        return self._item(row, epoch, [self._view(sound, row, epoch, view) for view, sound in enumerate(pair)])
 
-    def _view(self, waveform: Waveform, number: int, epoch: int, view: int) -> Waveform:
+    def _view(self, waveform: Waveform, row: int, epoch: int, view: int) -> Waveform:
+        number = int(self.numbers[row])
         places = counter_generator(view_seed(self.seed, view), epoch, number, "crops").random(2)
         if "split" in self.settings.views:
             samples = max(round(self.settings.crop_fraction * len(waveform)), self.least_samples)
@@ -240,4 +240,4 @@ class PairDataset(CycleDataset):
         if self.settings.max_duration_s is not None:
             samples = max(round(self.settings.max_duration_s * self.sampling_rate), self.least_samples)
             waveform = crop(waveform, samples, places[1])
-        return self._augmented(waveform, number, epoch, view)
+        return self._augmented(waveform, row, number, epoch, view)
