@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import soundfile
@@ -12,7 +13,7 @@ import yaml
 
 import laennec
 from laennec.cli.main import main
-from laennec.corpora import check_corpus, provenance
+from laennec.corpora import AnnotatedRecording, Corpus, Event, check_corpus, provenance
 from laennec.errors import InputError
 from laennec.training.record import read_run
 
@@ -110,3 +111,38 @@ def test_its_protocols_and_its_events_are_checked(ward: Path) -> None:
     with pytest.raises(InputError, match=r"event from 5\.0 to 4\.0 s"):
         laennec.load_corpus("own_corpus:WardCorpus", ward)
     assert len(check_corpus("own_corpus:WardCorpus", ward).problems) >= 1
+
+
+class Bedside(Corpus):
+    """A corpus of one recording and one event, each made of the given values."""
+
+    name = "bedside"
+    event: ClassVar[tuple] = (0.0, 1.0, 1, 0)
+    changes: ClassVar[dict] = {}
+
+    def find_recordings(self, folder: Path):
+        path = min(folder.glob("*.wav"))
+        values = {"patient_id": 7, "audio_path": str(path), "events": [Event(*self.event)]} | self.changes
+        yield AnnotatedRecording("one", **values)
+
+
+def test_numbers_of_patients_and_texts_of_paths_are_taken(ward: Path) -> None:
+    (row,) = laennec.load_corpus(Bedside, ward, protocol="none")["all"]
+    assert row["patient_id"] == "7" and Path(row["recording_path"]).parent == ward
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"event": ("0.0", "1.0", 1, 0)}, "one has an event from '0.0' to '1.0' s; give numbers"),
+        ({"event": (0.0, 1.0, 2, 0)}, "one has an event with crackle 2 and wheeze 0; give 0, 1, or None"),
+        ({"changes": {"events": None}}, "find_recordings yields .* with a tuple of Event"),
+        ({"changes": {"events": [(0.0, 1.0)]}}, "find_recordings yields .* with a tuple of Event"),
+        ({"find_recordings": lambda self, folder: [(folder, 7)]}, "find_recordings yields .* AnnotatedRecording"),
+        ({"find_recordings": lambda self, folder: None}, "find_recordings: TypeError: .*; correct it"),
+        ({"find_recordings": lambda self, folder: {}["age"]}, "find_recordings: KeyError: 'age'; correct it"),
+    ],
+)
+def test_what_is_no_recording_is_one_line(ward: Path, wrong: dict, said: str) -> None:
+    with pytest.raises(InputError, match=f"bedside: .*{said}"):
+        laennec.load_corpus(type("Wrong", (Bedside,), wrong), ward)

@@ -9,9 +9,10 @@ if the folder is moved or a table of patients is added.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -176,7 +177,7 @@ class Corpus(ABC):
         self.tables: list[Path] = []
         self.rule = ""
         self.root = self.open_folder(data_dir)
-        self.recordings = tuple(self.find_recordings(self.root))
+        self.recordings = tuple(self._found())
         self.problems += named_in_bytes(self.recordings)
         # users cannot correct the tables of a data set of the Hub
         (self.problems if self.can_be_exported else self.notes).extend(spelled_alike(self.root, self.recordings))
@@ -195,16 +196,39 @@ class Corpus(ABC):
         Problems that can be listed together go to `self.problems` rather than being raised.
         """
 
+    def _found(self) -> Iterator[AnnotatedRecording]:
+        """What `find_recordings` yields, with its ids as texts and its files as paths."""
+        where = f"{self.name}: {type(self).__name__}.find_recordings"
+        try:
+            found = list(self.find_recordings(self.root))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError) or type(self).__module__.startswith("laennec."):
+                raise
+            raise InputError(f"{where}: {type(error).__name__}: {error}; correct it") from error
+        for one in found:
+            events = one.events if isinstance(one, AnnotatedRecording) else None
+            if not isinstance(events, Sequence) or not all(isinstance(event, Event) for event in events):
+                raise InputError(f"{where} yields {one!r:.80}; yield AnnotatedRecording with a tuple of Event")
+            kinds = {"recording_id": str, "patient_id": str, "audio_path": Path, "annotation_path": Path}
+            given = {name: (kind, getattr(one, name)) for name, kind in kinds.items()}
+            yield replace(one, **{name: kind(value) for name, (kind, value) in given.items() if value is not None})
+
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
         """Read the events of a recording (by default its `events`), or raise the first problem of its annotation.
 
         `duration_s` is the length of its audio; None without audio.
         """
         for event in recording.events:
-            if not 0 <= event.start_s < event.end_s:
+            times = (event.start_s, event.end_s)
+            if not all(isinstance(time, Real) for time in times) or not 0 <= times[0] < times[1]:
                 raise InputError(
-                    f"{self.name}: {recording.recording_id} has an event from {event.start_s} to {event.end_s} s; "
-                    "give 0 <= start_s < end_s"
+                    f"{self.name}: {recording.recording_id} has an event from {event.start_s!r} to {event.end_s!r} s; "
+                    "give numbers, 0 <= start_s < end_s"
+                )
+            if not {event.crackle, event.wheeze} <= {0, 1, None}:
+                raise InputError(
+                    f"{self.name}: {recording.recording_id} has an event with crackle {event.crackle!r} and wheeze "
+                    f"{event.wheeze!r}; give 0, 1, or None where unknown"
                 )
             if duration_s is not None and event.end_s > duration_s + 0.001:
                 raise InputError(
