@@ -191,7 +191,7 @@ def test_the_expected_time_ignores_finished_cells_without_a_measured_training(wr
             {"folds": [0, 7], "axes": {"corpus.protocol": ["patient-5fold"]}},
             "no fold 7; patient-5fold has",
         ),
-        ({"axes": {"train.epoks": [1]}}, "did you mean 'train.epochs'"),
+        ({"axes": {"train.epoks": [1]}}, r"study\.yaml: tiny: unknown key 'train.epoks'; did you mean 'train.epochs'"),
         ({"axes": {"label_fractions": [0.0]}}, "label_fraction"),
         ({"axes": {"encoders": "mn04"}}, "must be a list of values"),
         ({"score": ["test", "test"]}, "the same split twice"),
@@ -200,6 +200,17 @@ def test_the_expected_time_ignores_finished_cells_without_a_measured_training(wr
 def test_a_study_that_cannot_run_is_refused(written, study, words):
     with pytest.raises(InputError, match=words):
         load_study(written(**study))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("★", {}), ("..", {}), ("a-ensemble", {}), ("a-pretraining", {"pretrain": True})],
+)
+def test_a_method_whose_folder_is_not_its_own_is_refused(written, tmp_path, name, other):
+    recipe = str(tmp_path / "tiny.yaml")
+    methods = [{"recipe": recipe, "name": "a", **other}, {"recipe": recipe, "name": name}]
+    with pytest.raises(InputError, match=rf"study\.yaml: the method '{name}' would have no folder of its own"):
+        load_study(written(methods=methods, seeds=[0, 1], ensembles=["a"]))
 
 
 def test_a_folder_with_another_run_is_refused(written, tmp_path, capsys):

@@ -218,6 +218,11 @@ def load_study(path: str | Path) -> Study:
     ensembles = content.ensembles
     if ensembles == "all":
         ensembles = tuple(method for method in methods if method not in reasons)
+    beside = {f"{folder_name(method)}-ensemble" for method in ensembles}
+    beside |= {str(Path(cell.pretraining_name).parent) for cell in cells if cell.pretrained_as}
+    for method in methods:
+        if not (folder := folder_name(method)).strip(".") or folder in beside:
+            raise InputError(f"{path}: the method {method!r} would have no folder of its own; give it another name")
     if content.baseline is not None:
         _refuse_unknown_method(content.baseline, [*methods, *(cell.title for cell in cells)], path)
     for method in ensembles:
@@ -321,7 +326,10 @@ def _cells(
         for axis, label in places.items():
             settings |= axes[axis][label]
         name = ", ".join([title, *(places[axis] for axis in varied)])
-        corpora = Recipe.from_yaml(recipe, **{**settings, "name": name}).corpus.each
+        try:
+            corpora = Recipe.from_yaml(recipe, **{**settings, "name": name}).corpus.each
+        except InputError as error:
+            raise InputError(f"{path}: {name}: {str(error).removeprefix('command line: ')}") from error
         folds = method.folds or study.folds or (None,)
         last = max(fold or 0 for fold in folds)
         if last > 4 and any(one.protocol == "patient-5fold" for one in corpora):
