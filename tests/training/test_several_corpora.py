@@ -157,6 +157,12 @@ def test_missing_data_are_named_with_the_flag_of_their_corpus(settings, tmp_path
     assert "nowhere: no such folder or archive; set --corpus.icbhi2017.data_dir" in capsys.readouterr().err
 
 
+def test_a_split_that_cannot_be_made_names_its_corpus(settings):
+    second = settings["corpus"][1] | {"protocol": "device-out", "fold": 99}
+    with pytest.raises(InputError, match=r"^icbhi2017: protocol 'device-out': there is no device 99"):
+        load_splits(Recipe(**(settings | {"corpus": [settings["corpus"][0], second]})))
+
+
 def test_a_list_that_leaves_every_corpus_out_has_nothing_to_train_on(settings):
     left_out = [settings["corpus"][0] | {"protocol": "corpus-out"}, settings["corpus"][1] | {"protocol": "corpus-out"}]
     with pytest.raises(InputError, match=r"no cycles in split train under protocol synthetic: corpus-out, icbhi2017"):

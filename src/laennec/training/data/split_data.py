@@ -114,22 +114,27 @@ def load_splits(recipe: Recipe, jobs: int = 1) -> Any:
     A warning names recordings with equal sound; `jobs` processes look for them.
     """
     c = recipe.corpus
-    each = [
-        load_corpus(
-            one.name,
-            one.data_dir,
-            protocol=one.protocol,
-            fold=one.fold,
-            validation_fraction=one.validation_fraction,
-            validation_fold=one.validation_fold,
-            seed=one.split_seed,
-            tables_dir=one.tables_dir,
-            allow_missing=one.allow_missing,
-            level=one.level,
-            **one.options,
-        )
-        for one in c.each
-    ]
+    each = []
+    for one in c.each:
+        try:
+            splits = load_corpus(
+                one.name,
+                one.data_dir,
+                protocol=one.protocol,
+                fold=one.fold,
+                validation_fraction=one.validation_fraction,
+                validation_fold=one.validation_fold,
+                seed=one.split_seed,
+                tables_dir=one.tables_dir,
+                allow_missing=one.allow_missing,
+                level=one.level,
+                **one.options,
+            )
+        except InputError as error:
+            if c.corpora and not str(error).startswith(one.name):
+                error.args = (f"{one.name}: {error}",)
+            raise
+        each.append(splits)
     splits = concatenate_corpora(each) if c.corpora else each[0]
     column, tables = recipe.target.column or "label", list(splits.values())
     known = column not in tables[0].column_names or any(set(column_of(table, column)) - {None} for table in tables)
