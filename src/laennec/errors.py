@@ -32,11 +32,15 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 class InputError(ValueError):
     """Input that a user can fix: the message says what, where, and what to do, in one line.
 
-    Line ends and control characters in its names and values are shown as escapes, so that it stays one line.
+    Line ends and control characters in its names and values are shown as escapes, so that it stays one line. The
+    traceback that torch puts before an error of a process that reads batches is left out.
     """
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        text = super().__str__()
+        if text.startswith("Caught ") and " in DataLoader worker process " in text:
+            text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
+        return one_line(text)
 
 
 class Terminated(BaseException):

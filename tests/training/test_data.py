@@ -90,9 +90,16 @@ def make(augmentation=None, concatenation=None, seed=0):
     return CycleDataset(sounds, targets, ["a", "b", "c", "d"], 16000, seed, augmentation, concatenation)
 
 
-def test_a_transform_that_fails_names_its_cycle():
-    with pytest.raises(InputError, match=r"^c: the transform <lambda> must return one dimension"):
-        make(WaveformAugmentation(transforms=(lambda *given: None,)))[(2, 0)]
+def failing(waveform, sampling_rate, generator):
+    return None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_fails_names_its_cycle_in_one_line(workers):
+    dataset = make(WaveformAugmentation(transforms=(failing,)))
+    loader = torch.utils.data.DataLoader(dataset, sampler=[(2, 0)], num_workers=workers)
+    with pytest.raises(InputError, match=r"^c: the transform failing must return one dimension .* not \(\)$"):
+        list(loader)
 
 
 def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():
