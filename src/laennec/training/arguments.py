@@ -37,6 +37,11 @@ _SETTINGS = {
     "per_device_eval_batch_size": "train.evaluation_batch_size",
     "num_train_epochs": "train.epochs",
     "warmup_steps": "train.warmup_ratio",
+    "adam_l2": "train.optimizer",
+    "adam_beta1": "train.betas",
+    "adam_beta2": "train.betas",
+    "compile_layers": "train.compile",
+    "task_loss": "loss.task",
     "metric_for_best_model": "train.selection_metric",
 }
 
