@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from laennec.errors import InputError
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     FocalLoss,
@@ -49,3 +50,46 @@ def test_a_loss_of_ones_own_may_return_one_scalar():
 
     terms = WeightedSum({"mine": Mine()}, {"mine": 0.5})({"mine": (torch.full((2, 3), 2.0), torch.zeros(2))})
     assert {name: term.item() for name, term in terms.items()} == {"mine": 2.0}
+
+
+class Returning(torch.nn.Module):
+    """A loss that returns what a function makes of its input."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def forward(self, embeddings, labels):
+        return self.made(embeddings)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda e: e[0][7], "loss mine: IndexError: .*; correct its forward"),
+        (lambda e: {}["x"], "loss mine: KeyError: 'x'; correct its forward"),
+        (lambda e: 0.5, "loss mine returns 0.5 for mine; return a scalar tensor"),
+        (lambda e: None, "loss mine returns None for mine"),
+        (lambda e: e.mean(1), r"loss mine returns a tensor of shape \(2,\) for mine"),
+        (lambda e: (e.mean(), e.mean()), "loss mine returns .*tensor.* for mine"),
+        (lambda e: {"a": 0.5}, "loss mine returns 0.5 for a"),
+        (lambda e: {}, "loss mine returns {} for mine"),
+    ],
+)
+def test_a_loss_that_fails_or_returns_no_scalar_is_named(made, message):
+    with pytest.raises(InputError, match=message):
+        WeightedSum({"mine": Returning(made)})({"mine": (torch.zeros(2, 3), torch.zeros(2))})
+
+
+def test_a_loss_that_runs_out_of_memory_is_no_error_of_its_author():
+    def exhaust(_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        WeightedSum({"mine": Returning(exhaust)})({"mine": (torch.zeros(2, 3), torch.zeros(2))})
+
+
+def test_two_terms_of_one_name_are_refused():
+    losses = {"m": Returning(lambda e: {"m_x": e.mean()}), "m_x": Returning(torch.mean)}
+    with pytest.raises(InputError, match="two terms of the loss are named 'm_x'; rename"):
+        WeightedSum(losses)(dict.fromkeys(losses, (torch.zeros(2, 3), torch.zeros(2))))

@@ -49,6 +49,34 @@ def test_class_weights_are_finite_and_not_negative(weights):
         task_weights(LABELS, 2, False, weights)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "bec"}, "task_loss is 'bec'; it can be bce, ce, focal, or a torch module; did you mean 'bce'"),
+        ({"kind": torch.mean}, "task_loss is <.*it can be bce, ce, focal"),
+        ({"views": "al"}, "task_views is 'al'; it can be first or all"),
+        ({"weight": -1.0}, "task_weight is -1.0; it must be finite and 0 or more"),
+    ],
+)
+def test_an_unknown_task_loss_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        TaskLoss(**{"kind": "bce", "multi_label": True, "labels": None, "n_labels": 2, **settings})
+
+
+@pytest.mark.parametrize("kind", ["bce", nn.MSELoss()])
+def test_an_auxiliary_loss_cannot_have_the_name_of_the_task_loss(kind):
+    task = TaskLoss(kind, True, None, 2)
+    with pytest.raises(InputError, match=f"two terms of the loss are named '{task.name}'"):
+        Objective(task, specs_of({task.name: AngularDistanceDistributionLoss()}))
+
+
+def test_an_own_task_loss_returns_a_scalar():
+    logits, labels = torch.ones(2, 3), torch.zeros(2, 3)
+    assert TaskLoss(nn.MSELoss(), True, None, 3, weight=0.5)(logits, labels)["task"] == 0.5
+    with pytest.raises(InputError, match=r"loss task_loss returns a tensor of shape \(2, 3\)"):
+        TaskLoss(nn.MSELoss(reduction="none"), True, None, 3)(logits, labels)
+
+
 def test_a_batch_of_classes_of_weight_0_has_no_loss():
     loss, logits = TaskLoss("ce", False, None, 3, [1, 0.5, 0]), torch.randn(4, 3, requires_grad=True)
     value = loss(logits, torch.tensor([2, 2, 2, 2]))["ce"]

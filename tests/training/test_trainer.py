@@ -58,6 +58,15 @@ def test_a_loss_of_a_projection_that_the_model_does_not_have_is_refused_before_t
         make_trainer(tmp_path, 8, 1, losses={"add": loss})
 
 
+def test_an_auxiliary_task_cannot_have_the_name_of_another_term(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    trainer.auxiliary_tasks = SimpleNamespace(
+        append_recordings=lambda inputs, _: inputs, terms=lambda _, outputs, __: (outputs, {"bce": torch.zeros(())})
+    )
+    with pytest.raises(InputError, match="two terms of the loss are named 'bce'; rename"):
+        trainer.train()
+
+
 def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
     trainer = make_trainer(tmp_path, 8, 1, head_learning_rate=0.5)
     rates = {g["lr"] for g in trainer.create_optimizer().param_groups}

@@ -4,11 +4,14 @@ Decisions: every term keeps its name, so that the log shows each of them. A weig
 [0, 1] alone, so a resumed run needs no extra state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from laennec.errors import InputError
+from laennec.memory import ran_out
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,17 @@ class WeightedSum(nn.Module):
 
         Raises:
             ValueError: if the names are not those of the losses.
+            InputError: A loss fails, returns no scalars, or has a term of the name of another one.
         """
         if set(inputs) != set(self.losses):
             raise ValueError(f"inputs are for {sorted(inputs)}, the losses are {sorted(self.losses)}")
         terms: dict[str, Tensor] = {}
         pairs: dict[str, int] = {}
         for name, weight in self.weights().items():
-            loss, given = self.losses[name], inputs[name]
-            found = loss(**given) if isinstance(given, Mapping) else loss(*given)
-            found = {name: found} if isinstance(found, Tensor) else found
+            loss = self.losses[name]
+            found = terms_of(name, loss, inputs[name])
             self.terms[name] = [_visible(name, term) for term in found]
+            refuse_repeated(terms, self.terms[name])
             terms |= dict(zip(self.terms[name], (weight * value for value in found.values()), strict=True))
             pairs |= {_visible(name, term): count for term, count in getattr(loss, "pairs", {}).items()}
         self.pairs = pairs
@@ -130,6 +134,32 @@ class WeightedSum(nn.Module):
     def extra_repr(self) -> str:
         """The weights."""
         return ", ".join(f"{name}: {schedule}" for name, schedule in self.schedules.items())
+
+
+def terms_of(name: str, loss: nn.Module, given: Sequence[Any] | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Call a loss with positional or named arguments: its terms, or its scalar under its name.
+
+    Raises:
+        InputError: It fails, or returns neither a scalar nor `{term: scalar}`.
+    """
+    try:
+        found = loss(**given) if isinstance(given, Mapping) else loss(*given)
+    except Exception as error:
+        if isinstance(error, InputError) or ran_out(error):
+            raise
+        raise InputError(f"loss {name}: {type(error).__name__}: {error}; correct its forward") from error
+    terms = {str(term): value for term, value in found.items()} if isinstance(found, Mapping) else {name: found}
+    for term, value in terms.items() or [(name, found)]:
+        if not isinstance(value, Tensor) or value.ndim:
+            said = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise InputError(f"loss {name} returns {said:.80} for {term}; return a scalar tensor, or {{term: scalar}}")
+    return terms
+
+
+def refuse_repeated(terms: Collection[str], others: Collection[str]) -> None:
+    """Refuse a name of two terms: one would take the place of the other."""
+    if both := sorted(set(terms) & set(others)):
+        raise InputError(f"two terms of the loss are named {both[0]!r}; rename the auxiliary loss or task, or its term")
 
 
 def _visible(name: str, term: str) -> str:

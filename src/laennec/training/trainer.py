@@ -26,6 +26,7 @@ from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
 from laennec.losses import DeviceAdversarialLoss, WeightSchedule
+from laennec.losses.combine import refuse_repeated
 from laennec.memory import ran_out
 from laennec.training import step_errors
 from laennec.training.arguments import (
@@ -49,11 +50,7 @@ from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.targets import span_of
 from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
 from laennec.training.devices import compile_layers, encodes_one_by_one, shared_loader, uncompiled
-from laennec.training.objectives.auxiliary_layers import (
-    AuxiliaryHeads,
-    attached,
-    enter_stage,
-)
+from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, attached, enter_stage
 from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
 from laennec.training.objectives.loss_specs import LossSpec, check_projection, groups_of_data, specs_of
 from laennec.training.objectives.objective import Objective, Stage, TaskLoss, TermSums
@@ -335,6 +332,7 @@ class LaennecTrainer(Trainer):
             outputs, further = self.auxiliary_tasks.terms(inner, outputs, self._context)
         terms = self.training_objective(outputs, {"labels": labels, **self._context}, stage, progress)
         terms, measured = weigh(terms, embeddings, self.training_objective, balance, self._sums.running)
+        refuse_repeated(terms, further)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()
         step_errors.check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)

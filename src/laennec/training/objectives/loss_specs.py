@@ -140,8 +140,9 @@ def specs_of(
             specs.append(loss)
             continue
         weight = weights.get(name, 1.0)
-        schedule = weight if isinstance(weight, WeightSchedule) else WeightSchedule(_weight(weight))
-        specs.append(_spec(name, loss, schedule, f"losses[{name!r}]"))
+        if not isinstance(weight, WeightSchedule):
+            weight = WeightSchedule(finite_weight(weight, f"loss_weights[{name!r}]"))
+        specs.append(_spec(name, loss, weight, f"losses[{name!r}]"))
     return _checked_together(specs)
 
 
@@ -179,7 +180,7 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
     if isinstance(own.get("labels"), bool | int):
         own["labels"] = str(own["labels"])
     try:
-        weight = _weight(values.pop("weight", 1.0))
+        weight = finite_weight(values.pop("weight", 1.0), "weight")
         schedule = WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
         with torch.random.fork_rng(devices=[]):  # `AuxiliaryHeads` draws the weights of losses over clusters, by seed
             loss = kind(**values)
@@ -196,11 +197,15 @@ def _nearest_setting(said: str, kind: type[nn.Module]) -> str:
     return did_you_mean(unknown[1], known, cutoff=0) if unknown else ""
 
 
-def _weight(value: Any) -> float:
-    weight = float(value)
+def finite_weight(value: Any, where: str) -> float:
+    """A weight as a number; refuse what is no finite number of at least 0."""
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
     if not 0 <= weight < math.inf:
         raise InputError(
-            f"weight is {weight:g}; it must be finite and 0 or more (with a negative weight, training "
+            f"{where} is {value!r}; it must be finite and 0 or more (with a negative weight, training "
             "would increase the loss without bound)"
         )
     return weight

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laennec.encoders.masks import process_count
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     ClusterSimilarityLoss,
@@ -29,9 +29,12 @@ from laennec.losses import (
     TupletContrastiveLoss,
     WeightedSum,
 )
+from laennec.losses.combine import refuse_repeated, terms_of
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.devices import first_row, gather_groups, gather_with_gradient
-from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec
+from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec, finite_weight
+
+TASK_LOSSES = ("bce", "ce", "focal")
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,17 @@ class TaskLoss(nn.Module):
     ) -> None:
         super().__init__()
         kind = kind or ("bce" if multi_label else "ce")
+        if not isinstance(kind, nn.Module) and kind not in TASK_LOSSES:
+            hint = did_you_mean(str(kind), TASK_LOSSES)
+            raise InputError(f"task_loss is {kind!r}; it can be {', '.join(TASK_LOSSES)}, or a torch module{hint}")
+        if views not in ("first", "all"):
+            raise InputError(f"task_views is {views!r}; it can be first or all")
         if kind == "ce" and multi_label:
             raise InputError("task_loss is 'ce', but a multi_label head needs bce or focal")
         self.name = kind if isinstance(kind, str) else "task"
         self.own = kind if isinstance(kind, nn.Module) else None
         self.each = kind == "bce"
-        self.multi_label, self.weight, self.views = multi_label, weight, views
+        self.multi_label, self.weight, self.views = multi_label, finite_weight(weight, "task_weight"), views
         self.register_buffer("weights", task_weights(labels, n_labels, multi_label, class_weights))
         self.focal: FocalLoss | None = None
         if kind == "focal":  # over classes, or over the yes and no of each label
@@ -140,7 +148,7 @@ class TaskLoss(nn.Module):
         """The weighted loss of logits (batch, labels) against hard or soft labels, by its name."""
         logits = logits.float()
         if self.own is not None:
-            value: Tensor = self.own(logits, labels)
+            value: Tensor = torch.stack(list(terms_of("task_loss", self.own, (logits, labels)).values())).sum()
         elif self.focal is not None:
             value = self._focal(self.focal, logits, labels)
         else:
@@ -171,6 +179,7 @@ class Objective(nn.Module):
 
     def __init__(self, task: TaskLoss, specs: Sequence[LossSpec] = (), seed: int = 0) -> None:
         super().__init__()
+        refuse_repeated([task.name], [spec.name for spec in specs])
         self.task = task
         self.specs = list(specs)
         self.auxiliary: WeightedSum | None = None
