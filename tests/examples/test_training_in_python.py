@@ -174,6 +174,59 @@ def test_a_resumed_training_is_the_uninterrupted_one_and_a_damaged_checkpoint_is
         run_of(tmp_path / "cut", corpus, **draws).train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
 
 
+class Centre(torch.nn.Module):
+    """A loss with a weight and a running mean, as an auxiliary loss or of the logits."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.centre = torch.nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, vectors, labels):
+        self.mean = 0.9 * self.mean + 0.1 * vectors.detach().mean(0)
+        return (vectors - self.centre - self.mean).square().mean()
+
+
+class RunningMean(torch.nn.BatchNorm1d):
+    """A loss with buffers alone."""
+
+    def __init__(self, width):
+        super().__init__(width, affine=False)
+
+    def forward(self, embeddings, labels):
+        super().forward(embeddings.detach())
+        return (embeddings - self.running_mean).square().mean()
+
+
+def test_losses_with_a_state_are_trained_saved_and_resumed(tmp_path, corpus):
+    def run_in(folder, steps):
+        arguments = LaennecTrainingArguments(
+            str(tmp_path / folder), max_steps=steps, save_strategy="steps", save_steps=2, learning_rate=0.01,
+            lr_scheduler_type="constant", **QUIET,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        own = {"losses": {"mean": RunningMean(8)}, "task_loss": Centre(2)}
+        trainer = make_trainer(tmp_path / folder, corpus, arguments, **own)
+        trainer.train(resume_from_checkpoint=True)
+        assert own["task_loss"].centre.abs().sum() > 0
+        return trainer.model.state_dict() | {f"loss.{k}": v for k, v in trainer.training_objective.state_dict().items()}
+
+    straight = run_in("straight", 4)
+    run_in("cut", 2)
+    resumed = run_in("cut", 4)
+    assert {"loss.task.own.centre", "loss.task.own.mean", "loss.auxiliary.losses.mean.running_mean"} <= set(resumed)
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_a_new_model_is_trained_with_untrained_losses(tmp_path, corpus):
+    trainer = make_trainer(tmp_path, corpus, losses={"mine": Centre(8)}, model_init=lambda: make_model())
+    ends = []
+    for _ in range(2):
+        trainer.train()
+        ends.append(trainer.training_objective.auxiliary.losses["mine"].mean.clone())
+    assert torch.equal(*ends)
+
+
 def test_a_search_over_hyperparameters_makes_a_new_model_for_each_trial(tmp_path, corpus):
     pytest.importorskip("optuna")
     made = []

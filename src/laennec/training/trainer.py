@@ -145,6 +145,7 @@ class LaennecTrainer(Trainer):
         rows = args.per_device_train_batch_size
         self.batch_setting = batch_setting or step_errors.BatchSetting("per_device_train_batch_size", rows, rows)
         self.training_objective = self._make_objective()
+        self._untrained = copy.deepcopy(self.training_objective.state_dict())
         self._sealing = SealCheckpoints()
         for callback in (step_errors.StepCallback(self), self._sealing):
             self.add_callback(callback)
@@ -254,9 +255,10 @@ class LaennecTrainer(Trainer):
         return super().hyperparameter_search(hp_space, compute_objective or by_loss, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """A new model by `model_init`, with the layers of the auxiliary losses while it trains."""
+        """A new model by `model_init`, while it trains with untrained losses and their layers."""
         model = super().call_model_init(trial)
         if getattr(self, "is_in_train", False):
+            self.training_objective.load_state_dict(self._untrained, strict=False)  # class weights may have changed
             self._attach(model)
         return model
 
@@ -266,7 +268,7 @@ class LaennecTrainer(Trainer):
         self._attached.close()
         adversarial = [spec for spec in self.specs if spec.is_a(DeviceAdversarialLoss)]
         groups = {spec.name: int(self.group_codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
-        heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
+        heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed, self.task_loss)
         self._attached.enter_context(attached(model, heads))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

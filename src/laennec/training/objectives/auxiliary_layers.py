@@ -32,16 +32,24 @@ _CLUSTER_WIDTH = 128  # as published
 class AuxiliaryHeads(nn.Module):
     """Layers that belong to single losses, on the embedding or on the encoder's tokens.
 
-    They are projections, classifiers behind a gradient reversal, clusters of frame groups, and losses with weights.
+    They are projections, classifiers behind a gradient reversal, clusters of frame groups, and losses with a state.
 
     Args:
         specs: All auxiliary losses.
         dim: Width of the embedding.
         groups: Number of groups of each adversarial loss's column, by the loss's name.
         seed: Seed of the random weights.
+        task_loss: The author's own task loss, which may have weights too.
     """
 
-    def __init__(self, specs: Sequence[LossSpec], dim: int, groups: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        specs: Sequence[LossSpec],
+        dim: int,
+        groups: Mapping[str, int],
+        seed: int,
+        task_loss: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.reversal = GradientReversal()
         self.active = True
@@ -65,7 +73,8 @@ class AuxiliaryHeads(nn.Module):
             )
             widths |= projected
             self.adversaries = nn.ModuleDict({name: nn.Linear(widths[name], count) for name, count in groups.items()})
-            self.losses = nn.ModuleDict({s.name: s.loss for s in specs if any(True for _ in s.loss.parameters())})
+            losses = {s.name: s.loss for s in specs} | ({} if task_loss is None else {"task": task_loss})
+            self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if loss.state_dict()})
             for loss in self.losses.modules():
                 if isinstance(loss, DeepClusteringLoss | ClusterSimilarityLoss):
                     loss.reset_parameters()
@@ -87,7 +96,7 @@ class AuxiliaryHeads(nn.Module):
 
     def forward(self, embeddings: Tensor) -> dict[str, Any]:
         """The input of each loss by name: embeddings (batch, dim) -> (batch, width), or a cluster loss's inputs."""
-        embeddings = embeddings.to(next(self.parameters()).dtype)
+        embeddings = embeddings.to(next((weight.dtype for weight in self.parameters()), embeddings.dtype))
         seen: dict[str, Any] = {}
         base: dict[str, Tensor] = {name: embeddings for name, _ in self.projections.named_children()}
         if self.clusters is not None:
@@ -99,7 +108,7 @@ class AuxiliaryHeads(nn.Module):
             if view.joint is not None:
                 seen |= dict.fromkeys(self.on_clusters, view.joint)
                 base |= dict.fromkeys(self.on_clusters, view.joint)
-            # losses run outside of this call, so DDP must see their weights in its output
+        if len(self.losses):  # they run outside of this call, so DDP must see their weights in its output
             seen["weights of losses"] = [weight.view_as(weight) for weight in self.losses.parameters()]
         for name, projection in self.projections.items():
             seen[name] = projection(base[name])
