@@ -80,6 +80,17 @@ def test_the_class_and_its_flags_are_columns_like_others():
     assert GroupTable(3, targets.take(rows).metadata).codes("class+patient", "drop", "here").tolist() == [1, 0, 0]
 
 
+def test_any_column_of_single_values_makes_groups():
+    values = {"crackle": [0, 1, None], "wheeze": [0, 1, 1], "ward": ["A", "B", "A"], "stridor": [1, 0, 1]}
+    table = datasets.Dataset.from_dict(values | {"events": [["x"], [], []]})
+    metadata = targets_of(table, TargetSettings(problem_type="multi_label")).metadata
+    assert "events" not in metadata
+    for name, codes in (("ward", [0, 1]), ("stridor", [1, 0])):
+        assert GroupTable(2, metadata).codes(name, "drop", "here").tolist() == codes
+    with pytest.raises(InputError, match=r"here has 'wrad'; columns are patient, .*; did you mean 'ward'"):
+        GroupTable(2, metadata).codes("wrad", "drop", "here")
+
+
 def test_pre_training_cannot_group_by_labels():
     table = datasets.Dataset.from_dict({"cycle_id": ["p", "q"], "crackle": [0, 1], "class": [0, 1], "sex": ["F", "M"]})
     metadata = metadata_of(table, np.arange(2))

@@ -10,19 +10,20 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 
 from laennec.configuration import Span
 from laennec.corpora.base import class_names, column_of
 from laennec.corpora.load import provenance
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.training.recipe import TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
 # columns of labels: training may group cycles by them, pre-training must not
-LABEL_COLUMNS = ("class", *TWO_LABELS)
+LABEL_COLUMNS = ("class", "label", *TWO_LABELS)
 # name of a column in a recipe -> its name in the cycle table
 COLUMNS = {
     "patient": "patient_id",
@@ -49,7 +50,7 @@ class Targets:
     # int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them
     class_ids: NDArray[np.int64]
     kept: NDArray[np.int64]  # int64 (cycles,), their rows in the table (rows without a label are left out)
-    # columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids
+    # columns of the table with one value in a row, for the kept rows, and `class`, the class_ids
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
     def take(self, rows: NDArray[np.int64]) -> "Targets":
@@ -73,8 +74,9 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
         hint = f"this corpus has labels in {', '.join(own)}" if own else "choose another column"
         asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
         raise InputError(f"no cycle has a label in {asked}; {hint} (target.column)")
-    flags = {name: _shared(column_of(table, name), targets.kept) for name in TWO_LABELS if name in table.column_names}
-    metadata = metadata_of(table, targets.kept) | flags | {"class": targets.class_ids.tolist()}
+    single = [name for name, kind in table.features.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)]
+    columns = {name: _shared(column_of(table, name), targets.kept) for name in single}
+    metadata = metadata_of(table, targets.kept) | columns | {"class": targets.class_ids.tolist()}
     return replace(targets, metadata=metadata)
 
 
@@ -235,9 +237,10 @@ class GroupTable:
     def column(self, name: str, where: str) -> Sequence[Any]:
         """The values of a column by its name in a recipe, or in the cycle table."""
         column = COLUMNS.get(name, name)
-        if column not in COLUMNS.values():
-            raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
         values = self.metadata.get(column)
+        if values is None and column not in COLUMNS.values():
+            hint = did_you_mean(name, {*COLUMNS, *self.metadata})
+            raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +{hint}")
         if values is None or all(v is None for v in values):
             raise InputError(
                 f"{where} is {name!r}, but {column} is unknown for all {self.rows} training cycles; "
