@@ -11,7 +11,7 @@ from laennec.losses import DeviceAdversarialLoss, SupConLoss
 from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, attached
-from laennec.training.objectives.loss_specs import loss_specs
+from laennec.training.objectives.loss_specs import loss_specs, specs_of
 from laennec.training.recipe import LossSettings
 
 
@@ -48,6 +48,12 @@ def test_one_loss_can_have_two_entries_with_different_names():
         ({"supcon": {"start": 2}}, r"loss.auxiliary.supcon: .*start"),
         ({"add": {"on": "logits"}}, "it can be embedding or projection"),
         ({"add": {"variant": "new"}}, r"loss.auxiliary.add: "),
+        ({"add": {"weight": "big"}}, "weight is 'big'; it must be finite and 0 or more"),
+        ({"training": {"loss": "add"}}, "'training' cannot name a loss"),
+        ({"mine": {"class": "math:sqrt"}}, "mine.class: math:sqrt is no subclass of torch.nn.Module"),
+        ({"mine": {"class": "torch.nn:Identity", "bad": 1, "labels": 3, "views": "2"}}, "views is '2'"),
+        ({"mine": {"class": "torch.nn:MSELoss", "sizeaverage": 1}}, "did you mean 'size_average'"),
+        ({"mine": {"class": "torch.nn:Softsign", "arg": 1}}, "did you mean '(?!args)"),
         ({"add": {"weight": -1}}, "it must be finite and 0 or more"),
         ({"add": {"weight": float("inf")}}, "it must be finite and 0 or more"),
         ({"add": {"weight": float("nan")}}, "it must be finite and 0 or more"),
@@ -56,6 +62,28 @@ def test_one_loss_can_have_two_entries_with_different_names():
 def test_an_invalid_entry_is_refused_by_name(given, message):
     with pytest.raises(InputError, match=message):
         loss_specs(given)
+
+
+class WithoutSuper(torch.nn.Module):
+    def __init__(self):
+        self.setting = 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "message"),
+    [
+        ([SupConLoss()], None, "have a name for each loss"),
+        ({"a": SupConLoss()}, 0.5, "have a name for each loss"),
+        ({"a": SupConLoss()}, {"a": None}, r"loss_weights\['a'\] is None; it must be finite"),
+        ({0: SupConLoss()}, None, "0 cannot name a loss"),
+        ({"a": SupConLoss}, None, r"losses\['a'\] is a type; give an object of a subclass of torch.nn.Module"),
+        ({"a": torch.mean}, None, "give an object of a subclass of torch.nn.Module"),
+        ({"a": WithoutSuper()}, None, r"is a WithoutSuper; .* begins with super\(\).__init__\(\)"),
+    ],
+)
+def test_what_is_no_loss_is_refused(losses, weights, message):
+    with pytest.raises(InputError, match=message):
+        specs_of(losses, weights)
 
 
 def test_the_gradient_is_reversed_for_the_encoder_but_not_for_the_adversary():
@@ -73,6 +101,13 @@ def test_the_gradient_is_reversed_for_the_encoder_but_not_for_the_adversary():
         gradients[turned] = x.grad, guess.weight.grad.clone()
     torch.testing.assert_close(gradients[True][0], -reversal_strength(0.3) * gradients[False][0])
     torch.testing.assert_close(gradients[True][1], gradients[False][1])
+
+
+def test_ddp_sees_the_weights_of_an_own_loss_in_the_output():
+    own = torch.nn.Bilinear(4, 4, 1)
+    heads = AuxiliaryHeads(specs_of({"own": own}), 4, {}, seed=0)
+    seen = heads(torch.zeros(2, 4))["weights of losses"]
+    assert [weight.grad_fn is not None and tuple(weight.shape) for weight in seen] == [(1, 4, 4), (1,)]
 
 
 def test_heads_are_in_the_model_during_training_and_removed_afterwards():

@@ -74,6 +74,8 @@ def test_groups_by_label_need_labels_that_augmentation_keeps():
         with pytest.raises(InputError, match=rf"groups by the label of a cycle, and augment.{name} changes it"):
             check_draws(entries, draws=True, **draws)
     check_draws(loss_specs({"add": {"labels": "patient"}}), mixes=True, draws=True)
+    with pytest.raises(InputError, match="labels is stridor, which groups by the label"):
+        check_draws(loss_specs({"add": {"labels": "stridor"}}), mixes=True, draws=True, names=["stridor"])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ def test_items_are_those_of_the_table_and_each_epoch_draws_anew(model, parquet):
 def test_training_and_evaluation_stream(model, parquet, tmp_path):
     table = datasets.load_dataset("parquet", data_files=str(parquet), split="train")
     wanted = trainer_of(model, tmp_path, evaluation=table).evaluate()
-    trainer = trainer_of(model, tmp_path, streamed(parquet), streamed(parquet), losses={"supcon": SupConLoss()})
+    trainer = trainer_of(
+        model, tmp_path, streamed(parquet), streamed(parquet), losses={"supcon": SupConLoss()},
+        augmentation=WaveformAugmentation(gain=Gain(1.0)),
+    )  # fmt: skip
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-6)
     before = [parameter.clone() for parameter in model[0].parameters()]
@@ -95,9 +98,11 @@ def test_columns_that_a_stream_lacks_are_named(model, parquet, tmp_path):
     with pytest.raises(InputError, match="no column audio"):
         trainer_of(model, tmp_path, streamed(parquet).remove_columns("audio"))
     by_patient = SupConLoss()
-    by_patient.labels = "patient_id"
+    by_patient.labels, by_patient.views = "patient_id", 1
     with pytest.raises(InputError, match="a streamed table does not have"):
         trainer_of(model, tmp_path, streamed(parquet), losses={"patients": by_patient})
+    with pytest.raises(InputError, match="sampler has no effect on a streamed table"):
+        trainer_of(model, tmp_path, streamed(parquet), sampler=torch.utils.data.RandomSampler(range(8)))
 
 
 def test_streamed_recordings_are_predicted_from_memory(model, small_corpus):

@@ -1,7 +1,9 @@
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import rank_cases
 import torch
@@ -11,7 +13,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
-from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
+from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss, SupConLoss
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
 from laennec.training.data.batches import CycleDataset
@@ -56,6 +58,66 @@ def test_a_loss_of_a_projection_that_the_model_does_not_have_is_refused_before_t
     loss.on = "projection"
     with pytest.raises(InputError, match=r"losses\['add'\].on is projection, but .* set its projection_dim"):
         make_trainer(tmp_path, 8, 1, losses={"add": loss})
+
+
+def test_accumulation_is_refused_for_losses_that_compare_cycles(tmp_path):
+    with pytest.raises(InputError, match=r"losses\['mine'\] looks at pairs of a batch, and with gradient_accum"):
+        make_trainer(tmp_path, 2, 4, losses={"mine": torch.nn.CosineEmbeddingLoss()})
+    alone = torch.nn.CosineEmbeddingLoss()
+    alone.across_cycles = False
+    make_trainer(tmp_path, 2, 4, losses={"mine": alone})
+
+
+def test_two_views_without_augmentation_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"without augmentation they are equal; set .* in Python augmentation"):
+        make_trainer(tmp_path, 8, 1, losses={"supcon": SupConLoss()})
+
+
+def test_age_bands_have_the_edges_of_recipes(tmp_path):
+    first, loss = make_trainer(tmp_path, 8, 1), AngularDistanceDistributionLoss()
+    first.train_dataset.targets.metadata["age_years"] = [3.0, 30.0] * 8
+    loss.labels = "age_band"
+    given = {"processing_class": first.processing_class, "losses": {"age": loss}}
+    trainer = LaennecTrainer(first.model, first.args, first.train_dataset, **given)
+    assert trainer.group_codes["age_band drop"].tolist() == [0, 1] * 8
+
+
+@pytest.mark.parametrize("setting", [{"label_smoothing_factor": 0.5}, {"train_sampling_strategy": "sequential"}])
+def test_arguments_without_effect_are_refused(tmp_path, setting):
+    with pytest.raises(InputError, match=f"{next(iter(setting))} .*has no effect; leave it out"):
+        make_trainer(tmp_path, 8, 1, **setting)
+
+
+def test_a_model_is_not_trained_with_another_front_end(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    other = LaennecFeatureExtractor("efficientat")
+    with pytest.raises(InputError, match="processing_class has other settings than the one"):
+        LaennecTrainer(trainer.model, trainer.args, trainer.train_dataset, processing_class=other)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pd.DataFrame({"crackle": [1]}), "a DataFrame is no data set"),
+        (datasets.DatasetDict(), "a DatasetDict is no data set; pass one of its splits"),
+        (datasets.Dataset.from_dict({"crackle": []}), "train_dataset has no rows"),
+    ],
+)
+def test_what_is_no_training_set_is_refused(tmp_path, data, message):
+    trainer = make_trainer(tmp_path, 8, 1)
+    with pytest.raises(InputError, match=message):
+        trainer._prepared(data, training=True)
+
+
+def test_thresholds_need_one_set_of_labelled_cycles(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    for data in (None, {"a": trainer.train_dataset}):
+        with pytest.raises(InputError, match="fit_thresholds needs one data set"):
+            trainer.fit_thresholds(data)
+    with pytest.raises(InputError, match="the validation data have none"):
+        trainer.fit_thresholds(torch.utils.data.Subset(trainer.train_dataset, []))
+    with pytest.raises(InputError, match="sensitivity is 8"):
+        trainer.fit_thresholds(trainer.train_dataset, rule="sensitivity", sensitivity=8)
 
 
 def test_an_auxiliary_task_cannot_have_the_name_of_another_term(tmp_path):

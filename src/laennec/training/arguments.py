@@ -113,7 +113,8 @@ def resolved_arguments(given: TrainingArguments) -> Any:
     Fields of `LaennecTrainingArguments` that `given` lacks are set to their defaults.
 
     Raises:
-        InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
+        InputError: Sharpness-aware steps with gradient accumulation, smoothed labels, or a Hub strategy that uploads
+            the output folder.
     """
     args: Any = copy.copy(given)
     for name, known in LaennecTrainingArguments.__dataclass_fields__.items():
@@ -121,6 +122,8 @@ def resolved_arguments(given: TrainingArguments) -> Any:
             setattr(args, name, known.default)
     if args.sam_rho is not None and args.gradient_accumulation_steps > 1:
         raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
+    if args.label_smoothing_factor:
+        raise InputError("label_smoothing_factor has no effect; leave it out, and pass a task_loss that smooths labels")
     if args.push_to_hub and args.hub_strategy != "end":
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"

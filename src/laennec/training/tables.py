@@ -153,6 +153,8 @@ def _truth_frame(labels: Any, names: Sequence[str]) -> pd.DataFrame:
 
 def fit_on_outputs(config: Any, prediction: Any, rule: FittingRule) -> dict[str, Any]:
     """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config."""
+    if prediction.predictions is None or prediction.label_ids is None:
+        raise InputError("thresholds are fitted on labelled cycles, and the validation data have none")
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     columns = {f"logit_{name}": logits[:, i] for i, name in enumerate(config.label_names)}
     table = _truth_frame(prediction.label_ids, config.label_names).assign(**columns)

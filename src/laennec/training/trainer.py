@@ -21,7 +21,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
@@ -48,12 +47,21 @@ from laennec.training.checkpoints import (
 )
 from laennec.training.data.mixing import BatchFeatures
 from laennec.training.data.targets import span_of
-from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
+from laennec.training.data.training_data import (
+    as_training_data,
+    check_order,
+    collator_of,
+    draws_of,
+    labels_of,
+    set_front_end,
+    split_name,
+)
 from laennec.training.devices import compile_layers, encodes_one_by_one, shared_loader, uncompiled
 from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, attached, enter_stage
 from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
-from laennec.training.objectives.loss_specs import LossSpec, check_projection, groups_of_data, specs_of
+from laennec.training.objectives.loss_specs import LossSpec, check_draws, check_facts, groups_of_data, specs_of
 from laennec.training.objectives.objective import Objective, Stage, TaskLoss, TermSums
+from laennec.training.recipe.settings import MetadataSettings
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
 from laennec.training.tables import default_metrics, fit_on_outputs
@@ -126,10 +134,8 @@ class LaennecTrainer(Trainer):
         self.draw_seed = args.seed if args.data_seed is None else args.data_seed
         config: Any = self.model.config
         check_balance(args.balance, self.specs, args.task_weight, config.frozen_encoder)
-        check_projection(self.specs, config.projection_dim)
-        if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
-            config.sampling_rate = processing_class.sampling_rate
-            config.features_fingerprint = processing_class.fingerprint()
+        check_facts(self.specs, config.projection_dim, args.gradient_accumulation_steps)
+        set_front_end(config, processing_class)
         if isinstance(train_dataset, datasets.Dataset):
             config.span = span_of(train_dataset)
         self.has_default_metrics = kwargs.get("compute_metrics") is None and not args.batch_eval_metrics
@@ -138,7 +144,9 @@ class LaennecTrainer(Trainer):
         self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
         self.train_dataset = train = self._prepared(train_dataset, augmentation, training=True)
         self.eval_dataset, self._selection_set = self._prepared(eval_dataset), split_name(eval_dataset)
-        self.group_codes = groups_of_data(train, self.specs)
+        check_order(train, sampler, args.train_sampling_strategy)
+        check_draws(self.specs, mixer is not None, *draws_of(train, spec_augment), config.label_names)
+        self.group_codes = groups_of_data(train, self.specs, MetadataSettings().age_edges_years)
         self.sampler = make_sampler(sampler, train, self.specs, args.train_batch_size, self.draw_seed)
         self.data_collator = data_collator or collator_of(train if train is not None else self.eval_dataset)
         self.batch_features = BatchFeatures(processing_class, self.draw_seed, spec_augment, mixer)
@@ -388,8 +396,10 @@ class LaennecTrainer(Trainer):
             **settings: `sensitivity`, the target of that rule (0.9).
         """
         config: Any = self.accelerator.unwrap_model(self.model).config
-        found = self.predict(self.eval_dataset if dataset is None else dataset)
-        return fit_on_outputs(config, found, FittingRule(calibration, rule, **settings))
+        data = self.eval_dataset if dataset is None else dataset
+        if data is None or isinstance(data, dict):
+            raise InputError("fit_thresholds needs one data set of validation recordings; pass it as dataset")
+        return fit_on_outputs(config, self.predict(data), FittingRule(calibration, rule, **settings))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and feature extractor so that `from_pretrained`, pipelines and `laennec predict` load them.

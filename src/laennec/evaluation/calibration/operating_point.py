@@ -57,6 +57,10 @@ class FittingRule:
     sensitivity: float = 0.9  # of rule "sensitivity"
     smoothing: str | float = 0.0  # weight of the recording's mean; "auto": the one that ranks validation best
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sensitivity <= 1:
+            raise InputError(f"sensitivity is {self.sensitivity!r}; it must lie above 0, and be 1 at most")
+
 
 def fit_thresholds_on_validation(
     logits: ArrayLike,

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -38,10 +39,16 @@ def as_training_data(
     training: bool = False,
 ) -> Any:
     """Turn a table of `datasets`, or a dict of them, into data sets for the collators; return other data unchanged."""
-    if isinstance(data, dict):
+    if isinstance(data, dict) and not training:
         return {name: as_training_data(d, config, extractor, augmentation, seed, training) for name, d in data.items()}
+    if isinstance(data, dict | pd.DataFrame):
+        raise InputError(
+            f"a {type(data).__name__} is no data set; pass one of its splits, or datasets.Dataset.from_pandas(table)"
+        )
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
+    if training and isinstance(data, datasets.Dataset) and not len(data):
+        raise InputError("train_dataset has no rows; give the recordings to train on")
     if augmentation is not None and not isinstance(augmentation, WaveformAugmentation):
         augmentation = WaveformAugmentation(transforms=(augmentation,))
     if extractor is None:
@@ -67,7 +74,7 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
         decodes = isinstance(table.features["audio"], datasets.Audio)
         self._rows = table.cast_column("audio", datasets.Audio(decode=False)) if decodes else table
         self._reading, self._training = reading, training
-        self.views, self.epoch = 1, 0
+        self.views, self.epoch, self.augmentation = 1, 0, reading[3]
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of random draws and of a shuffled stream; transformers calls it."""
@@ -81,6 +88,36 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
             part.views = self.views
             for row in range(len(part)):
                 yield part[(row, self.epoch) if self._training else row]
+
+
+def set_front_end(config: Any, extractor: Any) -> None:
+    """Let a model's config name the feature extractor of its training; refuse another one than it was trained with."""
+    if not isinstance(extractor, LaennecFeatureExtractor):
+        return
+    if config.features_fingerprint not in (None, extractor.fingerprint()):
+        raise InputError(
+            "processing_class has other settings than the one that the model was trained with; take "
+            "laennec.LaennecFeatureExtractor.from_pretrained(MODEL)"
+        )
+    config.sampling_rate, config.features_fingerprint = extractor.sampling_rate, extractor.fingerprint()
+
+
+def draws_of(data: Any, spec_augment: Any) -> tuple[bool, bool]:
+    """Whether draws of a cycle differ (assumed of data sets of other types), and whether cycles are concatenated."""
+    if type(data) not in (CycleDataset, StreamedCycles):
+        return True, False
+    return bool(data.augmentation or spec_augment), getattr(data, "concatenation", None) is not None
+
+
+def check_order(data: Any, sampler: Any, strategy: str) -> None:
+    """Refuse a sampler, or the TrainingArguments' `train_sampling_strategy`, that has no effect on the data."""
+    streamed = isinstance(data, torch.utils.data.IterableDataset)
+    if sampler is not None and streamed:
+        raise InputError("sampler has no effect on a streamed table; shuffle the stream, or load the table as a whole")
+    if strategy != "random" and (sampler is not None or isinstance(data, CycleDataset | EmbeddingDataset) or streamed):
+        raise InputError(
+            f"train_sampling_strategy is {strategy!r}, which has no effect; leave it out, and pass a sampler"
+        )
 
 
 def split_name(data: Any) -> str | None:

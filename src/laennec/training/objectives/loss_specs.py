@@ -116,10 +116,10 @@ class LossSpec:
         """Name of its groups in a batch; None for the labels `class` and `cycle`."""
         return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
 
-    @property
-    def groups_by_label(self) -> bool:
-        """Whether class, crackle or wheeze is among the columns of its groups."""
-        return self.group_key is not None and bool({n.strip() for n in self.labels.split("+")} & set(LABEL_COLUMNS))
+    def groups_by_label(self, names: Sequence[str] = ()) -> bool:
+        """Whether class, crackle, wheeze or one of the labels `names` is among the columns of its groups."""
+        columns = {n.strip() for n in self.labels.split("+")}
+        return self.group_key is not None and bool(columns & {*LABEL_COLUMNS, *names})
 
 
 def specs_of(
@@ -132,6 +132,8 @@ def specs_of(
         weights: Name -> number or schedule; 1 where a name is missing.
     """
     losses, weights = losses or {}, weights or {}
+    if not (hasattr(losses, "items") and hasattr(weights, "items")):
+        raise InputError("losses and loss_weights have a name for each loss: losses={'mine': MyLoss()}")
     if unknown := sorted(set(weights) - set(losses)):
         raise InputError(f"loss_weights has {unknown[0]!r}; the losses are {', '.join(sorted(losses)) or 'none'}")
     specs = []
@@ -164,7 +166,7 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
         raise InputError(f"{where} is a group of settings, not {given!r}")
     values = dict(given or {})
     if (dotted := values.pop("class", None)) is not None:
-        kind: type[nn.Module] = load_object(dotted, f"{where}.class", folders)
+        kind: Any = load_object(dotted, f"{where}.class", folders)
     elif (known := values.pop("loss", name)) in AUXILIARY_LOSSES:
         kind = AUXILIARY_LOSSES[known]
     else:
@@ -172,6 +174,8 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
             f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(AUXILIARY_LOSSES)}, or "
             "class: my_code:MyLoss"
         )
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        raise InputError(f"{where}.class: {dotted} is no subclass of torch.nn.Module")
     own: dict[str, Any] = {}
     if not issubclass(kind, CLUSTER_LOSSES):
         own = {"negatives": negatives} | {key: values.pop(key) for key in _OWN if key in values}
@@ -184,7 +188,7 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
         schedule = WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
         with torch.random.fork_rng(devices=[]):  # `AuxiliaryHeads` draws the weights of losses over clusters, by seed
             loss = kind(**values)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         said = str(error).split("__init__() ")[-1]
         raise InputError(f"{where}: {said}{_nearest_setting(said, kind)}") from error
     return _spec(name, loss, schedule, where, **own)
@@ -193,7 +197,10 @@ def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -
 def _nearest_setting(said: str, kind: type[nn.Module]) -> str:
     """A hint with the setting of a loss that is nearest to an unknown one."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
-    known = [*_OWN, "weight", "start", "warm_up", *inspect.signature(kind).parameters]
+    named = [
+        n for n, p in inspect.signature(kind).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    known = [*_OWN, "weight", "start", "warm_up", *named]
     return did_you_mean(unknown[1], known, cutoff=0) if unknown else ""
 
 
@@ -213,8 +220,13 @@ def finite_weight(value: Any, where: str) -> float:
 
 def _spec(name: str, loss: nn.Module, schedule: WeightSchedule, where: str, **own: Any) -> LossSpec:
     """The spec of a loss: the facts of its class, replaced by `own`; losses over clusters ignore `own`."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+    if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ModuleDict(), name):
         raise InputError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
+    if not isinstance(loss, nn.Module) or not hasattr(loss, "_modules"):
+        raise InputError(
+            f"{where} is a {type(loss).__name__}; give an object of a subclass of torch.nn.Module, whose __init__ "
+            "begins with super().__init__()"
+        )
     facts: dict[str, Any] = {key: getattr(loss, key, getattr(Loss, key)) for key in ("labels", "views", "on")}
     if isinstance(loss, CLUSTER_LOSSES):
         return LossSpec(name, CleanAndMixed(loss), schedule, CYCLE, on=facts["on"], where=where)
@@ -226,6 +238,10 @@ def _spec(name: str, loss: nn.Module, schedule: WeightSchedule, where: str, **ow
 def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
     """Refuse facts that the loss does not support."""
     where, name, dim = spec.where, type(spec.loss).__name__, spec.projection_dim
+    if not isinstance(spec.labels, str) or type(spec.views) is not int or spec.views < 1:
+        raise InputError(
+            f"{where}: labels is {spec.labels!r} and views is {spec.views!r}; labels is a word, views a whole number"
+        )
     if spec.on not in inputs:
         raise InputError(f"{where}.on is {spec.on!r}; it can be embedding or projection, or clusters")
     if spec.missing not in MISSING:
@@ -246,7 +262,7 @@ def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
         raise InputError(f"{where}.labels is cycle, but {name} does not take two views of a cycle")
     if spec.labels == CYCLE and spec.views < 2:
         raise InputError(f"{where}: one view of a cycle has no positive pair; set views: 2")
-    if spec.is_a(DeviceAdversarialLoss) and (spec.labels == CLASS or spec.groups_by_label):
+    if spec.is_a(DeviceAdversarialLoss) and (spec.labels == CLASS or spec.groups_by_label()):
         raise InputError(
             f"{where}.labels is {spec.labels}, which the embedding should keep; name a column such as device"
         )
@@ -254,13 +270,19 @@ def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
         raise InputError(f"{where}: detach_other_views needs views: 2")
 
 
-def check_projection(specs: Sequence[LossSpec], projection_dim: int) -> None:
-    """Refuse losses of a projection that the model does not have."""
+def check_facts(specs: Sequence[LossSpec], projection_dim: int, accumulated: int) -> None:
+    """Refuse losses of a projection that the model does not have, and of cycles of several accumulated batches."""
     for spec in specs:
         if spec.on == "projection" and not projection_dim:
             raise InputError(
                 f"{spec.where}.on is projection, but the model has no projection; set its projection_dim, in a recipe "
                 "head.projection_dim"
+            )
+        if accumulated > 1 and getattr(spec.inner, "across_cycles", Loss.across_cycles):
+            raise InputError(
+                f"{spec.where} looks at pairs of a batch, and with gradient_accumulation_steps it would use the pairs "
+                "of each small batch only; use larger batches or more processes (a loss of your own that compares no "
+                "cycles has the attribute across_cycles = False)"
             )
 
 
@@ -309,10 +331,12 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     return groups
 
 
-def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False) -> None:
-    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes."""
+def check_draws(
+    specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False, names: Sequence[str] = ()
+) -> None:
+    """Refuse two views that would be equal or mixed, and groups by a label (also `names`) that augmentation changes."""
     for spec in specs:
-        if (mixes or concatenates) and spec.groups_by_label:
+        if (mixes or concatenates) and spec.groups_by_label(names):
             name = "augment.mix" if mixes else "augment.concatenate_probability"
             raise InputError(
                 f"{spec.where}.labels is {spec.labels}, which groups by the label of a cycle, and {name} changes it; "
@@ -322,6 +346,6 @@ def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenate
             raise InputError(f"{spec.where} takes two views of a cycle, and augment.mix mixes them; drop one")
         if spec.views > 1 and not draws:
             raise InputError(
-                f"{spec.where} takes two views of a cycle, and without augmentation they are equal; set "
-                f"augment.* (noise, shift, gain, spec, ...) or {spec.where}.views: 1"
+                f"{spec.where} takes two views of a cycle, and without augmentation they are equal; set augment.* "
+                f"(noise, shift, gain, spec, ...), in Python augmentation or spec_augment, or views: 1"
             )
