@@ -74,7 +74,10 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
         hint = f"this corpus has labels in {', '.join(own)}" if own else "choose another column"
         asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
         raise InputError(f"no cycle has a label in {asked}; {hint} (target.column)")
-    single = [name for name, kind in table.features.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)]
+    kinds = {
+        n: kind.dtype for n, kind in table.features.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)
+    }
+    single = [name for name, kind in kinds.items() if "binary" not in kind]
     columns = {name: _shared(column_of(table, name), targets.kept) for name in single}
     metadata = metadata_of(table, targets.kept) | columns | {"class": targets.class_ids.tolist()}
     return replace(targets, metadata=metadata)
