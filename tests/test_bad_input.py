@@ -35,6 +35,10 @@ BAD = {
     "no audio": (lambda path: path.write_text("Dear diary,\n" * 50), "not audio that can be decoded"),
     "NaN": (not_a_number, "sample 77 is NaN or infinite"),
     "silent": (lambda path: soundfile.write(path, TONE * 0, RATE), "silent: every sample is 0"),
+    "opposite channels": (
+        lambda path: soundfile.write(path, np.column_stack([TONE, -TONE]), RATE),
+        "silent: the mean of its channels is 0",
+    ),
 }
 
 

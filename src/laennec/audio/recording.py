@@ -188,7 +188,8 @@ def blocks_of(
     for block in itertools.chain(decoded_blocks(sound, name), [np.zeros(0, np.float32)]):
         last = not len(block)
         if last and lowest == highest and not allow_silent:
-            raise DecodeError(name, f"silent: every sample is {lowest:g}; leave it out, or record it again")
+            what = "the mean of its channels" if sound.channels > 1 else "every sample"
+            raise DecodeError(name, f"silent: {what} is {lowest:g}; leave it out, or record it again")
         if not last:
             low, high = _checked_range(block, name, decoded)
             lowest, highest = min(lowest, low), max(highest, high)
