@@ -36,7 +36,7 @@ BAD = {
     "NaN": (not_a_number, "sample 77 is NaN or infinite"),
     "silent": (lambda path: soundfile.write(path, TONE * 0, RATE), "silent: every sample is 0"),
     "opposite channels": (
-        lambda path: soundfile.write(path, np.column_stack([TONE, -TONE]), RATE),
+        lambda path: soundfile.write(path, np.column_stack([TONE, -TONE]), RATE, subtype="FLOAT"),
         "silent: the mean of its channels is 0",
     ),
 }
