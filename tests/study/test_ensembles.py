@@ -137,6 +137,14 @@ def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, ch
     assert not (tmp_path / "out").exists()
 
 
+def test_a_record_without_a_setting_that_was_added_later_is_of_the_same_recipe(seeds, tmp_path):
+    earlier = shutil.copytree(seeds[1], tmp_path / "earlier")
+    record = read(earlier / "run.json")
+    del record["config"]["head"]["relu"], record["config"]["train"]["patience"]
+    (earlier / "run.json").write_text(json.dumps(record))
+    assert main(["ensemble", str(seeds[0]), str(earlier), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_members_that_were_calibrated_again_share_their_rule_with_the_ensemble(seeds, tmp_path):
     runs = [shutil.copytree(run, tmp_path / run.name) for run in seeds[:2]]
     for run in runs:

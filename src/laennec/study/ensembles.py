@@ -227,8 +227,12 @@ def _fold(record: dict[str, Any]) -> Any:
 def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
     """Refuse runs that are not different seeds of one recipe on one split, or on folds of it."""
     seeds: dict[Any, Path] = {}
+    configs = [  # as any version of laennec records them
+        Recipe.from_record(record["config"], f"{folder}/run.json").identity()
+        for folder, record in zip(folders, records, strict=True)
+    ]
     of_folds = len({_fold(record) for record in records}) > 1
-    for folder, record in zip(folders, records, strict=True):
+    for folder, record, config in zip(folders, records, configs, strict=True):
         if fitted_rule(record) != fitted_rule(records[0]):
             raise InputError(
                 f"{folder} and {folders[0]} have thresholds, calibration or smoothing of different rules; fit them "
@@ -245,7 +249,7 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
             of = f" and fold {fold}" if of_folds else ""
             raise InputError(f"{folder} and {seeds[seed, fold]} both have seed {seed}{of}; give each once")
         seeds[seed, fold] = folder
-        if key := recipe_difference(_compared(records[0]["config"]), _compared(record["config"])):
+        if key := recipe_difference(_compared(configs[0]), _compared(config)):
             raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe form an ensemble")
         key = "corpus_fingerprint" if of_folds else "split_fingerprint"
         here, there = (one["corpus"]["provenance"].get(key) for one in (record, records[0]))

@@ -85,8 +85,10 @@ class Evaluation:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The recipe of the run."""
-        return dict(self.run.get("config") or {})
+        """The settings of the run, as this version of laennec would record them."""
+        from laennec.training.recipe import Recipe
+
+        return Recipe.from_record(self.run.get("config") or {}, f"{self.folder}/run.json").identity()
 
     @property
     def split(self) -> str:
