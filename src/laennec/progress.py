@@ -29,7 +29,7 @@ class Progress:
         """Show the state."""
         if self.started is None:
             self.started = time.monotonic(), done
-        if int(os.environ.get("RANK", "0")) != 0:
+        if os.environ.get("RANK", "0") != "0":
             return
         if sys.stderr.isatty() or _in_notebook():
             self._move(done, total)

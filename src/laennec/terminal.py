@@ -21,8 +21,9 @@ def rank_and_size() -> tuple[int, int]:
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
         return int(rank), int(size)
+    given = os.environ.get("WORLD_SIZE", "not set")
     raise InputError(
-        f"RANK is {rank} and WORLD_SIZE {size}: the processes of a launch are numbered from 0 to WORLD_SIZE - 1; "
+        f"RANK is {rank} and WORLD_SIZE {given}: the processes of a launch are numbered from 0 to WORLD_SIZE - 1; "
         "correct these environment variables, or unset both"
     )
 

@@ -238,13 +238,14 @@ def test_recordings_of_folders_and_links_are_found_once(recordings, tmp_path, mo
         shutil.copy(recordings[0], place)
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "other")
     (tmp_path / "in" / "below" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "also").symlink_to(tmp_path / "in" / "below")  # the files keep their own paths
     expected = [Path("in/a.wav"), Path("in/below/b.wav"), Path("in/linked/c.wav")]
     assert find_recordings("in") == find_recordings(["in", tmp_path / "in", "./in/a.wav"]) == expected
     assert find_recordings("in/a.wav") == [Path("in/a.wav")]
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(recordings, tmp_path, monkeypatch):
-    def walk(folder, onerror, followlinks):
+    def walk(folder, onerror):
         onerror(PermissionError(13, "Permission denied", f"{folder}/closed"))
 
     monkeypatch.setattr("os.walk", walk)  # tests may run as a user who may read everything

@@ -84,6 +84,10 @@ def test_a_batch_of_classes_of_weight_0_has_no_loss():
     assert value == 0 and not logits.grad.any()
     mixed, expected = torch.tensor([0, 1, 2, 1]), nn.CrossEntropyLoss(torch.tensor([1, 0.5, 0]))
     assert torch.allclose(loss(logits, mixed)["ce"], expected(logits, mixed))
+    ignored = torch.tensor([0, -100, 1, 1])
+    assert torch.allclose(loss(logits, ignored)["ce"], expected(logits, ignored))
+    plain = TaskLoss("ce", False, None, 3)
+    assert torch.allclose(plain(logits, mixed.to(torch.uint8))["ce"], nn.CrossEntropyLoss()(logits, mixed))
 
 
 def test_the_objective_is_the_sum_of_named_terms():

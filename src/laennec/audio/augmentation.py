@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from laennec.errors import InputError
+from laennec.memory import ran_out
 
 Waveform = npt.NDArray[np.float32]
 Ints = Sequence[int] | Tensor
@@ -247,6 +248,8 @@ class WaveformAugmentation:
             try:
                 changed = np.asarray(transform(changed, sampling_rate, generator), dtype=np.float32)
             except Exception as error:
+                if isinstance(error, InputError) or ran_out(error):
+                    raise
                 said = " ".join(f"{type(error).__name__}: {error}".split())
                 raise InputError(f"the transform {name}: {said}; correct its __call__") from error
             if changed.ndim != 1:

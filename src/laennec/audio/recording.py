@@ -14,7 +14,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -46,13 +45,14 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream 
 class DecodeError(InputError):
     """A recording (`path`) that cannot be used, and what is wrong and what to do (`reason`)."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str = "") -> None:
+        super().__init__(*filter(None, (path, reason)))
         self.path = path
         self.reason = reason
 
     def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.reason}")
+        # torch makes the error of a process that reads batches anew, with its whole text as the path
+        return one_line(f"{self.path}: {self.reason}") if self.reason else super().__str__()
 
 
 @dataclass(frozen=True)
@@ -363,13 +363,13 @@ def refuse_integers(samples: Waveform) -> None:
         raise InputError(f"the waveform reaches {peak:.4g}; give floats in [-1, 1]: divide 16-bit values by 32768")
 
 
-def wave_file(waveform: npt.ArrayLike, sampling_rate: int | None) -> bytes:
+def wave_file(waveform: npt.ArrayLike, sampling_rate: Any) -> bytes:
     """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
-    samples, rate = np.asarray(waveform), sampling_rate
-    if not isinstance(rate, Real) or not 1 <= rate <= MAX_SAMPLING_RATE_HZ or rate % 1:
+    samples = np.asarray(waveform)
+    rate = sampling_rate.item() if hasattr(sampling_rate, "item") else sampling_rate  # of a tensor
+    if not isinstance(rate, int | float) or not 1 <= rate <= MAX_SAMPLING_RATE_HZ or rate % 1:
         raise InputError(
-            f"sampling_rate is {rate!r}: a waveform needs its rate in Hz, a whole number up to {MAX_SAMPLING_RATE_HZ}: "
-            "predictor(waveform, sampling_rate=16000)"
+            f"sampling_rate is {rate!r}: a waveform needs its rate in Hz, a whole number up to {MAX_SAMPLING_RATE_HZ}"
         )
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise InputError(

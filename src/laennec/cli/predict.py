@@ -231,6 +231,7 @@ def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
 def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Split the paths of `laennec predict` into the model and the recordings."""
     from laennec.audio.recording import AUDIO_SUFFIXES
+    from laennec.inference.batch.recordings import sounds_below
 
     first, *others = paths
     place = Path(first)
@@ -239,7 +240,7 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
     if is_model and not others:
         raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
     is_sound = place.suffix.lower() in AUDIO_SUFFIXES
-    is_folder = os.path.isdir(place) and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
+    is_folder = os.path.isdir(place) and any(sounds_below(place))
     alone = not others or (not is_model and (is_sound or is_folder or "://" in first))
     model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, others)
     if not alone:

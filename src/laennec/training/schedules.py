@@ -221,7 +221,7 @@ def plan_phases(
     lengths = None
     if isinstance(datasets[0], CycleDataset):
         draws, concatenates = bool(datasets[0].augmentation or spec_augment), datasets[0].concatenation is not None
-        check_draws(specs, mix is not None, draws, concatenates)
+        check_draws(specs, mix is not None, draws, concatenates, [*names, recipe.target.column or ""])
         lengths = datasets[0].waveforms.lengths
     phases = [
         (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)

@@ -58,7 +58,7 @@ class FittingRule:
     smoothing: str | float = 0.0  # weight of the recording's mean; "auto": the one that ranks validation best
 
     def __post_init__(self) -> None:
-        if not 0 < self.sensitivity <= 1:
+        if not isinstance(self.sensitivity, int | float) or not 0 < self.sensitivity <= 1:
             raise InputError(f"sensitivity is {self.sensitivity!r}; it must lie above 0, and be 1 at most")
 
 

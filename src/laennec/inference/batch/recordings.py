@@ -73,7 +73,7 @@ def find_recordings(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     found: dict[str, Path] = {}
     for item in map(Path, given):
-        for path in sorted(_sounds_below(item)) if os.path.isdir(item) else [item]:
+        for path in sorted(sounds_below(item)) if os.path.isdir(item) else [item]:
             found.setdefault(os.path.abspath(path), path)
     if not found:
         raise InputError(
@@ -82,22 +82,23 @@ def find_recordings(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _sounds_below(folder: Path) -> Iterator[Path]:
-    """The audio files in a folder and the folders below it, also linked ones."""
+def sounds_below(folder: Path) -> Iterator[Path]:
+    """The audio files in a folder and the folders below it, then those in linked folders."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); check its permissions")
 
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link to a folder that was searched, or to one around it
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in AUDIO_SUFFIXES:
-                yield path
+    seen, waiting = set(), [str(folder)]
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0), onerror=refuse):
+            if (real := os.path.realpath(place)) in seen:  # a link to a folder that was searched
+                folders.clear()
+                continue
+            seen.add(real)
+            waiting += filter(os.path.islink, (os.path.join(place, name) for name in sorted(folders)))
+            for path in (Path(place, name) for name in names if not name.startswith(".")):
+                if path.suffix.lower() in AUDIO_SUFFIXES:
+                    yield path
 
 
 class Batch(ABC):

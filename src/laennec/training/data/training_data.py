@@ -82,9 +82,13 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
         self._rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows = iter(enumerate(self._rows))
+        rows, features = iter(enumerate(self._rows)), self._rows.features or {}
+        classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
         while block := [{"cycle_id": f"row {number}"} | row for number, row in islice(rows, _ROWS)]:
-            part = dataset_from_table(datasets.Dataset.from_list(block), *self._reading)
+            table = datasets.Dataset.from_list(block)
+            if classes:  # lists of plain numbers do not tell their names
+                table = datasets.Dataset.from_list(block, datasets.Features({**table.features, **classes}))
+            part = dataset_from_table(table, *self._reading)
             part.views = self.views
             for row in range(len(part)):
                 yield part[(row, self.epoch) if self._training else row]

@@ -151,15 +151,17 @@ class TaskLoss(nn.Module):
             value: Tensor = torch.stack(list(terms_of("task_loss", self.own, (logits, labels)).values())).sum()
         elif self.focal is not None:
             value = self._focal(self.focal, logits, labels)
-        else:
+        elif self.each:
             rows = labels if labels.ndim > 1 else nn.functional.one_hot(labels, logits.shape[1])
-            if self.each:
-                weight, positive = (None, self.weights) if self.multi_label else (self.weights, None)
-                value = nn.functional.binary_cross_entropy_with_logits(
-                    logits, rows.float(), weight, pos_weight=positive
-                )
-            else:
-                value = soft_cross_entropy(logits, rows, self.weights)  # finite also where all weights are 0
+            weight, positive = (None, self.weights) if self.multi_label else (self.weights, None)
+            value = nn.functional.binary_cross_entropy_with_logits(logits, rows.float(), weight, pos_weight=positive)
+        elif labels.is_floating_point():
+            value = soft_cross_entropy(logits, labels, self.weights)
+        elif self.weights is None:
+            value = nn.functional.cross_entropy(logits, labels)
+        else:  # torch's mean is NaN where all weights are 0
+            total = nn.functional.cross_entropy(logits, labels, self.weights, reduction="sum")
+            value = total / self.weights[labels[labels >= 0].long()].sum().clamp_min(torch.finfo(total.dtype).tiny)
         return {self.name: self.weight * value}
 
     def _focal(self, focal: FocalLoss, logits: Tensor, labels: Tensor) -> Tensor:
