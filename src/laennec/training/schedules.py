@@ -36,6 +36,7 @@ from laennec.training.coverage import coverage_lines
 from laennec.training.data.batches import CycleDataset, EmbeddingDataset
 from laennec.training.data.mixing import Mixer
 from laennec.training.data.targets import GroupTable, Targets, as_codes, refuse_one_class
+from laennec.training.data.training_data import draws_of
 from laennec.training.devices import (
     device_settings,
     encodes_one_by_one,
@@ -220,8 +221,8 @@ def plan_phases(
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
     lengths = None
     if isinstance(datasets[0], CycleDataset):
-        draws, concatenates = bool(datasets[0].augmentation or spec_augment), datasets[0].concatenation is not None
-        check_draws(specs, mix is not None, draws, concatenates, [*names, recipe.target.column or ""])
+        draws = draws_of(datasets[0], spec_augment)
+        check_draws(specs, mix is not None, *draws, [*names, recipe.target.column or ""])
         lengths = datasets[0].waveforms.lengths
     phases = [
         (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)
