@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import recursively_apply
+from accelerate.utils import recursively_apply, send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -144,7 +144,7 @@ class AuxiliaryTasks:
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
             if task.level is not None:
-                windows, mask, ids = self._drawn(task, batch)
+                windows, mask, ids = self._drawn(task, batch, parts[0][0].device)
                 parts.append((windows.to(parts[0][0]), mask.to(parts[0][1])))
                 self._appended.append((task, ids))
         if len(parts) == 1:
@@ -183,7 +183,7 @@ class AuxiliaryTasks:
         total = -(targets.to(logits) * logits.log_softmax(1)).sum()
         return task.weight * total / targets.sum().clamp_min(1e-6)
 
-    def _drawn(self, task: Task, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn(self, task: Task, batch: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Features (recordings * windows, frames, mels) and mask of a step's windows, and the recordings' classes."""
         dataset = self.recordings[task.name]
         key = step_key(self.seed, batch["epochs"], batch["cycle_numbers"])
@@ -200,7 +200,7 @@ class AuxiliaryTasks:
                 start = int(generator.integers(0, max(1, len(sound) - length + 1)))
                 number = (item["cycle_number"] + window) % 2**62
                 items.append({**item, "waveform": sound[start : start + length], "cycle_number": number})
-        made, _ = self.batch_features(collate_cycles(items), training=True)
+        made, _ = self.batch_features(send_to_device(collate_cycles(items), device), training=True)
         return made["input_values"], made["attention_mask"], torch.tensor(ids)
 
 
