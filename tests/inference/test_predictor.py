@@ -199,6 +199,7 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
         (["--window-s", "1", "--hop-s", "0.0001"], "at least 1/100 of it"),
         (["--hop-s", "nan"], "hop_s (--hop-s) must be"),
         (["--annotation", "x.txt", "--segment"], "give one of them"),
+        (["--segment", "--hop-s", "1"], "leave out --window-s and --hop-s"),
     ],
 )
 def test_wrong_flags_are_one_line(frozen_run, sound, tmp_path, capsys, flags, said):

@@ -118,6 +118,8 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
+    if (options.annotation or options.segment) and (options.window_s, options.hop_s) != (None, None):
+        raise InputError("--annotation and --segment predict cycles, not windows; leave out --window-s and --hop-s")
     on_ray = options.engine == "ray"
     if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
         raise InputError("--format, --overwrite, --jobs and --engine need --out; add it, or leave them out")
