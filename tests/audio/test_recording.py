@@ -5,6 +5,7 @@ import os
 import struct
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import soundfile
 import soxr
 from scipy import signal
 
+from laennec.audio.containers import SoundBytes
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_header, read_recording
 from laennec.errors import one_line
 
@@ -68,6 +70,37 @@ def test_real_recordings_equal_a_bare_soundfile_and_soxr_loop(shared_data: Path)
 def test_sample_formats(subtype: str, error: float) -> None:
     recording = read_recording(encoded(subtype=subtype))
     assert np.abs(recording.waveform - TONE).max() <= error
+
+
+def test_floats_in_the_scale_of_integers_are_refused() -> None:
+    assert "a sample is 1.6" in reason(encoded(TONE / np.abs(TONE).max() * 16_384, subtype="FLOAT"))
+    assert np.abs(read_recording(encoded(TONE * 20, subtype="FLOAT")).waveform).max() > 1  # a high gain
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_an_error_of_the_disk_is_not_a_damaged_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "sound", []
+    path.write_bytes(
+        encoded(np.random.default_rng(0).uniform(-0.5, 0.5, 30 * RATE).astype(np.float32), **CONTAINERS[name])
+    )
+
+    class Failing(SoundBytes):
+        def __init__(self, file: Any, at: int | None) -> None:
+            super().__init__(Disk(file), at)
+
+    class Disk:
+        def __init__(self, file: Any) -> None:
+            self.tell, self.seek, self._file = file.tell, file.seek, file
+
+        def readinto(self, buffer: Any) -> int:
+            reads.append(len(buffer))
+            if sum(reads) > path.stat().st_size // 2:
+                raise OSError(5, "Input/output error")
+            return int(self._file.readinto(buffer))
+
+    monkeypatch.setattr("laennec.audio.recording.SoundBytes", Failing)
+    with pytest.raises(DecodeError, match=r"cannot be read \(Input/output error\); check the disk"):
+        read_recording(path)
 
 
 @pytest.mark.parametrize("rate", [999, 192_001, 1, 4_000_000])

@@ -32,12 +32,13 @@ class SoundBytes:
     """A file object for libsndfile that tolerates damaged headers.
 
     Seeks to invalid positions do nothing, and a length left at 0 reads as all ones, because libsndfile takes 0 for an
-    empty recording.
+    empty recording. `failed` is the error of the disk that ended reading; None for none.
     """
 
     def __init__(self, file: BinaryIO, open_length_at: int | None = None) -> None:
         self._file: Any = file
         self._at = open_length_at
+        self.failed: OSError | None = None
         self.tell = file.tell
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -49,7 +50,11 @@ class SoundBytes:
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; return the number of bytes read."""
         start = self.tell()
-        count: int = self._file.readinto(buffer)
+        try:
+            count: int = self._file.readinto(buffer)
+        except OSError as error:
+            self.failed = error
+            return 0
         if self._at is not None:
             first, last = max(self._at, start), min(self._at + 4, start + count)
             if first < last:

@@ -35,8 +35,7 @@ MIN_SAMPLING_RATE_HZ = 1_000
 MAX_SAMPLING_RATE_HZ = 192_000
 _BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated by a size in a header
 _BLOCK_S = 10.0
-_MOST_PEAK = 100.0  # a waveform above it holds integers; a high gain can exceed 1, but not this much
-LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
+LARGEST_SAMPLE = 100.0  # a waveform above it holds integers; a high gain can exceed 1, but not this much
 _PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _SPECTRUM_FRAME, _ENERGY_SHARE, _SILENCE_DB = 2048, 0.99, -120.0
 UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream that does not state its length
@@ -253,18 +252,27 @@ def opened(path: AudioSource) -> Iterator[soundfile.SoundFile]:
         try:
             declared = read_declared(file, size)
         except OSError as error:
-            raise DecodeError(name, f"cannot be read ({error.strerror}); check the disk or copy it again") from error
+            raise _unreadable(name, error) from error
         if declared.missing:
             raise DecodeError(
                 name, f"cut short: bytes are missing at the {declared.missing}; copy or download it again"
             )
         file.seek(0)
-        with _sound_file(SoundBytes(file, declared.open_length_at), name) as sound:
+        source = SoundBytes(file, declared.open_length_at)
+        with _sound_file(source, name) as sound:
             if not MIN_SAMPLING_RATE_HZ <= sound.samplerate <= MAX_SAMPLING_RATE_HZ:
                 allowed = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
                 reason = f"its header says {sound.samplerate} Hz, outside {allowed}; correct the header or resample it"
                 raise DecodeError(name, reason)
-            yield sound
+            try:
+                yield sound
+            finally:
+                if source.failed is not None:  # in a callback of libsndfile, where an exception would be lost
+                    raise _unreadable(name, source.failed)
+
+
+def _unreadable(name: str, error: OSError) -> DecodeError:
+    return DecodeError(name, f"cannot be read ({error.strerror}); check the disk or copy it again")
 
 
 @contextmanager
@@ -292,7 +300,8 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
         if isinstance(error, DecodeError):
             raise
         if isinstance(error, FileNotFoundError):
-            raise DecodeError(name, "no such file; check the path") from error
+            what = "a link to a file that does not exist" if os.path.islink(path) else "no such file; check the path"
+            raise DecodeError(name, what) from error
         raise DecodeError(name, f"cannot be opened ({_short(error)}); check path and permissions") from error
     with file:
         yield file
@@ -352,14 +361,16 @@ def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, fl
         raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
     if max(-lowest, highest) > LARGEST_SAMPLE:
         most = max(-lowest, highest)
-        raise DecodeError(name, f"a sample is {most:g}, too large for sound; export it again as 16 or 24 bit")
+        raise DecodeError(
+            name, f"a sample is {most:.4g}, but float samples lie in [-1, 1]; export it again as 16 or 24 bit"
+        )
     return lowest, highest
 
 
 def refuse_integers(samples: Waveform) -> None:
     """Refuse samples (samples,) far outside of [-1, 1]: they are 16-bit integers stored as floats."""
     peak = float(np.abs(samples).max(initial=0.0))
-    if peak > _MOST_PEAK:
+    if peak > LARGEST_SAMPLE:
         raise InputError(f"the waveform reaches {peak:.4g}; give floats in [-1, 1]: divide 16-bit values by 32768")
 
 
