@@ -13,6 +13,7 @@ import time
 import pytest
 import yaml
 
+from laennec.audio.containers import SoundBytes
 from laennec.cli.main import main
 from laennec.files import system_error
 from laennec.training import checkpoints
@@ -324,6 +325,23 @@ def test_a_termination_just_before_a_file_is_shown_leaves_what_was_there(
     assert "; run the same command again to continue" in capfd.readouterr().err.splitlines()[-1]
     assert half_made(tmp_path) == [] and tree(out) == {} and tree(scored_run) == before
     assert main(line) == 0
+
+
+def test_ctrl_c_inside_a_callback_of_the_decoder_is_not_lost(scored_run, small_corpus, tmp_path, monkeypatch, capfd):
+    reads, read = [], SoundBytes.readinto
+
+    def interrupted(self, buffer):
+        reads.append(len(buffer))
+        if len(reads) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(self, buffer)
+
+    monkeypatch.setattr(SoundBytes, "readinto", interrupted)
+    line = ["predict", str(scored_run), str(small_corpus), "--out", str(tmp_path / "out")]
+    assert main(line) == 130 and len(reads) >= 5
+    err = capfd.readouterr().err
+    assert "interrupted; run the same command again to continue" in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "laennec.failed.csv").exists()
 
 
 def test_a_sigterm_whose_exception_is_lost_is_repeated(monkeypatch, capfd):

@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = [f"--{name.replace('_', '-')}" for name in vars(known)]
         near = difflib.get_close_matches(given[0].partition("=")[0], flags, n=1)
         meant = f"did you mean {near[0]}? See" if near else "see"
+        if not given[0].startswith("-"):
+            meant = "give all paths together, before or after the options; see"
         parser.error(f"unknown argument {given[0]}; {meant} laennec {known.command} --help")
     # an empty argument, e.g. from an unset shell variable, would as a path be the current folder
     if empty := [name for name, value in vars(known).items() if value == "" or (type(value) is list and "" in value)]:
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.lastResort.setFormatter(OneLine())
     known.overrides, known.line = given, shlex.join(["laennec", *arguments])
     try:
-        with warnings.catch_warnings(), _handle_sigterm():
+        with warnings.catch_warnings(), _handle_signals():
             if not known.debug:
                 warnings.showwarning = _note  # type: ignore[assignment]
             for name in known.imports:
@@ -114,33 +116,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _handle_sigterm() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: stop without half-written files."""
-    asked = False
+def _handle_signals() -> Iterator[None]:
+    """Stop without half-written files, on SIGTERM as on Ctrl-C."""
+    asked: BaseException | None = None
 
-    def end(_: int, frame: FrameType | None) -> None:
-        # an exception in a callback from C would be lost, so it is raised a moment later, and again if it had no effect
+    def end(number: int, frame: FrameType | None) -> None:
+        # an exception in a callback from C would be lost, so it is raised a moment later; a termination is raised again
+        # if it had no effect
         nonlocal asked
-        asked, inside = True, _called_back(frame)
-        signal.setitimer(signal.ITIMER_REAL, _SOON_S if inside else _AGAIN_S, _AGAIN_S)
-        if not inside:
-            raise Terminated("terminated")
+        if number != signal.SIGALRM:
+            asked = KeyboardInterrupt() if number == signal.SIGINT else Terminated("terminated")
+        inside = _called_back(frame)
+        again = 0 if isinstance(asked, KeyboardInterrupt) else _AGAIN_S
+        signal.setitimer(signal.ITIMER_REAL, _SOON_S if inside else again, again)
+        if not inside and asked is not None:
+            raise asked
 
     # Windows has no SIGALRM; there SIGTERM ends a process at once, and atomic writes keep its files whole
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
-    before = signal.signal(signal.SIGTERM, end), signal.signal(signal.SIGALRM, end)
+    handled = [signal.SIGTERM, signal.SIGALRM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and shells can ignore it
+        handled.append(signal.SIGINT)
+    before = [signal.signal(number, end) for number in handled]
     try:
         try:
             yield
         except Exception:
-            if asked:  # the termination caused it
-                raise Terminated("terminated") from None
+            if asked is not None:  # the signal caused it
+                raise asked from None
             raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+        for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
 
 
