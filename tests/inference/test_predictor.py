@@ -155,6 +155,22 @@ def test_windows_are_no_longer_than_the_input_of_the_model(model, sound, tmp_pat
     longer = Predictor(network, short, window_s=3)
     assert predicting.input_note(longer) == "the model uses only the first 2 s of each 3 s window"
     assert (Predictor(*model).window_s, Predictor(*model).hop_s) == (3.0, 1.5)
+    said = predicting.input_note(predictor, annotated=True)
+    assert said == "the model uses only the first 2 s of each cycle that is longer"
+    assert predicting.input_note(Predictor(*model), annotated=True) is None
+
+
+def test_a_sound_shorter_than_a_frame_is_refused_although_it_could_be_repeated(model, tmp_path):
+    network, extractor = model
+    short = type(extractor).from_dict({**extractor.to_dict(), "length": "repeat", "duration_s": 2.0})
+    least = short.front.min_samples / short.sampling_rate
+    for name, seconds in (("long", 2 * least), ("short", least / 2)):
+        soundfile.write(
+            tmp_path / f"{name}.wav", np.random.default_rng(0).uniform(-0.1, 0.1, round(seconds * 16_000)), 16_000
+        )
+    assert len(Predictor(network, short)(tmp_path / "long.wav").spans) == 1
+    with pytest.raises(DecodeError, match="shorter than one frame"):
+        Predictor(network, short)(tmp_path / "short.wav")
 
 
 def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path):

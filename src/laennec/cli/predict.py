@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     predictor = _make_predictor(options, settings, source)
     if fingerprint not in (None, predictor.fingerprint()):
         complain(f"note: {options.parameters} was written for another model")
-    if settings.annotation is None and (note := input_note(predictor)):
+    if note := input_note(predictor, settings.annotation is not None):
         complain(f"note: {note}")
     if options.out is None:
         failed = _print_predictions(predictor, inputs, settings.annotation)
@@ -194,7 +194,7 @@ def say_outcome(what: str, out: str, done: "BatchResult") -> int:
     if done.failed:
         text = f"{text}, {len(done.failed)} failed; see laennec.failed.csv"
     if done.resumed:
-        text += f"; {done.resumed} were already finished"
+        text += f"; {done.resumed} {'was' if done.resumed == 1 else 'were'} already finished"
     complain(*(reason for _, reason in done.failed))
     say(f"{what}: {out} ({text})")
     return 2 if done.failed else 0

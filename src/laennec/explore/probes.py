@@ -26,6 +26,7 @@ from laennec.explore.index import findings
 
 MOST_PATIENTS = 100  # of the probe of patients, drawn at random
 READABLE = 0.7
+_UNKNOWN = "unknown: name the corpus that was embedded"
 _FOLDS, _LEAST = 5, 5
 _PENALTY = 100.0
 _WORDS = {"device": "device", "chest_location": "chest location"}
@@ -58,7 +59,7 @@ def probes(embeddings: NDArray[np.float32], rows: pd.DataFrame, seed: int = 0) -
         known = np.array([parts is not None for parts in labels])
         found.append(_grouped(name, "label", embeddings, np.column_stack([has, ~has]), known, patients))
     if not found:
-        found.append(Probe("labels", "label", None, None, "unknown: name the corpus that was embedded"))
+        found.append(Probe("labels", "label", None, None, _UNKNOWN))
     found.append(_of_patients(embeddings, rows, patients, seed))
     for column, kind in _WORDS.items():
         values = pd.Series(_texts(rows, column), rows.index)
@@ -105,7 +106,8 @@ def _of_patients(values: NDArray[np.float32], rows: pd.DataFrame, patients: pd.S
     several = recordings.groupby(patients).nunique()
     names = sorted(several[several > 1].index)
     if len(names) < _LEAST:
-        return Probe("patient", "patient", None, None, f"{len(names)} known patients have several recordings: too few")
+        why = f"{len(names)} known patients have several recordings: too few" if patients.notna().any() else _UNKNOWN
+        return Probe("patient", "patient", None, None, why)
     names = sorted(np.random.default_rng(seed).permutation(names)[:MOST_PATIENTS])
     kept = patients.isin(names).to_numpy()
     truth = patients[kept].to_numpy()[:, None] == np.array(names, dtype=object)[None, :]
@@ -122,7 +124,7 @@ def _grouped(
     truth = truth[:, np.array(counts, dtype=int) >= _LEAST]
     if truth.shape[1] < 2:
         if not len(rows):
-            return Probe(name, kind, None, None, "unknown: name the corpus that was embedded")
+            return Probe(name, kind, None, None, _UNKNOWN)
         have = f"{kind}s of {_LEAST} patients or more: {truth.shape[1]} of {len(counts)}; two are needed"
         if kind == "label":
             have = f"{counts[0]} patients have it and {counts[1]} do not; {_LEAST} of each are needed"

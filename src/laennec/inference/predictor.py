@@ -8,6 +8,7 @@ the recording. By default a window is not longer than the model's input.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -363,8 +364,8 @@ class Predictor:
             yield place, span, sound
 
     def _refuse_short(self, stream: RecordingStream, span: Span, samples: int) -> None:
-        """Raise for a span that is shorter than one frame."""
-        if self.extractor.frames(samples) < 1:
+        """Raise for a span that is shorter than one frame, also where it would be repeated to the model's input."""
+        if samples < round(self.extractor.window_ms * self.extractor.sampling_rate / 1000):
             reason = (
                 f"{span[0]:g} to {span[1]:g} s is {samples} samples, shorter than one frame "
                 f"({self.extractor.window_ms:g} ms); remove it from the annotation or correct its times"
@@ -434,9 +435,10 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
         yield chunk
 
 
-def input_note(predictor: Predictor) -> str | None:
-    """A warning for windows longer than the model's input; None where there is nothing to warn about."""
-    if predictor.window_s <= predictor.input_s or predictor.whole or predictor.segmentation is not None:
+def input_note(predictor: Predictor, annotated: bool = False) -> str | None:
+    """A warning for spans that can be longer than the model's input; None where there is nothing to warn about."""
+    cycles = annotated or predictor.segmentation is not None
+    if math.isinf(predictor.input_s) or not cycles and (predictor.whole or predictor.window_s <= predictor.input_s):
         return None
-    part = predictor.extractor.keep
-    return f"the model uses only the {part} {predictor.input_s:g} s of each {predictor.window_s:g} s window"
+    spans = "cycle that is longer" if cycles else f"{predictor.window_s:g} s window"
+    return f"the model uses only the {predictor.extractor.keep} {predictor.input_s:g} s of each {spans}"

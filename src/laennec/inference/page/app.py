@@ -7,6 +7,7 @@ queue of bounded length. Rules for all requests are in `server`.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 import threading
@@ -144,6 +145,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
         "window_s": predictor.window_s,
         "hop_s": predictor.hop_s,
         "whole": predictor.whole,
+        "input_s": None if math.isinf(predictor.input_s) else predictor.input_s,
         "thresholds": [(k, f"{v:.3f}") for k, v in (predictor.decision["thresholds"] or {}).items()],
         "origin": origin,
     }
@@ -240,7 +242,7 @@ def _result(
     timeline: Timeline, waveform: Waveform, rate: int, spectrogram: Spectrogram, annotated: Sequence[str] | None
 ) -> str:
     """HTML of a prediction: summary, picture, player and table."""
-    labels, rows = shown_labels(timeline), timeline["timeline"]
+    labels, rows, decision = shown_labels(timeline), timeline["timeline"], timeline["decision"]
     wide, narrow = (figure_png(timeline_figure(timeline, spectrogram, width)) for width in (_WIDE_IN, _NARROW_IN))
     return render_template(
         "app_result.html",
@@ -248,7 +250,8 @@ def _result(
         highest={label: max(rows, key=lambda row: row[f"{label}_probability"]) for label in labels},
         counts={label: sum(row[label] for row in rows) for label in labels},
         labels=labels,
-        thresholds=timeline["decision"]["thresholds"] or {},
+        thresholds=decision["thresholds"] or {},
+        of_recording=decision["recording"].get("thresholds") if isinstance(decision["recording"], dict) else None,
         hidden_labels=len(timeline["labels"]) - len(labels),
         annotated=annotated,
         wide=data_uri("image/png", wide),
