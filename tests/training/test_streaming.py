@@ -110,3 +110,19 @@ def test_streamed_recordings_are_predicted_from_memory(model, small_corpus):
     predictor = laennec.Predictor(*model)
     found = predictor(path.read_bytes())
     assert found.recording == "waveform" and np.array_equal(found.probabilities, predictor(path).probabilities)
+
+
+def test_the_sound_of_an_exported_cycle_is_not_cut_again(model, small_corpus, tmp_path):
+    folder = laennec.export_corpus("synthetic", small_corpus, tmp_path / "export", protocol="none").folder
+    exported = datasets.load_dataset(str(folder), split="all")
+    table = laennec.load_corpus("synthetic", small_corpus, protocol="none")["all"]
+    names = model[0].config.label_names
+    cut, wanted = (dataset_from_table(rows, model[1], names) for rows in (exported, table))
+    lengths = [
+        dict(zip(rows["cycle_id"], data.waveforms.lengths, strict=True))
+        for rows, data in ((exported, cut), (table, wanted))
+    ]
+    assert lengths[0].keys() == lengths[1].keys() and max(table["start_s"]) > 1
+    assert not {
+        name: (n, lengths[0][name]) for name, n in lengths[1].items() if abs(n - lengths[0][name]) > 8
+    }  # 2 samples at 4 kHz

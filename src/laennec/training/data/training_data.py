@@ -28,6 +28,7 @@ from laennec.training.data.targets import targets_of
 from laennec.training.recipe import TargetSettings
 
 _ROWS = 32  # rows of a stream that are read at a time
+_SAME_LENGTH_S = 0.002  # a cut and a resampling round to whole samples
 
 
 def as_training_data(
@@ -224,7 +225,12 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
         else:
             source = audio["bytes"] or audio["path"]
             waveform = read_recording(source, self.sampling_rate, filter=self.filter).waveform
-        return waveform if self._spans is None else cut(waveform, self.sampling_rate, *self._spans[row])
+        if self._spans is None:
+            return waveform
+        start_s, end_s = self._spans[row]
+        # the audio of an exported cycle is the cycle; a recording that long could not hold it unless it starts at 0
+        whole = abs(len(waveform) / self.sampling_rate - (end_s - start_s)) < _SAME_LENGTH_S
+        return waveform if whole else cut(waveform, self.sampling_rate, start_s, end_s)
 
     def _of_array(self, samples: NDArray[np.float32], rate: int, row: int) -> NDArray[np.float32]:
         if samples.ndim != 1 or not np.isfinite(samples).all():
