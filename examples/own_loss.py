@@ -21,7 +21,8 @@ class MyLoss(nn.Module):
     labels = "class"  # or "cycle" (the views of one cycle), or a column of the table such as "patient"
     views = 1  # augmented views of each cycle; with 2 the embeddings are (batch, 2, dim)
     on = "embedding"  # or "projection"
-    sampler = "ClassesTimesSamplesSampler"  # recommended
+    across_cycles = True  # it compares cycles of a batch, so gradient accumulation is an error
+    sampler = "ClassesTimesSamplesSampler"  # for readers; choose it by sampler.name or sampler=
     citation = ""  # BibTeX, for the model card
 
     def __init__(self, margin: float = 0.2) -> None:

@@ -60,11 +60,11 @@ def test_groups_follow_the_entries_and_unknown_cycles_are_named(caplog):
 def test_two_views_need_augmentation_without_mixing():
     entries = loss_specs({"supcon": {}})
     check_draws(entries, mixes=False, draws=True)
-    check_draws(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
+    check_draws(loss_specs({"add": {}}), mixes=True, draws=False)
     with pytest.raises(InputError, match="without augmentation they are equal"):
         check_draws(entries, mixes=False, draws=False)
     with pytest.raises(InputError, match="mixes them; drop one"):
-        check_draws(entries, mixes=True, draws=True)
+        check_draws(loss_specs({"patch_mix": {}, "supcon": {}}), mixes=True, draws=True)
 
 
 def test_groups_by_label_need_labels_that_augmentation_keeps():

@@ -10,7 +10,7 @@ from torch.nn import functional
 from laennec.errors import InputError
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
 from laennec.training.data.mixing import Mixture
-from laennec.training.objectives.loss_specs import specs_of
+from laennec.training.objectives.loss_specs import check_draws, specs_of
 from laennec.training.objectives.objective import Objective, Stage, TaskLoss, task_weights
 from laennec.training.recipe import LossSettings
 
@@ -247,6 +247,25 @@ def test_mixed_cycles_have_soft_labels_for_task_and_add():
     soft = given["mixture"].labels
     assert torch.allclose(terms["bce"], functional.binary_cross_entropy_with_logits(out.logits, soft))
     assert torch.allclose(terms["add_mu"], AngularDistanceDistributionLoss()(out.embeddings, soft)["add_mu"])
+
+
+class RowsOfLabels(nn.Module):
+    soft_labels = True
+
+    def forward(self, embeddings, labels):
+        return {"rows": labels.sum() * 0 + labels.shape[1]}
+
+
+def test_an_own_loss_takes_soft_labels_only_if_it_says_so():
+    out, given = views()
+    out = SimpleNamespace(logits=out.logits[:6], embeddings=out.embeddings[:6], projections=None)
+    given["mixture"] = mixture(given["labels"])
+    specs = specs_of({"own": RowsOfLabels()})
+    check_draws(specs, mixes=True, draws=True)
+    terms = Objective(TaskLoss("bce", True, given["labels"].numpy(), 2), specs)(out, given, Stage(), 0)
+    assert terms["own/rows"] == 3  # crackle, wheeze, neither
+    with pytest.raises(InputError, match=r"own.* needs one class or group for each cycle"):
+        check_draws(specs_of({"own": ViewsOfACycle()}), mixes=True, draws=True)
 
 
 @pytest.mark.parametrize("task_views", ["first", "all"])

@@ -53,7 +53,7 @@ def history(out):
         ({"sampler": {"name": "patient_balanced", "patients": 99}}, "patient_balanced: .*cannot be drawn"),
         ({"train": {"moving_average": 1.0}}, r"must be less than 1"),
         ({"loss": {"auxiliary": {"patch_mix": {}}}}, "needs augment.mix with method: patch_mix"),
-        ({"loss": {"auxiliary": {"opl": {}}}, "augment": {"mix": {}}}, "augment.mix gives soft labels; the"),
+        ({"loss": {"auxiliary": {"opl": {}}}, "augment": {"mix": {}}}, "augment.mix gives soft labels; drop"),
         ({"loss": {"task": "focal"}, "augment": {"mix": {}}}, "not defined for the soft labels"),
         ({"augment": {"mix": {"method": "cut"}}}, "augment.mix.method is .cut."),
     ],

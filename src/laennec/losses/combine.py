@@ -19,12 +19,12 @@ class WeightSchedule:
     """A weight that is constant, or rises linearly to its value.
 
     Args:
-        weight: The final value.
+        weight: The value after the warm-up.
         start: Progress in [0, 1] before which the weight is 0.
         warm_up: Share of training over which it rises from 0 to `weight`, counted from `start`.
 
     Raises:
-        ValueError: if start or warm_up lies outside [0, 1].
+        ValueError: if start, warm_up or their sum lies outside [0, 1].
     """
 
     weight: float
@@ -34,6 +34,8 @@ class WeightSchedule:
     def __post_init__(self) -> None:
         if not (0 <= self.start <= 1 and 0 <= self.warm_up <= 1):
             raise ValueError(f"start and warm_up are shares of training in [0, 1], not {self.start} and {self.warm_up}")
+        if self.start + self.warm_up > 1:
+            raise ValueError(f"start {self.start} + warm_up {self.warm_up} is above 1: the weight would not be reached")
 
     def at(self, progress: float) -> float:
         """The weight at a progress in [0, 1]."""

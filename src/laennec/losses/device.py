@@ -77,8 +77,8 @@ class DeviceAdversarialLoss(Loss):
 
     Returns: `device_adversarial`; `pairs` counts the cycles whose device is known.
 
-    Prefer: `SupConLoss(detach_other_views=True)` with the device as label where a device has few classes: differences
-    between its cycles may then be the disease, which this loss would remove as well.
+    Prefer: `SupConLoss(detach_other_views=True)` with the device as label where a device recorded only some of the
+    classes: differences between devices may then come from the disease, and this loss would remove them too.
 
     Reference: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016; for stethoscopes Kim et al.,
     ICASSP 2024.

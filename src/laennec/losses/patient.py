@@ -14,7 +14,7 @@ from laennec.losses.base import Loss, absent, check_embeddings, class_indices, f
 
 
 class PatientAlignmentLoss(Loss):
-    """Pull the cycles of a patient together, and the patients towards a common centre.
+    """Make the cycles of a patient close relative to the distance between patients, which stay near a common centre.
 
     Formula: with centroids c_p of the patients in the batch,
     `within * sum_i |x_i - c_p(i)|^2 / (sum_{p<q} |c_p - c_q|^2 + 1e-6) + between * mean_p |c_p - mean c|^2`.

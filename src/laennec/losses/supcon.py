@@ -77,7 +77,8 @@ class SupConLoss(Loss):
     Formula: `-1/|P(i)| sum_{p in P(i)} log( e^{s_ip/t} / sum_{a != i} e^{s_ia/t} )`, mean over the batch * views
     anchors i, where P(i) are the other rows of i's label; without labels, the other views of the same cycle (NT-Xent).
 
-    Batch: two augmented views of each cycle, or one of `ClassesTimesSamplesSampler`; a larger batch has more negatives.
+    Batch: two augmented views of each cycle, or one of each in a batch of `ClassesTimesSamplesSampler`; a larger batch
+    has more negatives.
     The label may be any column: class, patient, age band (metadata SupCon), device (stethoscope-guided contrast, with
     `detach_other_views=True`).
 

@@ -1,6 +1,6 @@
 """Which auxiliary losses a training has, and what each takes as input.
 
-Decisions: the facts of a loss (`labels`, `views`, `on`, `sampler`) are attributes of its class and hold unless a recipe
+Decisions: the facts of a loss (`labels`, `views`, `on`) are attributes of its class and hold unless a recipe
 overrides them, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
 by class and by device). Terms are logged with their weights, so the objective is the plain sum of what is logged. The
 losses over clusters take clean and mixed cycles as separate terms, as in the published total.
@@ -100,6 +100,11 @@ class LossSpec:
     def is_a(self, *kinds: type[nn.Module]) -> bool:
         """Whether the loss is of one of these classes."""
         return isinstance(self.inner, kinds)
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether it takes the label rows of mixed cycles."""
+        return bool(getattr(self.inner, "soft_labels", Loss.soft_labels))
 
     @property
     def takes_frame_groups(self) -> bool:
@@ -331,11 +336,21 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     return groups
 
 
+def contrasts_mixtures(specs: Sequence[LossSpec]) -> bool:
+    """Whether a loss takes clean and mixed cycles, so that both are encoded."""
+    return any(spec.is_a(PatchMixContrastiveLoss) for spec in specs)
+
+
 def check_draws(
     specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False, names: Sequence[str] = ()
 ) -> None:
     """Refuse two views that would be equal or mixed, and groups by a label (also `names`) that augmentation changes."""
     for spec in specs:
+        if mixes and not spec.soft_labels and not contrasts_mixtures(specs):
+            raise InputError(
+                f"{spec.where} needs one class or group for each cycle, and augment.mix gives soft labels; drop one "
+                "(the auxiliary loss add takes them, and an own loss with soft_labels = True)"
+            )
         if (mixes or concatenates) and spec.groups_by_label(names):
             name = "augment.mix" if mixes else "augment.concatenate_probability"
             raise InputError(

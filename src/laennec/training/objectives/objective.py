@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from laennec.encoders.masks import process_count
 from laennec.errors import InputError, did_you_mean
 from laennec.losses import (
-    AngularDistanceDistributionLoss,
     ClusterSimilarityLoss,
     FocalLoss,
     PatchMixContrastiveLoss,
@@ -32,7 +31,7 @@ from laennec.losses import (
 from laennec.losses.combine import refuse_repeated, terms_of
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.devices import first_row, gather_groups, gather_with_gradient
-from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec, finite_weight
+from laennec.training.objectives.loss_specs import CLASS, CYCLE, LossSpec, contrasts_mixtures, finite_weight
 
 TASK_LOSSES = ("bce", "ce", "focal")
 
@@ -242,7 +241,7 @@ class Objective(nn.Module):
         if spec.labels == CYCLE:
             return vectors, torch.arange(len(vectors), device=vectors.device)
         if spec.labels == CLASS:
-            soft = spec.is_a(AngularDistanceDistributionLoss) and "mixture" in batch and not self.contrasts_mixtures
+            soft = spec.soft_labels and "mixture" in batch and not self.contrasts_mixtures
             labels = with_none_class(batch["mixture"].labels) if soft else batch["class_ids"]
             return vectors, gather_with_gradient(labels)
         ids = gather_with_gradient(batch["group_ids"][spec.group_key])
@@ -327,11 +326,6 @@ class TermSums:
         sums.terms = {name: torch.tensor(value) for name, value in values["terms"].items()}
         sums.pairs, sums.steps = dict(values["counts"]), int(values["steps"])
         return sums
-
-
-def contrasts_mixtures(specs: Sequence[LossSpec]) -> bool:
-    """Whether a loss takes clean and mixed cycles, so that both are encoded."""
-    return any(spec.is_a(PatchMixContrastiveLoss) for spec in specs)
 
 
 def _mixtures(spec: LossSpec, vectors: Tensor, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
