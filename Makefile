@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # scripts that `make soak` runs besides the tests marked soak; each writes its row to docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,attacks.py interval_coverage.py kills.py decoders.py fuzz.py long.py ray_files.py truths.py mutants.py lines.py))
 
-.PHONY: install lock demo docs test tests quick coverage soak check fix bench clean best-sprsound box-model
+.PHONY: install lock demo docs test tests quick coverage soak check fix clean best-sprsound box-model
 
 install: $(VENV)/.installed
 
@@ -76,13 +76,13 @@ soak: install
 	for script in $(SOAK); do HF_HUB_OFFLINE=1 $(BIN)/python $$script --out docs/results/reliability.json || exit 1; done
 
 check: install
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs examples
+	$(BIN)/ruff format --check src tests benchmarks docs examples
 	$(BIN)/mypy
 
 fix: install
-	$(BIN)/ruff check --fix src tests benchmarks docs
-	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks docs examples
+	$(BIN)/ruff format src tests benchmarks docs examples
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

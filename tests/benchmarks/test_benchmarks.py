@@ -1,4 +1,4 @@
-"""The benchmark's machinery; what it measures is measured by `laennec bench` alone."""
+"""The machinery of the benchmarks; what they measure, `python -m benchmarks` alone measures."""
 
 import importlib.util
 import os

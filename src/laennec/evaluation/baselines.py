@@ -1,4 +1,4 @@
-"""Baselines that do not use the sound, and the length audit.
+"""Shortcut baselines, which ignore the content of the sound, and the length audit.
 
 Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines. A
 shortcut baseline is a small gradient boosting on one property other than the content of the sound (event length,

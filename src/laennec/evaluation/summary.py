@@ -383,7 +383,7 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     lines += [f"  {name:<34}{figure_text('ece', value)}" for name, value in errors.items()]
     name = evaluation["headline"]
     if evaluation["floors"]:
-        lines += ["", f"baselines without the sound ({figure_name(name)}; model: difference of the model from it)"]
+        lines += ["", f"shortcut baselines ({figure_name(name)}; model: difference of the model from it)"]
     for row in evaluation["floors"]:
         text = figure_text(name, row["values"].get(name), row["intervals"].get(name))
         if "skipped" in row:

@@ -207,7 +207,7 @@ def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decid
 
 
 def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """AUROCs with intervals of the baselines without the sound; length only of recordings, which differ in it."""
+    """AUROCs with intervals of the shortcut baselines; length only of recordings, which differ in it."""
     known = table.loc[table[list(labels)].notna().all(axis=1).to_numpy()].reset_index(drop=True)
     found = {}
     for row in shortcut_baselines(train, known):
