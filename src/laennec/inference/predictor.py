@@ -438,7 +438,7 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
 def input_note(predictor: Predictor, annotated: bool = False) -> str | None:
     """A warning for spans that can be longer than the model's input; None where there is nothing to warn about."""
     cycles = annotated or predictor.segmentation is not None
-    if math.isinf(predictor.input_s) or not cycles and (predictor.whole or predictor.window_s <= predictor.input_s):
+    if math.isinf(predictor.input_s) or (not cycles and (predictor.whole or predictor.window_s <= predictor.input_s)):
         return None
     spans = "cycle that is longer" if cycles else f"{predictor.window_s:g} s window"
     return f"the model uses only the {predictor.extractor.keep} {predictor.input_s:g} s of each {spans}"

@@ -24,8 +24,9 @@ class Loss(nn.Module):
         on: What it takes as input: "embedding", "projection" (the model's, shared), "clusters" (one vector of a cycle's
             frame groups), or the output of a layer that only this loss needs.
         across_cycles: Whether a term compares cycles of a batch, so that it needs the whole batch at once.
-        soft_labels: Whether its labels may be rows (batch, classes + 1; the last for no label), as mixed cycles have them.
-        sampler: Recommended class of `laennec.training.samplers`, for readers: it is not set; None for any shuffled batch.
+        soft_labels: Whether its labels may be rows (batch, classes + 1), as mixed cycles have them; the last is for no
+            label.
+        sampler: Recommended class of `laennec.training.samplers`, for readers: nothing sets it; None for any batch.
         citation: BibTeX of the publication.
         variant: Which of several published forms this object computes.
         pairs: How many pairs (or cycles) each term of the last call had.
