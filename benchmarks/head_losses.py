@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
 from benchmarks.operating_point import Array
 from benchmarks.sprsound import LABELS, embedded_train_split, train_split_before_last_layers
+from laennec.evaluation.intervals import effective_patients, interval, patient_codes
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     FocalLoss,
@@ -220,32 +219,38 @@ def outer_fold(fold: int, data: Data, trials: int, seeds: int) -> list[dict[str,
     return found
 
 
-def mean_area(found: dict[int, Array], truth: Array, held: dict[int, Array]) -> dict[int, float]:
-    """Mean AUROC over seeds, by fold."""
-    return {fold: float(np.mean([areas(truth[held[fold]], z) for z in found[fold]])) for fold in found}
+def left_out(truth: Array, logits: Array, patients: Array) -> Array:
+    """Mean AUROC over all patients of a fold, then without each: (1 + patients,)."""
+    kept = [np.ones(len(patients), dtype=bool), *(patients != patient for patient in np.unique(patients))]
+    return np.array([areas(truth[rows], logits[rows]) for rows in kept])
 
 
-def compare(ours: dict[int, Array], base: dict[int, Array], held: dict[int, Array], rows: pd.DataFrame) -> Any:
-    """Difference in mean AUROC of two methods, with a jackknife interval over patients and a sign test over folds."""
-    truth, patients = rows[list(LABELS)].to_numpy(dtype=int), rows.patient_id.to_numpy()
-    a, b = mean_area(ours, truth, held), mean_area(base, truth, held)
-    gains = np.array([a[fold] - b[fold] for fold in a])
-    without = []
-    for place, (fold, row) in enumerate(held.items()):
-        for patient in np.unique(patients[row]):
-            keep = patients[row] != patient
-            left = [np.mean([areas(truth[row][keep], z[keep]) for z in one[fold]]) for one in (ours, base)]
-            without.append((gains.sum() - gains[place] + left[0] - left[1]) / len(gains))
-    n = len(without)
-    error = float(np.sqrt((n - 1) / n * np.sum((np.array(without) - np.mean(without)) ** 2)))
-    reach = float(student.ppf(0.975, n - 1)) * error
+def compare(ours: list[Array], base: list[Array], effective: float) -> dict[str, Any]:
+    """Difference in mean AUROC of two methods, with an interval over patients and seeds and a sign test over folds.
+
+    Args:
+        ours: For each fold, what `left_out` returned for each seed: (seeds, 1 + patients of the fold).
+        base: The same of the method that it is compared with.
+        effective: Effective number of patients with the rarer finding.
+    """
+    both = list(zip(ours, base, strict=True))
+    by_fold = [one.mean(0) - other.mean(0) for one, other in both]
+    gains = np.array([fold[0] for fold in by_fold])
+    without = [gains.mean() + (fold[1:] - fold[0]) / len(gains) for fold in by_fold]
+    runs = [np.mean([fold[:, 0] for fold in method], axis=0) for method in (ours, base)]
+    low, high = interval(np.concatenate([[gains.mean()], *without]), effective, runs=runs) or (-np.inf, np.inf)
     flips = np.array(list(itertools.product((1, -1), repeat=len(gains))))
     p = float(np.mean(np.abs(flips @ gains) >= abs(gains.sum()) - 1e-12))
-    low, high = gains.mean() - reach, gains.mean() + reach
     return {
-        "difference": float(gains.mean()), "interval": [float(low), float(high)], "folds ahead": int((gains > 0).sum()),
+        "difference": float(gains.mean()), "interval": [low, high], "folds ahead": int((gains > 0).sum()),
         "p": p, "smallest p": 2 / len(flips), "within margin": bool(low > -MARGIN and high < MARGIN),
     }  # fmt: skip
+
+
+def rarest(truth: Array, patients: Array) -> float:
+    """Effective number of patients with the rarer finding."""
+    codes, _ = patient_codes(patients)
+    return min(effective_patients(codes, truth[:, k]) for k in range(len(LABELS)))
 
 
 def main() -> None:
@@ -269,23 +274,26 @@ def main() -> None:
     job = partial(outer_fold, data=data, trials=options.trials, seeds=options.seeds)
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         found = [one for fold in pool.map(job, range(5)) for one in fold]
-    truth = rows[list(LABELS)].to_numpy(dtype=int)
-    held = {one["fold"]: one["held"] for one in found}
-    by_method = {m: {one["fold"]: one["logits"] for one in found if one["method"] == m} for m in METHODS}
-    results = []
-    for name, logits in by_method.items():
+    truth, patients = rows[list(LABELS)].to_numpy(dtype=int), rows.patient_id.to_numpy()
+    effective = rarest(truth, patients)
+    results: list[dict[str, Any]] = []
+    values: dict[str, list[Array]] = {}
+    for name in METHODS:
         own = [one for one in found if one["method"] == name]
+        values[name] = [
+            np.stack([left_out(truth[one["held"]], z, patients[one["held"]]) for z in one["logits"]]) for one in own
+        ]
         labels = {
-            label: float(np.mean([roc_auc_score(truth[held[f], k], z[:, k]) for f in logits for z in logits[f]]))
+            label: float(np.mean([roc_auc_score(truth[one["held"], k], z[:, k]) for one in own for z in one["logits"]]))
             for k, label in enumerate(LABELS)
         }
-        row = {"method": name, "auroc": float(np.mean(list(mean_area(logits, truth, held).values()))), **labels}
+        row = {"method": name, "auroc": float(np.mean([of_fold[:, 0] for of_fold in values[name]])), **labels}
         row |= {"settings": [one["settings"] for one in own], "cpu_seconds": sum(one["s"] for one in own)}
-        results.append(row | ({} if name == "BCE" else compare(logits, by_method["BCE"], held, rows)))
+        results.append(row | ({} if name == "BCE" else compare(values[name], values["BCE"], effective)))
     record = {
-        "events": len(rows), "patients": int(rows.patient_id.nunique()), "folds": len(held), "trials": options.trials,
-        "seeds": options.seeds, "epochs": options.epochs, "last_layers": options.last_layers, "margin": MARGIN,
-        "methods": results,
+        "events": len(rows), "patients": int(rows.patient_id.nunique()), "effective": effective, "folds": 5,
+        "trials": options.trials, "seeds": options.seeds, "epochs": options.epochs, "margin": MARGIN,
+        "last_layers": options.last_layers, "methods": results,
         "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
     write_record(RESULTS / ("last_layer_losses.json" if options.last_layers else "head_losses.json"), record)

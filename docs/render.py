@@ -480,28 +480,38 @@ def _active_learning(content: Content, split: str | None) -> Table:
 
 
 def _head_losses(content: Content, split: str | None) -> Table:
+    heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]
+    heads += [f"within {content['margin']:g} of BCE", "folds ahead"]
+    chosen = "chosen" in content["methods"][0]
+    heads.append("settings, chosen in folds" if chosen else "search and training, s of CPU")
     rows = []
     for row in content["methods"]:
-        aurocs = [f"{row[label]:.3f}" for label in ("crackle", "wheeze")]
-        if "difference" not in row:
-            rows.append([row["method"], *aurocs, "", "", "", f"{row['cpu_seconds']:.0f}"])
-            continue
-        low, high = row["interval"]
-        gain, same = (
-            f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
-            "yes" if row["within margin"] else "not shown",
-        )
-        ahead = f"{row['folds ahead']} of {content['folds']}, p {row['p']:.2f}"
-        rows.append([row["method"], *aurocs, gain, same, ahead, f"{row['cpu_seconds']:.0f}"])
+        cells = [row["method"], *(f"{row[label]:.3f}" for label in ("crackle", "wheeze"))]
+        if "difference" in row:
+            low, high = row["interval"]
+            cells.append(f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+            cells.append("yes" if row["within margin"] else "not shown")
+            cells.append(f"{row['folds ahead']} of {content['folds']}, p {row['p']:.2f}")
+        else:
+            cells += [""] * 3
+        if chosen:
+            cells.append("; ".join(f"{name}: {folds}" for name, folds in row["chosen"].items()))
+        else:
+            cells.append(f"{row['cpu_seconds']:.0f}")
+        rows.append(cells)
     smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
+    seeds = "one seed" if content["seeds"] == 1 else f"{content['seeds']} seeds"
+    covered = "patients" if content["seeds"] == 1 else "patients and seeds"
+    if "effective" in content:
+        effective = f"; effective patients with the rarer finding: {content['effective']:.1f}"
+    else:  # a result of an earlier version
+        covered, effective = "patients by an earlier rule, too narrow: without seeds and effective patients", ""
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
-        f"({content['events']} events) and {content['seeds']} seeds. Differences are paired, [95 % interval: jackknife "
-        f"over patients]; p: exact permutation test of the signs of the differences of "
-        f"the folds, at the least {smallest:.2f}. {content['date']}."
+        f"({content['events']} events{effective}) and {seeds}. Differences are paired, [95 % interval over {covered}]; "
+        f"p: exact permutation test of the signs of the differences of the folds, at the least {smallest:.2f}. "
+        f"{content['date']}."
     )
-    heads = ["method", "crackle AUROC", "wheeze AUROC", "mean AUROC, difference from BCE"]
-    heads += [f"within {content['margin']:g} of BCE", "folds ahead", "search and training, s of CPU"]
     return Table(heads, rows, [note])
 
 
