@@ -1,5 +1,6 @@
 """Anybody's folder, described by a CSV or by label files."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from laennec.corpora import check_corpus
 from laennec.corpora.folder.corpus import Folder
 from laennec.errors import InputError
 
@@ -107,6 +109,64 @@ def test_real_recordings_with_their_icbhi_text(shared_data: Path, tmp_path: Path
         found = rows(shared_data / "icbhi2017_subset", tmp_path)
     assert len(found) == 1121
     assert len({row["patient_id"] for row in found}) == 101
+
+
+def test_unsorted_label_files_become_rows_in_the_order_of_time(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_text("1.0\t2.0\twheeze\n0.0\t1.0\tcrackle\n")
+    assert brief(rows(folder, tmp_path)) == [("a#00", 0, 1, 1, 0), ("a#01", 1, 2, 0, 1)]
+    assert "no problems" in check_corpus("folder", folder).lines()
+    (folder / "a.txt").write_text("1.0\t2.0\twheeze\n0.0\t1.1\tcrackle\n")
+    (problem,) = check_corpus("folder", folder).problems
+    assert "cycle at 1 s of a starts before 1.1 s" in problem
+
+
+def test_labels_in_the_table_and_in_label_files_need_a_choice(folder: Path, tmp_path: Path) -> None:
+    (folder / "c.csv").write_text("recording,patient_id,label\na,P1,crackle\nb,P2,normal\n")
+    (folder / "a.txt").write_text("0.0\t1.0\twheeze\n")
+    with pytest.raises(InputError, match=r"c\.csv: has labels, and so has .*a\.txt; set corpus\.level \(--level\)"):
+        rows(folder, tmp_path)
+    assert brief(rows(folder, tmp_path, level="event")) == [("a#00", 0, 1, 0, 1)]
+    whole = rows(folder, tmp_path, level="recording")
+    assert brief(whole) == [("a#record", 0, 2, 1, 0), ("ward 3/b#record", 0, 2, 0, 0)]
+    (folder / "c.csv").write_text("recording,patient_id,diagnosis\na,P1,COPD\nb,P2,\n")  # a fact, not the label
+    assert [(row["wheeze"], row["diagnosis"]) for row in rows(folder, tmp_path)] == [(1, "COPD")]
+
+
+@pytest.mark.parametrize("annotations", [None, "c.csv"])
+def test_the_only_folder_in_a_folder_or_archive_may_hold_the_table(
+    folder: Path, tmp_path: Path, annotations: str | None
+) -> None:
+    (folder / "c.csv").write_text("recording,start_s,end_s,label\na.wav,0,1,both\nward 3/b.flac,0,1,normal\n")
+    (tmp_path / "parent").mkdir()
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path, "mine")
+    folder.rename(tmp_path / "parent" / "mine")
+    for place in (tmp_path / "parent", Path(archive)):
+        found = rows(place, tmp_path, annotations=annotations)
+        assert brief(found) == [("a#00", 0, 1, 1, 1), ("ward 3/b#00", 0, 1, 0, 0)]
+
+
+def test_rows_without_recording_can_be_left_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "c.csv").write_text("recording,start_s,end_s,label\na,0,1,both\nx,0,1,normal\n")
+    with pytest.raises(InputError, match=r"line 3: recording 'x' is not .*; correct the name, or pass allow_missing"):
+        rows(folder, tmp_path)
+    with pytest.warns(UserWarning, match=r"left out, .*c\.csv, line 3: recording 'x' is not in the folder$"):
+        assert brief(rows(folder, tmp_path, allow_missing=True)) == [("a#00", 0, 1, 1, 1)]
+    with pytest.raises(InputError, match="folder has no patient tables"):
+        rows(folder, tmp_path, tables_dir=tmp_path)
+
+
+def test_patients_named_like_their_recordings(folder: Path, tmp_path: Path) -> None:
+    table = "recording,start_s,end_s,label,patient_id\na,0,1,both,a\nb,0,1,normal,"
+    (folder / "c.csv").write_text(table)
+    assert "1 of 2 recordings have no patient_id" in Folder(folder, cache_dir=tmp_path).notes[0]
+    (folder / "c.csv").write_text(table + "p")
+    assert Folder(folder, cache_dir=tmp_path).notes == []
+    (folder / "c.csv").write_text(table + "A")
+    with pytest.raises(InputError, match="patients 'A' and 'a' may be one person"):
+        rows(folder, tmp_path)
+    (folder / "ward 3" / "b.flac").rename(folder / "A.flac")
+    (folder / "c.csv").write_text("recording,start_s,end_s,label\na,0,1,both\nA,0,1,normal")
+    assert len(rows(folder, tmp_path)) == 2  # nobody stated these patients
 
 
 def test_recordings_without_annotation_are_left_out_and_told(folder: Path, tmp_path: Path) -> None:

@@ -77,6 +77,41 @@ def test_columns_of_0_and_1_are_labels(folder: Path, tmp_path: Path) -> None:
     assert "snore" not in table_of(folder, tmp_path, labels=["stridor"]).column_names
 
 
+@pytest.mark.parametrize("labels", [None, ["stridor", "snore"]])
+def test_every_cell_of_a_label_column_is_0_or_1(folder: Path, tmp_path: Path, labels: list[str] | None) -> None:
+    lines = (
+        "recording,start_s,end_s,stridor,snore,age,remark\np1_left,0,1,1,0,1,\np1_right,0,1,0,1,1,\np2_left,0,1,{}\n"
+    )
+    (folder / "c.csv").write_text(lines.format("1.0,0.0,1,"))
+    assert classes(table_of(folder, tmp_path, labels=labels)) == ["stridor", "snore", "stridor"]
+    (folder / "c.csv").write_text(lines.format(",0,1,"))
+    with pytest.raises(InputError, match=r"c.csv, line 4: stridor '' must be 0 or 1; correct it"):
+        table_of(folder, tmp_path, labels=labels)
+    (folder / "c.csv").write_text(lines.format("NA,,1,"))
+    assert classes(table_of(folder, tmp_path, labels=labels, unlabelled=True)) == ["stridor", "snore", None]
+
+
+def test_named_label_columns_and_crackles_as_numbers(folder: Path, tmp_path: Path) -> None:
+    (folder / "c.csv").write_text("recording,start_s,end_s,stridor,smoker\np1_left,0,1,1,0\np2_left,0,1,yes,1\n")
+    with pytest.raises(InputError, match="line 3: stridor 'yes' must be 0 or 1"):
+        table_of(folder, tmp_path, labels=["stridor"])
+    guess = "columns taken as labels: smoker; if one of them is no label, name the labels in corpus.options.labels"
+    assert guess in Folder(folder, cache_dir=tmp_path).notes[0]
+    (folder / "c.csv").write_text("recording,start_s,end_s,crackle,wheeze\np1_left,0,1,1.0,0.0\n")
+    plain = Folder(folder, cache_dir=tmp_path)
+    assert classes(plain.table()) == ["crackle"] and not any("taken as labels" in note for note in plain.notes)
+
+
+def test_the_cached_table_is_of_these_options(folder: Path, tmp_path: Path) -> None:
+    (folder / "c.csv").write_text(
+        "recording,start_s,end_s,label\np1_left,0,1,snore\np1_right,0,1,\np2_left,0,1,normal\n"
+    )
+    assert classes(table_of(folder, tmp_path)) == ["snore", "normal", "normal"]
+    assert classes(table_of(folder, tmp_path, unlabelled=True)) == ["snore", None, "normal"]
+    rules = [Folder(folder, cache_dir=tmp_path, labels=labels).rule for labels in (None, ["snore"], ["snore", "x"])]
+    assert len(set(rules)) == 3
+
+
 def test_a_table_of_crackles_and_wheezes_is_as_it_was(folder: Path, tmp_path: Path) -> None:
     (folder / "c.csv").write_text("recording,start_s,end_s,label\np1_left,0,1,both\np2_left,0,1,crackles\n")
     plain = Folder(folder, cache_dir=tmp_path / "cache")
@@ -154,6 +189,15 @@ def test_patients_from_names(folder: Path, tmp_path: Path) -> None:
             table_of(folder, tmp_path, patient_pattern=pattern)
     with pytest.raises(InputError, match=r"no column 'who' \(corpus.options.patient_column\); .* recording, start_s"):
         table_of(folder, tmp_path, patient_column="who")
+
+
+def test_a_blank_patient_beside_another_id_of_the_same_name(folder: Path, tmp_path: Path) -> None:
+    lines = "recording,start_s,end_s,label,patient_id\np1_left,0,1,snore,{}\np1_right,0,1,snore,\np2_left,0,1,snore,\n"
+    (folder / "c.csv").write_text(lines.format("p1"))
+    assert table_of(folder, tmp_path, patient_pattern="^[^_]+")["patient_id"][:] == ["p1", "p1", "p2"]
+    (folder / "c.csv").write_text(lines.format("P9"))
+    with pytest.raises(InputError, match=r"p1_right has no patient_id, but p1_left, .* 'p1', has 'P9'; fill it in$"):
+        table_of(folder, tmp_path, patient_pattern="^[^_]+")
 
 
 def test_icbhi_by_recording_by_abnormality_and_by_diagnosis(small_corpus: Path) -> None:

@@ -1,7 +1,8 @@
 """The CSV that describes a folder of recordings: its columns and its rows.
 
 Decisions: each column has several accepted names; options can name others. Columns of 0 and 1 with other names are
-labels, unless there is a column of labels. Without times and labels, the diagnosis of a recording is its label.
+labels, unless there is a column of labels; an empty cell in them is an error. Without times and labels, the diagnosis
+of a recording is its label.
 """
 
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from laennec.audio.cycles import AnnotationError
-from laennec.corpora.labels import FLAGS
+from laennec.corpora.labels import FLAGS, UNKNOWN
 from laennec.corpora.recordings import read_csv
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -30,6 +31,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "bmi": ("bmi",),
     "diagnosis": ("diagnosis",),
 }
+
+_BINARY = {"0": "0", "0.0": "0", "1": "1", "1.0": "1"}
+_EMPTY = {"", *UNKNOWN}
 
 Row = tuple[int, dict[str, str]]
 
@@ -66,7 +70,8 @@ class AnnotationTable:
         if unlabelled and not any(row[name] for name in self.flags):
             return None
         if wrong := [name for name in self.flags if row[name] not in ("0", "1")]:
-            raise AnnotationError(self.path, line, f"{wrong[0]} {row[wrong[0]]!r} must be 0 or 1; correct it")
+            remedy = "correct it, or name all columns of labels in corpus.options.labels"
+            raise AnnotationError(self.path, line, f"{wrong[0]} {row[wrong[0]]!r} must be 0 or 1; {remedy}")
         return "+".join(name for name in self.flags if row[name] == "1")
 
 
@@ -109,6 +114,9 @@ def read_table(
         (line, {name: normalize("NFC", v) for name, v in zip(names, values, strict=True) if name})
         for line, values in lines
     ]
+    plain = _BINARY | (dict.fromkeys(_EMPTY, "") if unlabelled else {})
+    for _, row in rows:
+        row |= {name: plain.get(row[name].casefold(), row[name]) for name in {*flags, *FLAGS} & row.keys()}
     if diagnosed:
         rows, known = [(line, row | {"label": row["diagnosis"]}) for line, row in rows], [*known, "label"]
     return AnnotationTable(path, rows, tuple(known), flags, diagnosed)
@@ -121,8 +129,9 @@ def _flag_columns(
     known = wanted and [name.casefold() for name in wanted]
     flags = []
     for place, (word, name) in enumerate(zip(header, names, strict=True)):
-        binary = all(values[place] in ("0", "1") for _, values in lines)
-        label = name or (word if word and binary and not re.search("[;,+|]", word) else None)
+        values = {row[place].casefold() for _, row in lines}
+        binary = values <= {*_BINARY, *_EMPTY} and not values <= _EMPTY
+        label = name or (word if word and (known or binary) and not re.search("[;,+|]", word) else None)
         if label and (name in FLAGS or not name) and (known is None or label.casefold() in known):
             names[place] = label
             flags.append(label)

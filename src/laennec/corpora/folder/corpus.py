@@ -49,6 +49,8 @@ class FolderOptions(CorpusOptions):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.tables_dir is not None:
+            raise InputError("folder has no patient tables (tables_dir, --tables-dir); use corpus.options.annotations")
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:
@@ -81,15 +83,24 @@ class Folder(Corpus):
     def find_recordings(self, folder: Path) -> list[AnnotatedRecording]:
         """Find the recordings and what is written about them."""
         options, sounds = self.options, _sounds(folder)
+        inside = {folder / path.relative_to(folder).parts[0] for path in sounds.values()}
+        inner = _tables(*inside) if len(inside) == 1 and not _tables(folder) else []
+        if inner and str(options.annotations or inner[0].name) in [path.name for path in inner]:
+            self.root = folder = inner[0].parent  # archives often hold one folder with everything
+            sounds = _sounds(folder)
         path = _csv_path(folder, options.annotations)
         own = {name: getattr(options, name) for name in ("patient_column", "label_column", "labels", "unlabelled")}
         self._table = table = read_table(path, **own) if path else None
         self.tables += [path] if path else []
-        self.rule = f"label column {options.label_column}" if options.label_column else ""
-        self._patients = self._patients_by_name(sounds)
-        self._rows = _rows_by_recording(table, folder, sounds, self._patients, self.problems) if table else {}
+        self.rule = ", ".join(f"{name} {value}" for name, value in own.items() if value not in (None, False))
+        self._patients, self._given = self._patients_by_name(sounds), dict[str, str | None]()
+        self._rows = self._rows_by_recording(table, sounds) if table else {}
         beside = {} if table and table.timed else self._label_files(sounds)
-        labels_recordings = table is not None and bool(table.labels) and not beside and options.level != "event"
+        both = bool(beside and table and table.labels and not table.unknown_labels)
+        if both and options.level is None:
+            remedy = "set corpus.level (--level): recording for the CSV, event for label files; or remove one of them"
+            self.problems.append(f"{path}: has labels, and so has {next(iter(beside.values()))}; {remedy}")
+        labels_recordings = bool(table and table.labels) and (both or not beside) and options.level != "event"
         self._from_csv = table is not None and (table.timed or labels_recordings)
         if labels_recordings and table is not None and not table.timed:
             self.level = "recording"
@@ -99,7 +110,40 @@ class Folder(Corpus):
         if options.unlabelled:
             known = {recording.recording_id for recording in found}
             found += self._recordings({name: sounds[name] for name in sorted(set(sounds) - known)}, sounds, whole=True)
+        self._compare_patients()
         self._note(found, sounds)
+        return found
+
+    def _rows_by_recording(self, table: AnnotationTable, sounds: Mapping[str, Path]) -> dict[str, list[Row]]:
+        """The rows of each recording; the recording may be written with or without folder and extension."""
+        missing: list[str] = []
+        if table.by_patient:
+            of_patient: dict[str, list[Row]] = {}
+            for line, row in table.rows:
+                of_patient.setdefault(row["patient_id"], []).append((line, row))
+            for patient in sorted(set(of_patient) - set(self._patients.values())):
+                reason = f"no recording has patient {patient!r} in its name"
+                missing.append(str(AnnotationError(table.path, of_patient[patient][0][0], reason)))
+            self.leave_out(missing, "correct it, set corpus.options.patient_pattern")
+            return {name: of_patient[patient] for name, patient in self._patients.items() if patient in of_patient}
+        by_any_name: dict[str, set[str]] = {}
+        for name, path in sounds.items():
+            for alias in (name, path.relative_to(self.root).as_posix(), path.name, path.stem, str(path)):
+                by_any_name.setdefault(_alias(normalize("NFC", alias)), set()).add(name)
+        found: dict[str, list[Row]] = {}
+        for line, row in table.rows:
+            written = row["recording"].removeprefix("./")
+            # a full name takes precedence over bare names of files in other folders
+            names = {written} if written in sounds else by_any_name.get(_alias(written), set())
+            if len(names) == 1:
+                found.setdefault(next(iter(names)), []).append((line, row))
+            elif names:
+                reason = f"recording {row['recording']!r} could be {named(sorted(names))}; correct the name"
+                self.problems.append(str(AnnotationError(table.path, line, reason)))
+            else:
+                reason = f"recording {row['recording']!r} is not in the folder"
+                missing.append(str(AnnotationError(table.path, line, reason)))
+        self.leave_out(missing, "correct the name")
         return found
 
     def _label_files(self, sounds: Mapping[str, Path]) -> dict[str, Path | None]:
@@ -122,6 +166,17 @@ class Folder(Corpus):
             remedy = "correct corpus.options.patient_pattern"
             self.problems.append(f"{self.root}: {pattern!r} finds no patient in the name {named(lost)}; {remedy}")
         return {name: match[match.re.groups and 1] for name, match in found.items() if match}
+
+    def _compare_patients(self) -> None:
+        """A problem for each recording without patient_id whose patient, by its name, has another id in the CSV."""
+        both = [(name, self._patients[name], given) for name, given in self._given.items() if name in self._patients]
+        others = {patient: (name, given) for name, patient, given in both if given not in (None, patient)}
+        for name, patient, given in both:
+            if given is None and patient in others:
+                same = f"{others[patient][0]}, whose name has the same patient {patient!r}"
+                self.problems.append(
+                    f"{self.root}: {name} has no patient_id, but {same}, has {others[patient][1]!r}; fill it in"
+                )
 
     def _find_labels(self, found: Sequence[AnnotatedRecording]) -> None:
         """Collect the labels of the corpus; problems of an annotation are raised when its recording is read."""
@@ -159,12 +214,18 @@ class Folder(Corpus):
             except AnnotationError as error:
                 self.problems.append(str(error))
                 continue
-            patient = facts.pop("patient_id", self._patients.get(name, name))
-            found.append(AnnotatedRecording(name, patient, sounds[name], annotation, whole=whole, **facts))
+            self._given[name] = facts.pop("patient_id", None)
+            patient = self._given[name] or self._patients.get(name)
+            facts |= {"whole": whole, "patient_stated": patient is not None}
+            found.append(AnnotatedRecording(name, patient or name, sounds[name], annotation, **facts))
         return found
 
     def _note(self, found: list[AnnotatedRecording], sounds: Mapping[str, Path]) -> None:
-        """Note what is left out and which recordings have no patient."""
+        """Note which columns are labels, what is left out and which recordings have no patient."""
+        guessed = self._table.flags if self._table and self._from_csv and self.options.labels is None else []
+        if set(guessed) - set(FLAGS):
+            remedy = "if one of them is no label, name the labels in corpus.options.labels"
+            self.notes.append(f"{self.root}: columns taken as labels: {', '.join(guessed)}; {remedy}")
         left_out = sorted(set(sounds) - {recording.recording_id for recording in found})
         if left_out:
             self.notes.append(
@@ -175,7 +236,7 @@ class Folder(Corpus):
                 f"{self.root}: nothing is annotated; add a CSV (recording,start_s,end_s,label, or for whole recordings "
                 "recording,label) or label files, or set corpus.options.unlabelled: true to pre-train on it"
             )
-        unnamed = [recording for recording in found if recording.patient_id == recording.recording_id]
+        unnamed = [recording for recording in found if not recording.patient_stated]
         if unnamed:
             self.notes.append(
                 f"{self.root}: {len(unnamed)} of {len(found)} recordings have no patient_id and count as a patient "
@@ -291,53 +352,24 @@ def _sounds(root: Path) -> dict[str, Path]:
     return found
 
 
+def _tables(root: Path) -> list[Path]:
+    """The CSV files in a folder that are not results."""
+    return sorted(path for path in root.glob("*.csv") if not path.name.startswith(".") and not is_result(path))
+
+
 def _csv_path(root: Path, given: str | Path | None) -> Path | None:
     if given is not None:
         for path in (Path(given).expanduser(), root / given):
             if path.is_file():
                 return path.absolute()
         raise InputError(f"{given}: no such annotation table; give its path, or its name in {root}")
-    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith(".") and not is_result(path))
+    tables = _tables(root)
     if len(tables) > 1:
         raise InputError(
             f"{root}: several CSV files ({named(p.name for p in tables)}); name one by corpus.options.annotations "
             f"(laennec prepare: --option annotations={tables[0].name})"
         )
     return tables[0] if tables else None
-
-
-def _rows_by_recording(
-    table: AnnotationTable, root: Path, sounds: Mapping[str, Path], patients: Mapping[str, str], problems: list[str]
-) -> dict[str, list[Row]]:
-    """The rows of each recording; the recording may be written with or without folder and extension."""
-    if table.by_patient:
-        of_patient: dict[str, list[Row]] = {}
-        for line, row in table.rows:
-            of_patient.setdefault(row["patient_id"], []).append((line, row))
-        for patient in sorted(set(of_patient) - set(patients.values())):
-            line = of_patient[patient][0][0]
-            remedy = "correct it, or set corpus.options.patient_pattern"
-            problems.append(
-                str(AnnotationError(table.path, line, f"no recording has patient {patient!r} in its name; {remedy}"))
-            )
-        return {name: of_patient[patient] for name, patient in patients.items() if patient in of_patient}
-    by_any_name: dict[str, set[str]] = {}
-    for name, path in sounds.items():
-        for alias in (name, path.relative_to(root).as_posix(), path.name, path.stem, str(path)):
-            by_any_name.setdefault(_alias(normalize("NFC", alias)), set()).add(name)
-    found: dict[str, list[Row]] = {}
-    for line, row in table.rows:
-        written = row["recording"].removeprefix("./")
-        # a full name takes precedence over bare names of files in other folders
-        names = {written} if written in sounds else by_any_name.get(_alias(written), set())
-        if len(names) == 1:
-            found.setdefault(next(iter(names)), []).append((line, row))
-        else:
-            what = "is not in the folder" if not names else f"could be {named(sorted(names))}"
-            problems.append(
-                str(AnnotationError(table.path, line, f"recording {row['recording']!r} {what}; correct the name"))
-            )
-    return found
 
 
 def _alias(name: str) -> str:
@@ -374,13 +406,13 @@ def _number(table: Path, line: int, name: str, text: str) -> float:
 
 
 def _once(recording: AnnotatedRecording, found: Iterable[tuple[int, Event]]) -> list[Event]:
-    """The events of a recording, each once; repetitions must have the same label."""
+    """The events of a recording in the order of time, each once; repetitions must have the same label."""
     first: dict[Span, tuple[int, Event]] = {}
     for line, event in found:
         before, other = first.setdefault((event.start_s, event.end_s), (line, event))
         if other != event:
             raise _contradiction(recording, line, before)
-    return [event for _, event in first.values()]
+    return [event for _, (_, event) in sorted(first.items())]
 
 
 def _contradiction(recording: AnnotatedRecording, line: int, before: int) -> AnnotationError:
@@ -394,7 +426,7 @@ def _csv_events(table: Path, rows: list[Row], unlabelled: bool, duration_s: floa
         start_s, end_s = parse_times(table, line, row["start_s"], row["end_s"], duration_s, comma=True)
         bare = unlabelled and not any(row.get(name) for name in ("label", "crackle", "wheeze"))
         events.append((line, Event(start_s, end_s, *((None, None) if bare else _flags(table, line, row)))))
-    return sorted(events, key=lambda item: (item[1].start_s, item[1].end_s))
+    return events
 
 
 def _flags(table: Path, line: int, row: Mapping[str, str]) -> tuple[int, int]:
