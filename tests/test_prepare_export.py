@@ -41,6 +41,12 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
     ("flags", "words"),
     [
         (["--check", "--export", "x"], "--check cannot be combined"),
+        (["--check", "--protocol", "official", "--fold", "1"], "--check does not use --protocol, --fold; leave it out"),
+        (["--check", "--sampling-rate", "8000"], "--check does not use --sampling-rate; leave it out"),
+        (["--sampling-rate", "-5"], "--sampling-rate is -5; give a rate in Hz, e.g. 16000"),
+        (["--sampling-rate", "0", "--export", "x"], "--sampling-rate is 0; give a rate in Hz, e.g. 16000"),
+        (["--option", "level=5"], "level is 5; it should be a valid string; correct this option of corpus synthetic"),
+        (["--option", 'level="5"'], "has no level '5'"),
         (["--public"], "--public needs --push-to-hub REPO; add it"),
         (["--public", "--export", "x"], "--public needs --push-to-hub REPO; add it"),
         (["--push-to-hub", "x/y", "--public"], "--i-have-the-right-to-redistribute"),

@@ -92,7 +92,7 @@ def test_without_a_group_column_the_split_says_what_it_cannot_promise(esc50: Pat
     options = ESC50 | {"patient_column": None}
     with pytest.warns(UserWarning, match="no patient_column, so a split keeps recordings apart"):
         parts = load_corpus("hub", esc50, protocol="published-folds", fold=2, **options)
-    assert "patients are not known" in provenance(parts)["stamp"]
+    assert "patients unknown" in provenance(parts)["stamp"]
     assert set(parts["train"]["patient_id"]) == {None}
 
 
@@ -189,6 +189,14 @@ def test_unlabelled_rows_have_no_class(esc50: Path, tmp_path: Path) -> None:
     rows = [{"audio": {"bytes": s.read_bytes(), "path": s.name}, "label": k - 1} for k, s in enumerate(sounds)]
     audio_twins.write_parquet(tmp_path / "d" / "train.parquet", rows, datasets.ClassLabel(names=["no", "yes"]))
     assert classes(load_corpus("hub", tmp_path / "d", protocol="none")["all"]) == [None, "no", "yes"]
+
+
+def test_classes_that_are_numbers_are_renamed(esc50: Path, tmp_path: Path) -> None:
+    sounds = sorted((esc50 / "audio").iterdir())[:2]
+    rows = [{"audio": {"bytes": s.read_bytes(), "path": s.name}, "label": k} for k, s in enumerate(sounds)]
+    audio_twins.write_parquet(tmp_path / "d" / "train.parquet", rows, datasets.Value("int64"))
+    table = load_corpus("hub", tmp_path / "d", protocol="none", label_map={0: "no", "1": "yes"})["all"]
+    assert classes(table) == ["no", "yes"]
 
 
 def test_a_split_column_stands_for_splits(esc50: Path, tmp_path: Path) -> None:
@@ -316,3 +324,17 @@ def test_the_hub_gives_what_the_folder_gives_and_its_refusals_are_one_line(esc50
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
         assert "somebody/closed: cannot be downloaded from the Hub" in refused.stderr
         assert "local folder as data_dir (--data-dir); if it is private or gated, ask its owners" in refused.stderr
+
+
+def test_columns_with_gaps_come_back_as_floating_point(esc50: Path, tmp_path: Path) -> None:
+    sounds, nan = sorted((esc50 / "audio").iterdir())[:6], float("nan")
+    rows = [
+        {"audio": {"bytes": s.read_bytes(), "path": s.name}, "label": [1.0, nan][k % 2], "who": [nan, 7.0][k % 2],
+         "fold": k // 2 + 1.0}
+        for k, s in enumerate(sounds)
+    ]  # fmt: skip
+    audio_twins.write_parquet(tmp_path / "d" / "train.parquet", rows, datasets.Value("float64"))
+    columns = {"patient_column": "who", "fold_column": "fold"}
+    table = load_corpus("hub", tmp_path / "d", protocol="none", **columns)["all"]
+    assert classes(table) == ["1.0", None] * 3 and table["patient_id"][:] == [None, "7.0"] * 3
+    assert table["fold"][:] == [1, 1, 2, 2, 3, 3]

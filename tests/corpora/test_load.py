@@ -82,6 +82,14 @@ def test_provenance_survives_what_people_do_with_tables(shared_data: Path, tmp_p
         ("icbhi2017", {"data_dir": ".", "patients": 3}, "no option patients"),
         ("folder", {"data_dir": ".", "level": "record"}, "folder has no level 'record'; valid: event"),
         ("synthetic", {"patient": 3}, "no option patient"),
+        ("synthetic", {"patients": "x"}, "patients is 'x'; it should be a valid integer.*option of corpus synthetic"),
+        ("folder", {"data_dir": ".", "labels": "stridor"}, "labels is 'stridor'; it should be a valid list"),
+        ("folder", {"data_dir": ".", "labels": [0, 1]}, "labels.0 is 0; it should be a valid string"),
+        ("folder", {"data_dir": ".", "patient_column": 5}, "patient_column is 5; it should be a valid string"),
+        ("folder", {"data_dir": ".", "annotations": 2024}, "annotations is 2024; it should be a valid string or path;"),
+        ("folder", {"data_dir": ".", "unlabelled": "maybe"}, "unlabelled is 'maybe'; it should be a valid boolean"),
+        ("hub", {"data_dir": ".", "label_map": "a"}, "label_map is 'a'; it should be a valid dictionary"),
+        ("synthetic", {"validation_fraction": "0.2"}, "validation_fraction is '0.2'; give a share"),
     ],
 )
 def test_wrong_requests(name: str, settings: dict[str, Any], words: str) -> None:

@@ -22,6 +22,7 @@ from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import PROTOCOLS, CycleWaveforms, export_corpus, load_corpus, provenance
 from laennec.corpora.hub.exported import CARD, MANIFEST
 from laennec.corpora.splits import WITH_FOLDS
+from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KINDS = ("icbhi2017", "sprsound", "physionet2016", "folder")
@@ -268,3 +269,53 @@ def test_the_corpus_of_anybodys_data_sets_reads_the_cycles(exports: dict[str, Pa
     sound = datasets.load_dataset("parquet", data_files=str(next((exports["sprsound"] / "cycles").glob("test*"))),
                                   split="train").cast_column("audio", datasets.Audio(decode=False))[0]  # fmt: skip
     assert (waveform == soundfile.read(io.BytesIO(sound["audio"]["bytes"]), dtype="float32")[0]).all()
+
+
+@pytest.fixture(scope="module")
+def own_labels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Recordings with labels of their own, a column of patients of another name and devices of few patients."""
+    folder = tmp_path_factory.mktemp("own") / "recordings"
+    folder.mkdir()
+    lines = ["recording,start_s,end_s,label,Subject,device"]
+    recorded = "a1 A, a2 A, b0 B, b1 B, b2 B, b3 B, c1 C, a2 B, c1 B"  # without device B, only a1 is left to train on
+    for k, (patient, device) in enumerate(map(str.split, recorded.split(", "))):
+        soundfile.write(folder / f"r{k}.wav", np.random.default_rng(k).uniform(-0.5, 0.5, 8000), 4000)
+        labels = ("normal", ("stridor", "rhonchi")[k % 2])
+        lines += [f"r{k},{j},{j + 1},{label},{patient},{device}" for j, label in enumerate(labels)]
+    (folder / "c.csv").write_text("\n".join(lines))
+    return folder, {"patient_column": "Subject", "labels": ["stridor", "rhonchi"]}
+
+
+def test_an_export_is_read_with_the_options_it_was_made_with(
+    own_labels: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, options = own_labels
+    made = export_corpus("folder", folder, tmp_path / "out", tables_dir=None, **options)
+    again = load_corpus("folder", made.folder, patient_column=None, level=None)  # as a recipe that does not set them
+    assert {k: without_paths(v) for k, v in again.items()} == {k: without_paths(v) for k, v in made.splits.items()}
+    assert set(again["train"]["patient_id"]) <= {"a1", "a2", "b0", "b1", "b2", "b3", "c1"}
+    assert again["train"].features["label"].names == ["normal", "stridor", "rhonchi"]
+    assert "is 0 normal, 1 stridor, 2 rhonchi; unknown is null." in (made.folder / CARD).read_text()
+    other = load_corpus("folder", made.folder, labels=["rhonchi", "stridor"])
+    assert other["train"].features["label"].names == ["normal", "rhonchi", "stridor"]
+    facts = json.loads((made.folder / MANIFEST).read_text())
+    assert facts["options"] == options | {"allow_missing": False, "unlabelled": False}
+    facts["options"] |= {"annotations": "/etc/passwd", "tables_dir": "/etc"}  # somebody else's paths are not followed
+    (made.folder / MANIFEST).write_text(json.dumps(facts))
+    assert len(load_corpus("folder", made.folder)["train"]) == len(again["train"])
+    (made.folder / MANIFEST).write_text(json.dumps(facts | {"options": {"labels": "stridor"}}))
+    with pytest.raises(InputError, match="labels is 'stridor'; it should be a valid list"):
+        load_corpus("folder", made.folder)
+
+
+def test_a_fold_without_validation_is_a_fold_and_the_next_ones_follow(
+    own_labels: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, options = own_labels
+    made = export_corpus("folder", folder, tmp_path / "out", protocol="none", **options)
+    rows = pq.read_table(next((made.folder / "cycles").iterdir())).to_pylist()
+    assert {(row["device"], row["fold_device_out"]) for row in rows} == {("A", 0), ("B", 1), ("C", 2)}
+    prints = made.manifest["protocols"]["device-out"]["split_fingerprints"]
+    assert prints[0] and prints[1] is None and prints[2]
+    card = (made.folder / CARD).read_text()
+    assert f"`{prints[0][:12]}` none `{prints[2][:12]}`" in card

@@ -59,12 +59,16 @@ def run(options: argparse.Namespace) -> int:
 
     if check_jobs(options.jobs) > 1 and (options.check or options.export or not options.sampling_rate):
         raise InputError("--jobs is for decoding into the cache; add --sampling-rate RATE, or leave it out")
+    if options.sampling_rate is not None and options.sampling_rate < 1:
+        raise InputError(f"--sampling-rate is {options.sampling_rate}; give a rate in Hz, e.g. 16000")
     names = ("tables_dir", "allow_missing", "level", "fold")
     settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | options_of(options.option)
     if options.export or options.push_to_hub or options.public:
         return _export(options, settings)
     if options.check:
-        settings.pop("fold", None)
+        ignored = ("protocol", "fold", "sampling_rate")
+        if given := [f"--{name.replace('_', '-')}" for name in ignored if getattr(options, name) is not None]:
+            raise InputError(f"command line: --check does not use {', '.join(given)}; leave it out")
         if options.corpus == "synthetic" and options.data_dir and not Path(options.data_dir).exists():
             raise InputError(f"{options.data_dir}: no such folder; leave --check out to generate a corpus there")
         report = check_corpus(options.corpus, options.data_dir, progress=Progress("checking"), **settings)
@@ -127,7 +131,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """The options of a corpus in `key=value` pairs; numbers, true, false and [lists] as such."""
+    """The options of a corpus in `key=value` pairs; numbers, true, false, [lists] and "quoted texts" as such."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
@@ -141,7 +145,8 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
             value = parse_yaml(text)
         except yaml.YAMLError:
             value = text
-        options[key] = value if isinstance(value, bool | int | float | list | dict) else text
+        quoted = text[:1] in ("'", '"')  # "5" is a text, and any other text is taken as it stands
+        options[key] = value if quoted or isinstance(value, bool | int | float | list | dict) else text
     return options
 
 

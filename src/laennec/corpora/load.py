@@ -15,9 +15,10 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import datasets
+from pydantic import ConfigDict, ValidationError, create_model
 
 from laennec.corpora.base import TABLE_VERSION, Corpus, CorpusOptions, column_of
 from laennec.corpora.copies import files_of, find_duplicates
@@ -33,6 +34,7 @@ from laennec.corpora.synthetic import Synthetic
 from laennec.errors import InputError
 from laennec.extension import is_dotted_name, load_object
 from laennec.files import json_text
+from laennec.model_settings import settings_error
 
 CORPORA: dict[str, type[Corpus]] = {
     corpus.name: corpus for corpus in (Icbhi2017, SprSound, PhysioNet2016, Folder, Hub, Synthetic)
@@ -70,7 +72,7 @@ def load_corpus(
         cache_dir: Root of the caches; see `laennec.cache.cache_root`.
         **options: The attributes of the corpus' `options_class`: tables_dir (where the patient and split tables are),
             level (what a row is), allow_missing (accept a corpus that lacks recordings; results are stamped
-            incomplete), and those of one corpus alone.
+            incomplete), and those of one corpus alone. An export was made with some; they apply where none is given.
 
     Returns:
         The splits in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
@@ -167,8 +169,29 @@ def locate_corpus(
         own = valid[len(dataclasses.fields(CorpusOptions)) :]
         raise InputError(f"{kind.name} has no option {named(wrong)}; valid: {', '.join(own) or 'none'}")
     if data_dir is not None and kind.can_be_exported:
-        data_dir = original_folder(kind.name, data_dir, cache_dir)
-    return kind, *kind.locate(data_dir, cache_dir, options)
+        data_dir, made_with = original_folder(kind.name, data_dir, cache_dir)
+        recorded = {name: made_with[name] for name in portable_options(kind) if name in made_with}
+        # a recipe passes None for what is not set
+        options = recorded | {n: value for n, value in options.items() if value is not None or n not in recorded}
+    return kind, *kind.locate(data_dir, cache_dir, _checked(kind, options))
+
+
+def portable_options(kind: type[Corpus]) -> list[str]:
+    """Names of the options that an export records, and that are read from one: those that are no paths."""
+    return [name for name, given in get_type_hints(kind.options_class).items() if "Path" not in str(given)]
+
+
+def _checked(kind: type[Corpus], options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the types that the corpus declares; an InputError names the first that is of another one."""
+    types = get_type_hints(kind.options_class)
+    fields: dict[str, Any] = {name: (types[name], ...) for name in options}
+    model = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    try:
+        checked = model.model_validate(options)
+    except ValidationError as error:
+        said = str(settings_error(error, options, f"correct this option of corpus {kind.name}"))
+        raise InputError(said.replace("Input is not a valid path for <class 'pathlib.Path'>", "path")) from error
+    return {name: getattr(checked, name) for name in options}
 
 
 def split_corpus(

@@ -67,7 +67,11 @@ class HubOptions(CorpusOptions):
     validation: str | None = None
     test: str = "test"
     labels: list[str] | None = None
-    label_map: dict[str, str] = field(default_factory=dict)
+    label_map: dict[str | int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take classes that are numbers by their text."""
+        self.label_map = {str(name): new for name, new in self.label_map.items()}
 
     @property
     def split_names(self) -> dict[str, str]:
@@ -79,7 +83,7 @@ class HubOptions(CorpusOptions):
 class Hub(Corpus):
     """Any audio classification data set, one row a sound.
 
-    Example: `Hub("ashraq/esc50", label_column="category", fold_column="fold").table()`, or the same with a local
+    Example: `Hub(repo="ashraq/esc50", label_column="category", fold_column="fold").table()`, or the same with a local
     folder. Its own columns: category (the class) and fold. See `Corpus` for the arguments.
     """
 
@@ -175,13 +179,13 @@ class Hub(Corpus):
         if self.options.fold_column is None:
             return None
         value = str(clip.values.get(self.options.fold_column))
-        number = re.search(r"[0-9]+$", value)
+        number = re.search(r"([0-9]+)([.]0*)?$", value)  # a column with gaps comes back as floating point
         if number is None:
             column = self.options.fold_column
             raise InputError(
                 f"{self.data_dir}: {column} of {clip.name} is {value!r}, which ends in no number; correct it"
             )
-        return int(number[0])
+        return int(number[1])
 
     def _class_names(self, found: Clips, there: set[str]) -> list[str]:
         """Names of the classes: as asked for, else in the data set's own order, else sorted."""
@@ -385,7 +389,8 @@ def _extracted(origin: str, split: str, table: Any, audio: str, cache_dir: str |
         else:
             suffix = re.fullmatch(r"[.][A-Za-z0-9]{1,5}", Path(str(path or "")).suffix)
             kept = _stored(content, store, suffix[0] if suffix else "")
-        yield Clip(name, kept, {**row, "split": split})
+        known = {name: None if value != value else value for name, value in row.items()}  # NaN is unknown
+        yield Clip(name, kept, {**known, "split": split})
 
 
 def _beside(origin: str, name: str) -> Path | None:

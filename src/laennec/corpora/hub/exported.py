@@ -37,18 +37,23 @@ _COLUMNS = {
 }
 
 
-def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
-    """The folder of a corpus: the given one, or the one restored from an export (a folder or hf:// address)."""
+def original_folder(
+    name: str, data_dir: str | Path, cache_dir: str | Path | None = None
+) -> tuple[str | Path, dict[str, Any]]:
+    """The folder of a corpus, and the options it was exported with.
+
+    It is the given folder, or the one restored from an export (a folder or hf:// address).
+    """
     if isinstance(data_dir, str) and data_dir.startswith("hf://"):
         folder = _downloaded(data_dir)
     else:
         folder = Path(data_dir).expanduser().absolute()
         if not (folder / MANIFEST).is_file():
-            return data_dir
+            return data_dir, {}
     manifest = read_manifest(folder)
     if manifest["corpus"] != name:
         raise InputError(f"{data_dir}: an export of corpus {manifest['corpus']}, not of {name}; load it as that corpus")
-    return _restored(folder, manifest["files"], cache_dir)
+    return _restored(folder, manifest["files"], cache_dir), manifest["options"]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,6 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = dict(read_json(path))
         version, corpus = manifest["format"], manifest["corpus"]
+        manifest["options"] = dict(manifest.get("options", {}))
         hashes = [said["sha256"] for said in manifest["files"].values()]
         if not (isinstance(version, int) and all(isinstance(text, str) for text in (corpus, *hashes))):
             raise ValueError("wrong types")

@@ -7,6 +7,7 @@ these two `load_corpus` restores the folder of the corpus. A split without cycle
 cannot read one. The files contain no local paths and no times.
 """
 
+import contextlib
 import hashlib
 import io
 import tempfile
@@ -21,12 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from pydantic_core import to_jsonable_python
 
 from laennec.audio.recording import DecodeError, Waveform, read_frames
 from laennec.cache import sha256_of
 from laennec.corpora.base import Corpus, column_of
 from laennec.corpora.hub.exported import CARD, CONFIGS, FORMAT, MANIFEST, safe_name
-from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provenance, split_corpus
+from laennec.corpora.load import corpus_class, open_corpus, portable_options, protocol_of, provenance, split_corpus
 from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.corpora.splits import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
@@ -106,6 +108,7 @@ def export_corpus(
     rules: dict[str, Any] = {"validation_fraction": validation_fraction, "seed": seed}
     splits = split_corpus(opened, chosen, fold=fold, **rules)
     columns, protocols = _split_columns(opened, table, rules)
+    recorded = {k: v for k, v in vars(opened.options).items() if k in portable_options(kind) and v is not None}
     rates = set(table["source_sampling_rate"])
     rate = sampling_rate or (rates.pop() if len(rates) == 1 else _MIXED_RATES_HZ)
     writer = _Writer(opened, table, columns, datasets.Audio(rate), shard_bytes, progress)
@@ -116,6 +119,7 @@ def export_corpus(
             "format": FORMAT,
             **provenance(splits),
             **rules,
+            "options": to_jsonable_python(recorded, fallback=str),
             "recordings": len(opened.recordings),
             "cycles": {_split_name(name): len(rows) for name, rows in splits.items()},
             "protocols": protocols,
@@ -192,37 +196,59 @@ def _split_columns(
     cycles = column_of(table, "cycle_id")
     for protocol in corpus.protocols:
         with_folds = protocol in WITH_FOLDS
-        if not (folds := list(_folds(corpus, protocol, rules))):
+        folds: dict[int, datasets.DatasetDict] = {}
+        with contextlib.suppress(InputError), warnings.catch_warnings(action="ignore"):  # the chosen one has warned
+            folds = dict(_folds(corpus, table, protocol, rules))
+        if not folds:
             continue
         name = f"{'fold' if with_folds else 'split'}_{protocol.replace('-', '_')}"
         value_of = {
             cycle: fold if with_folds else split
-            for fold, splits in enumerate(folds)
+            for fold, splits in folds.items()
             for split, rows in splits.items()
             if split == "test" or not with_folds
             for cycle in column_of(rows, "cycle_id")
         }
         columns[name] = [value_of.get(cycle) for cycle in cycles]
-        origins = [provenance(splits) for splits in folds]
+        origins = {fold: provenance(splits) for fold, splits in folds.items()}
+        share = rules["validation_fraction"]
+        asked = {fold: origin for fold, origin in origins.items() if origin["validation_fraction"] == share}
+        first = next(iter((asked or origins).values()))
         said[protocol] = {
             "column": name,
-            "split_fingerprints": [origin["split_fingerprint"] for origin in origins],
-            **{key: origins[0][key] for key in ("stamp", "leaks", "validation", "published_folds")},
+            # null for a fold that does not exist, or that is too small for a validation split
+            "split_fingerprints": [asked.get(k, {}).get("split_fingerprint") for k in range(max(folds) + 1)],
+            **{key: first[key] for key in ("stamp", "leaks", "validation", "published_folds")},
         }
     return columns, said
 
 
-def _folds(corpus: Corpus, protocol: str, rules: Mapping[str, Any]) -> Iterator[datasets.DatasetDict]:
-    """The split of every fold of a protocol, or its only one; none where the data do not support it."""
-    fold = 0
-    while fold == 0 or protocol in WITH_FOLDS:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # the chosen protocol has warned already
-                splits = split_corpus(corpus, protocol, fold=fold, **rules)
-        except InputError:
-            return
-        yield splits
-        fold += 1
+def _folds(
+    corpus: Corpus, table: datasets.Dataset, protocol: str, rules: Mapping[str, Any]
+) -> Iterator[tuple[int, datasets.DatasetDict]]:
+    """Number and split of each fold of a protocol, or of its only split; without those that the data do not support.
+
+    The test split of a fold does not depend on validation: a fold too small for it is split without.
+    """
+    for fold in _fold_numbers(corpus, table, protocol):
+        for share in (rules["validation_fraction"], 0.0)[: 1 + (protocol in WITH_FOLDS)]:
+            try:
+                splits = split_corpus(corpus, protocol, fold=fold, **{**rules, "validation_fraction": share})
+            except InputError:
+                continue
+            yield fold, splits
+            break
+
+
+def _fold_numbers(corpus: Corpus, table: datasets.Dataset, protocol: str) -> Iterable[int]:
+    if protocol not in WITH_FOLDS:
+        return [0]
+    if protocol == "device-out":
+        return range(len(set(column_of(table, "device"))))
+    if protocol == "patient-5fold":
+        published = corpus.published_split(protocol).get("folds")
+        return sorted(set(published.values())) if published else range(5)
+    return sorted(set(column_of(table, "fold")) - {None}) if "fold" in table.column_names else []
 
 
 @dataclass
@@ -408,6 +434,7 @@ def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetD
         counts={_split_name(name): _counts(rows, corpus) for name, rows in splits.items()},
         whole=_counts(table, corpus),
         devices=sorted(set(table["device"]) - {None}),
+        classes=corpus.features[corpus.class_column].names,
         configs=list(written),
         descriptions={name: PROTOCOLS[name].description for name in manifest["protocols"]},
         rates=sorted(set(table["source_sampling_rate"])),
