@@ -390,7 +390,7 @@ def listing(name, text):
 
 OTHERS = {
     "icbhi: two diagnoses": ("icbhi2017", diagnosis("101\tCOPD\n101\tAsthma\n102\tNA\n"), "line 2: patient 101"),
-    "icbhi: quotes": ("icbhi2017", diagnosis('101\t"COPD\n102\tURTI"\n'), "line 1: 2 columns, not 2 without quotes"),
+    "icbhi: quotes": ("icbhi2017", diagnosis('101\t"COPD\n102\tURTI"\n'), "line 1: it has quotes; use"),
     "icbhi: a NUL": ("icbhi2017", diagnosis("101\tCOPD\n102\t\0\n"), "line 2: holds a NUL"),
     "icbhi: infinite age": ("icbhi2017", people("101 inf F 20 NA NA\n"), "line 1: age, BMI"),
     "icbhi: a child of no height": ("icbhi2017", people("101 3 F NA 9 1e-300\n"), "line 1: age, BMI"),

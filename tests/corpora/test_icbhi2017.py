@@ -292,3 +292,23 @@ def test_missing_recordings_are_counted_and_named(corpus: Path) -> None:
     assert Icbhi2017(corpus).missing_recordings() == (918, 920, "")
     with pytest.raises(InputError, match=r"needs ICBHI_challenge_train_test\.txt"):
         Icbhi2017(corpus).published_split("official")
+
+
+def test_a_repeated_line_counts_once_and_a_contradiction_is_refused(corpus: Path, tmp_path: Path) -> None:
+    annotation = corpus / f"{A}.txt"
+    before = build(corpus, tmp_path)
+    annotation.write_text(annotation.read_text() + "0.0\t1.0\t1\t0\n")
+    assert build(corpus, tmp_path) == before
+    annotation.write_text(annotation.read_text() + "0.0\t1.0\t0\t0\n")
+    for level in ("event", "recording"):
+        with pytest.raises(InputError, match=r"the cycle at 0 to 1 s has two labels; correct one of the lines"):
+            build(corpus, tmp_path, level=level)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("101 3,5 F NA 19 99", "7 values instead of 6"), ('101 3 "F" NA 19 99', "it has quotes")]
+)
+def test_decimal_commas_and_quotes_in_a_table_are_named(line: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "table.txt").write_text(line)
+    with pytest.raises(AnnotationError, match=f"line 1: {words}; use decimal points and no quotes"):
+        read_demographics(tmp_path / "table.txt")

@@ -63,7 +63,7 @@ def test_a_database_is_left_out(published: Path) -> None:
     assert {0, 1} == set(parts["validation"]["heart_sound"])  # stratified by the corpus' own classes
     origin = provenance(parts)
     assert (origin["protocol"], origin["fold"], origin["level"]) == ("database-out", 4, "recording")
-    assert "patients are not known" in origin["stamp"] and "recordings (patients are not known)" in origin["validation"]
+    assert "patients unknown" in origin["stamp"] and "recordings (patients are not known)" in origin["validation"]
 
 
 def test_the_validation_folder_is_left_out_and_said_to_be_copies(published: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import soundfile
 
@@ -140,3 +141,16 @@ def test_the_facts_of_several_corpora_are_those_of_each() -> None:
     assert both.title == f"{sprsound.title} and {icbhi.title}"
     assert sprsound.citation in both.citation and icbhi.citation in both.citation
     assert all(any(line in shown for shown in both.limitations) for line in sprsound.limitations + icbhi.limitations)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_another_label_without_crackle_and_wheeze_is_not_normal(load: Load, tmp_path: Path) -> None:
+    labels = ("squawk", "crackle;squawk", "", "wheeze", "crackle;wheeze", "NA")
+    (tmp_path / "mine").mkdir()
+    for k in range(len(labels)):
+        soundfile.write(tmp_path / "mine" / f"r{k}.wav", np.random.default_rng(k).uniform(-0.5, 0.5, 8000), 4000)
+    lines = [f"r{k},0,1,{label},p{k}" for k, label in enumerate(labels)]
+    (tmp_path / "mine" / "c.csv").write_text("\n".join(["recording,start_s,end_s,label,patient_id", *lines]))
+    own = load_corpus("folder", tmp_path / "mine", protocol="corpus-out", cache_dir=tmp_path / "cache")
+    table = concatenate_corpora([load("synthetic"), own])["test"].filter(lambda row: row["corpus"] == "folder")
+    assert table["label"][:] == [None, 1, 0, 2, 3, None] and table["crackle"][0] == 0

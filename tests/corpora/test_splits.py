@@ -230,7 +230,7 @@ class TestEveryProtocol:
         assert set(table["fold"].iloc[split.splits["test"]]) == {2}
         recordings = [set(table["recording_id"].iloc[rows]) for rows in split.splits.values()]
         assert sum(map(len, recordings)) == len(set().union(*recordings)) == 20
-        assert split.stamp == "patients are not known: no recording is shared, a person may be"
+        assert split.stamp == "patients unknown: splits share no recording but may share patients"
         with pytest.raises(InputError, match="no patient_id"):
             split_table(table, "patient-5fold")
 
@@ -429,6 +429,8 @@ def test_a_left_out_device_is_alone_in_test_and_its_patients_are_nowhere_else() 
         assert not apart & set(table["patient_id"][rest])
         assert sorted(np.concatenate(list(parts.values()))) == list(range(len(devices)))
     assert list(table["recording_id"][split_table(table, "device-out").splits["test_other_devices"]]) == ["r2"]
+    with pytest.raises(InputError, match="two of the devices 'A', 'B', 'C', 'a' may be one; write one name"):
+        split_table(table.assign(device=[*devices[:-1], "a"]), "device-out", validation_fraction=0)
     with pytest.raises(InputError, match="no device 3 to leave out; there are 0 A, 1 B, 2 C"):
         split_table(table, "device-out", fold=3)
     with pytest.raises(InputError, match="no device -1 to leave out"):

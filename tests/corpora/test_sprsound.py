@@ -181,3 +181,17 @@ def test_a_recording_in_two_splits_a_bad_name_and_a_wrong_folder(corpus: Path, t
         rows(corpus / "train" / "wav", tmp_path)
     with pytest.raises(InputError, match="sprsound has no level 'cycle'; valid: event, record"):
         rows(corpus, tmp_path, level="cycle")
+
+
+def test_a_repeated_event_counts_once_and_normal_excludes_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+
+    def events(*types: str) -> list[Any]:
+        listed = [{"start": "10", "end": "900", "type": kind} for kind in types]
+        path.write_text(json.dumps({"record_annotation": "CAS", "event_annotation": listed}))
+        return read_events(path)
+
+    assert [event.names for event in events("Wheeze", "Rhonchi", "Wheeze")] == [("Wheeze",), ("Rhonchi",)]
+    for types in (("Wheeze", "Normal"), ("Normal", "Normal", "Stridor")):
+        with pytest.raises(AnnotationError, match=rf"event {len(types)}: Normal and another type have the same times"):
+            events(*types)

@@ -1,5 +1,6 @@
 """Cycles come from whole recordings, once, and a broken cache is never believed."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,15 @@ def test_rows_get_their_sound_when_they_are_read(table: datasets.Dataset, monkey
         assert row["audio"]["sampling_rate"] == 4000
         np.testing.assert_array_equal(row["audio"]["array"], naive(row, 4000))
     assert [len(sound["array"]) for sound in rows[:2]["audio"]] == [len(naive(row, 4000)) for row in list(rows)[:2]]
+
+
+def test_equal_cycle_ids_of_two_corpora_have_their_own_sound(table: datasets.Dataset, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "corpus", other)
+    for path in other.glob("*.wav"):
+        sound, rate = soundfile.read(path)
+        soundfile.write(path, sound[::-1], rate)
+    rows = with_audio(datasets.concatenate_datasets([table, Synthetic(other, cache_dir=tmp_path / "c").table()]), 4000)
+    assert rows[0]["cycle_id"] == rows[9]["cycle_id"]
+    for row in rows:
+        np.testing.assert_array_equal(row["audio"]["array"], naive(row, 4000))

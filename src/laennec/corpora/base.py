@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 
 from laennec.audio.cycles import LABELS
@@ -36,7 +37,7 @@ from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import digest, wait_for_lock
 
-TABLE_VERSION = "1.0.1"
+TABLE_VERSION = "1.0.2"
 ABNORMAL = "abnormal"
 _RECORDINGS_PER_BATCH = 64
 _LOCK_TIMEOUT_S = 3600.0
@@ -71,6 +72,13 @@ _KNOWN = (
     *("recording_id", "patient_id", "chest_location", "acquisition_mode", "device", "age_years", "sex", "bmi"),
     "diagnosis",
 )
+# fields of an AnnotatedRecording and what they are converted to
+_KINDS: dict[str, type[Any]] = {
+    **dict.fromkeys(("recording_id", "patient_id", "chest_location", "acquisition_mode", "device", "sex"), str),
+    **dict.fromkeys(("diagnosis", "split"), str),
+    **dict.fromkeys(("age_years", "bmi"), float),
+    **dict.fromkeys(("audio_path", "annotation_path"), Path),
+}
 
 
 @dataclass
@@ -197,7 +205,7 @@ class Corpus(ABC):
         """
 
     def _found(self) -> Iterator[AnnotatedRecording]:
-        """What `find_recordings` yields, with its ids as texts and its files as paths."""
+        """What `find_recordings` yields, with its ids as texts, its files as paths and NaN as None."""
         where = f"{self.name}: {type(self).__name__}.find_recordings"
         try:
             found = list(self.find_recordings(self.root))
@@ -205,13 +213,28 @@ class Corpus(ABC):
             if isinstance(error, InputError) or type(self).__module__.startswith("laennec."):
                 raise
             raise InputError(f"{where}: {type(error).__name__}: {error}; correct it") from error
+        ids: set[str] = set()
         for one in found:
             events = one.events if isinstance(one, AnnotatedRecording) else None
             if not isinstance(events, Sequence) or not all(isinstance(event, Event) for event in events):
                 raise InputError(f"{where} yields {one!r:.80}; yield AnnotatedRecording with a tuple of Event")
-            kinds = {"recording_id": str, "patient_id": str, "audio_path": Path, "annotation_path": Path}
-            given = {name: (kind, getattr(one, name)) for name, kind in kinds.items()}
-            yield replace(one, **{name: kind(value) for name, (kind, value) in given.items() if value is not None})
+            given: dict[str, Any] = {n: None if pd.isna(value := getattr(one, n)) is True else value for n in _KINDS}
+            if given["recording_id"] is None or str(given["recording_id"]) in ids:
+                raise InputError(
+                    f"{where} yields recording_id {given['recording_id']!r} for {one.audio_path}, which is unknown or "
+                    "that of another recording; give each recording its own"
+                )
+            ids.add(str(given["recording_id"]))
+            for name in ("age_years", "bmi"):
+                if not isinstance(given[name], Real | None):
+                    raise InputError(f"{where}: {name} of {one.recording_id} is {given[name]!r}; give a number or None")
+            for event in events:
+                if isinstance(event.names, str):
+                    raise InputError(
+                        f"{where}: {one.recording_id} has an event with names {event.names!r}; give a tuple of names"
+                    )
+            known = {name: kind(given[name]) for name, kind in _KINDS.items() if given[name] is not None}
+            yield replace(one, **given | known, events=tuple(map(_without_bool, events)))
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
         """Read the events of a recording (by default its `events`), or raise the first problem of its annotation.
@@ -398,6 +421,12 @@ class Corpus(ABC):
                 usable = pa.concat_tables(parts)  # these rows can still be decoded
                 usable = datasets.Dataset(usable.filter(usable["recording_path"].is_valid()))
                 raise UnusableRecordingsError(problems, len(self.recordings), usable)
+
+
+def _without_bool(event: Event) -> Event:
+    """The event with flags that fit a column of integers."""
+    crackle, wheeze = (int(flag) if isinstance(flag, bool) else flag for flag in (event.crackle, event.wheeze))
+    return replace(event, crackle=crackle, wheeze=wheeze)
 
 
 def column_of(table: Any, name: str) -> list[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from laennec.audio.cycles import AnnotationError, check_annotation, numbered_lines, read_annotation
+from laennec.audio.cycles import AnnotationError, Cycle, Span, check_annotation, numbered_lines, read_annotation
 from laennec.corpora.base import Corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, corpus_path, is_recording, named, only_folder
 from laennec.corpora.splits import COMMON_PROTOCOLS
@@ -153,7 +153,13 @@ class Icbhi2017(Corpus):
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
         """Read the cycles of a recording, or of a whole recording the union of their labels."""
         assert recording.annotation_path is not None  # every recording here has one
-        cycles = read_annotation(recording.annotation_path, duration_s)
+        found: dict[Span, Cycle] = {}  # a repeated line counts once
+        for cycle in read_annotation(recording.annotation_path, duration_s):
+            if found.setdefault((cycle.start_s, cycle.end_s), cycle) != cycle:
+                times = f"{cycle.start_s:g} to {cycle.end_s:g} s"
+                reason = f"the cycle at {times} has two labels; correct one of the lines or delete it"
+                raise AnnotationError(recording.annotation_path, None, reason)
+        cycles = list(found.values())
         if recording.whole:
             flags = (max(cycle.crackle for cycle in cycles), max(cycle.wheeze for cycle in cycles))
             return [Event(0.0, duration_s or 0.0, *flags)]
@@ -318,9 +324,8 @@ def _rows(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:
     for number, line in numbered_lines(path):
         fields = re.split(r"[,;\s]+", line.strip())
         if len(fields) != columns or '"' in line:
-            raise AnnotationError(
-                path, number, f"{len(fields)} columns, not {columns} without quotes; correct the line"
-            )
+            found = "it has quotes" if len(fields) == columns else f"{len(fields)} values instead of {columns}"
+            raise AnnotationError(path, number, f"{found}; use decimal points and no quotes")
         empty = False
         yield number, fields
     if empty:

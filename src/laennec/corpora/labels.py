@@ -16,11 +16,15 @@ from typing import Any
 import datasets
 
 from laennec.audio.cycles import AnnotationError, parse_label
-from laennec.corpora.base import CYCLE_FEATURES
+from laennec.corpora.base import ABNORMAL, CYCLE_FEATURES
+from laennec.corpora.splits import PROTOCOLS
 from laennec.errors import InputError, did_you_mean
 
 NORMAL = "normal"
 FLAGS = ("crackle", "wheeze")
+# further columns that laennec adds to a cycle table or an export of it
+_ADDED = {ABNORMAL, "audio", "corpus", "cycles", "fold", "source_path"}
+_ADDED |= {f"{kind}_{name.replace('-', '_')}" for kind in ("split", "fold") for name in PROTOCOLS}
 UNKNOWN = ("na", "n/a", "nan", "null", "unknown")
 _SEPARATORS = re.compile(r"[;,+|]")
 _WORDS = {
@@ -98,7 +102,8 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
         spelling.setdefault(name.casefold(), name)
     place = {name: k for k, name in enumerate(spelling)}
     multi_label = bool(columns) or any(len(row) > 1 for row in known)
-    if multi_label and (taken := [n for n in spelling.values() if n in CYCLE_FEATURES and n not in FLAGS]):
+    reserved = (set(CYCLE_FEATURES) | _ADDED) - set(FLAGS)
+    if multi_label and (taken := [name for name in spelling.values() if name in reserved]):
         raise InputError(f"label {taken[0]!r} has the name of a column of the cycle table; rename the label")
     combinations = sorted((sorted(place[name] for name in row) for row in known), key=lambda row: (len(row), row))
     names = tuple(spelling.values())

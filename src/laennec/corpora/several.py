@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from laennec.audio.cycles import LABELS
 from laennec.corpora.base import CYCLE_FEATURES, class_names, column_of
 from laennec.corpora.copies import files_of
+from laennec.corpora.labels import NORMAL
 from laennec.corpora.load import described, provenance
 from laennec.corpora.splits import WITH_FOLDS, fingerprint, split_rank
 from laennec.errors import InputError
@@ -91,7 +92,11 @@ def _harmonised(table: datasets.Dataset, corpus: str) -> datasets.Dataset:
     for name in _IDS:
         columns[name] = pc.binary_join_element_wise(corpus, rows[name].cast(pa.string()), ":")
     if tuple(class_names(table, "label")) != LABELS:  # labels of a corpus' own
-        columns["label"] = pc.add(rows["crackle"], pc.multiply(rows["wheeze"], 2))
+        label = pc.add(rows["crackle"], pc.multiply(rows["wheeze"], 2))
+        # what has neither crackle nor wheeze, but another label, is not normal
+        other = pa.array([bool(set(names or ()) - {NORMAL}) for names in rows["events"].to_pylist()])
+        unknown = pc.and_(other, pc.equal(label, LABELS.index(NORMAL)))
+        columns["label"] = pc.if_else(unknown, pa.scalar(None, label.type), label)
     columns["corpus"] = pa.array([corpus] * len(rows), pa.string())
     return datasets.Dataset(pa.table(columns).select(list(_FEATURES)).cast(_FEATURES.arrow_schema))
 

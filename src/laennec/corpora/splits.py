@@ -11,12 +11,15 @@ import difflib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from laennec.corpora.leaks import LeakReport, Pair, leak_check, metadata_frame, refuse_leaks, some
+from laennec.corpora.recordings import AnnotatedRecording, spelled_alike
 from laennec.errors import InputError
 from laennec.files import digest
 
@@ -149,8 +152,8 @@ def split_table(
         class_column: The column that draws are stratified by, where a corpus has classes of its own.
     """
     chosen = protocol_named(protocol)
-    if not 0 <= validation_fraction < 1:
-        raise InputError(f"validation_fraction is {validation_fraction}; give a share of train from 0 to below 1")
+    if not isinstance(validation_fraction, Real) or not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction!r}; give a share of train from 0 to below 1")
     if fold and protocol not in WITH_FOLDS:
         raise InputError(f"fold {fold} is not used by protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}")
     frame = metadata_frame(table, class_column)
@@ -279,6 +282,11 @@ def _device_out(frame: pd.DataFrame, fold: int) -> Names:
     if not 0 <= fold < len(known) or len(known) < 2:
         listed = ", ".join(f"{number} {name}" for number, name in enumerate(known))
         raise InputError(f"protocol 'device-out': there is no device {fold} to leave out; there are {listed}")
+    if spelled_alike(Path(), [AnnotatedRecording("", device, None) for device in known]):
+        raise InputError(
+            f"protocol 'device-out': two of the devices {', '.join(map(repr, known))} may be one; "
+            "write one name in one way, or give two devices names that differ more"
+        )
     own = (frame["device"] == known[fold]).to_numpy()
     theirs = frame["patient_id"].isin(set(_patients(frame, "device-out")[own])).to_numpy()
     return np.where(own, "test", np.where(theirs, OTHER_DEVICES, "train")).astype(object)
@@ -420,7 +428,7 @@ def _stamp(protocol: Protocol, leaks: LeakReport) -> str | None:
         who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"
         stamps.append(f"official split: {who} are in train and test")
     if protocol.name in BY_RECORDING and leaks.cycles_without_patient:
-        stamps.append("patients are not known: no recording is shared, a person may be")
+        stamps.append("patients unknown: splits share no recording but may share patients")
     shared = sorted({group for pair in leaks.pairs if "test" in pair.splits for group in pair.patients})
     if shared and protocol.name.startswith("published-"):
         who = f"{len(shared)} groups of test ({some(shared)}) are"

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycles import AnnotationError, check_times
+from laennec.audio.cycles import AnnotationError, Span, check_times
 from laennec.corpora.base import Corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, only_folder
 from laennec.corpora.splits import COMMON_PROTOCOLS
@@ -80,7 +80,8 @@ class SprSound(Corpus):
     )
     limitations = (
         "Children of one hospital and one stethoscope: nothing is known of adults, other devices or other places.",
-        "All patients of test_intra are in train or validation too: its scores do not estimate those of new patients.",
+        "Nearly all patients of test_intra are in train or validation too: its scores do not estimate those of new "
+        "patients.",
         "Events may overlap. Poor Quality recordings have no events.",
     )
     protocols = ("sprsound-official", *(p for p in COMMON_PROTOCOLS if not p.startswith(("published-", "device-"))))
@@ -168,17 +169,22 @@ def read_events(
 
     Errors are appended to `problems`, or without it the first is raised.
     """
-    listed, events = _load(path).get("event_annotation"), []
+    listed, events, first = _load(path).get("event_annotation"), dict[Event, None](), dict[Span, Event]()
     if not isinstance(listed, list):
         raise AnnotationError(path, "event_annotation", "is missing or no list; download the file again")
     for number, item in enumerate(listed, start=1):
         try:
-            events.append(_event(path, f"event {number}", item, duration_s))
+            event = _event(path, f"event {number}", item, duration_s)
+            before = first.setdefault((event.start_s, event.end_s), event)
+            if before != event and ("Normal",) in (before.names, event.names):
+                reason = f"Normal and another type have the same times, {event.start_s:g} to {event.end_s:g} s"
+                raise AnnotationError(path, f"event {number}", f"{reason}; correct one of the two events")
+            events[event] = None  # a repeated event counts once
         except AnnotationError as error:
             if problems is None:
                 raise
             problems.append(error)
-    return events
+    return list(events)
 
 
 def read_record_label(path: str | Path) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # worker processes import this module, and these take a secon
 
 WAVEFORM_VERSION = 3
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
+_PLACE = ("recording_path", "start_s", "end_s")  # identifies a cycle in tables of several corpora too, unlike its id
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,11 @@ def with_audio(
     recordings at that rate.
     """
     waveforms = CycleWaveforms(table, sampling_rate, filter)
-    rows = {cycle: row for row, cycle in enumerate(table["cycle_id"])}
+    places = table.select_columns(list(_PLACE)).with_format(None)[:]
+    rows = {place: row for row, place in enumerate(zip(*places.values(), strict=True))}
 
     def decoded(batch: dict[str, Any]) -> dict[str, Any]:
-        sounds = [waveforms[rows[cycle]] for cycle in batch["cycle_id"]]
+        sounds = [waveforms[rows[place]] for place in zip(*(batch[name] for name in _PLACE), strict=True)]
         return batch | {"audio": [{"array": sound, "sampling_rate": sampling_rate} for sound in sounds]}
 
     return table.with_transform(decoded)
