@@ -45,6 +45,11 @@ def member(seed, names=("crackle", "wheeze"), encoder=None, **settings):
     return model
 
 
+def of_groups(frames):
+    inner = load_encoder(None, type="cnn", channels=[4, 8])
+    return GroupsEncoder(GroupsConfig(encoder_config=inner.config, group_frames=frames), inner)
+
+
 def features(batch=3, frames=40, mels=64):
     return torch.randn(batch, frames, mels, generator=torch.Generator().manual_seed(9))
 
@@ -186,8 +191,9 @@ def test_wrapped_encoders_have_the_geometry_of_their_inner_encoder():
         (lambda: [member(0), member(1, features_fingerprint="x")], "differ in features"),
         (
             lambda: [member(0), member(1, encoder=load_encoder(None, type="cnn", channels=[4, 16]))],
-            "encoders differ in kind or size",
+            "encoders differ in kind, size",
         ),
+        (lambda: [member(seed, encoder=of_groups(frames)) for seed, frames in enumerate((12, 20))], "groups of frames"),
         (lambda: [member(0, head_layer_norm=True), member(1, head_layer_norm=True)], "head.layer_norm is set"),
     ],
 )

@@ -15,6 +15,7 @@ from laennec import LaennecConfig, LaennecFeatureExtractor, LaennecForAudioClass
 from laennec.encoders import load_encoder
 from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
+from laennec.modeling import LORA_DEFAULTS
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
 LABEL_SETS = {
@@ -315,3 +316,73 @@ def test_a_checkpoint_of_another_model_is_one_line(tmp_path, kind, shared_root):
     with pytest.raises(InputError) as error:
         LaennecForAudioClassification.from_pretrained(folder)
     assert str(folder) in str(error.value) and ";" in str(error.value)
+
+
+def tuned(source):
+    """A model whose encoder does not have the weights of its source any more."""
+    model = LaennecForAudioClassification.from_encoder(source)
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(1)
+    return model
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_encoder_that_was_tuned_before_it_was_frozen_is_saved(released, tmp_path, loaded):
+    model = tuned(released)
+    if loaded:
+        model.save_pretrained(tmp_path / "first")
+        model = LaennecForAudioClassification.from_pretrained(tmp_path / "first")
+    model.freeze_encoder()
+    model.save_pretrained(tmp_path / "frozen")
+    again = LaennecForAudioClassification.from_pretrained(tmp_path / "frozen")
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size > 1_000_000
+    model.save_pretrained(tmp_path / "head", head_only=True)
+    with pytest.raises(InputError, match="not the encoder this head was trained on"):
+        LaennecForAudioClassification.from_pretrained(tmp_path / "head", base=released)
+
+
+def test_an_encoder_that_was_frozen_before_training_stays_with_its_base(released, tmp_path):
+    model = LaennecForAudioClassification.from_encoder(released)
+    model.save_pretrained(tmp_path / "full")
+    model = LaennecForAudioClassification.from_pretrained(tmp_path / "full")
+    model.freeze_encoder()
+    model.save_pretrained(tmp_path / "frozen")
+    assert (tmp_path / "frozen" / "model.safetensors").stat().st_size < 20_000
+
+
+def test_adapters_on_a_tuned_encoder_are_merged_before_they_are_saved(shared_root, tmp_path):
+    model = tuned(shared_root / "conformance" / "beats_tiny.pt")
+    model.add_adapters(LORA_DEFAULTS)
+    with pytest.raises(ValueError, match=r"call merge_adapters\(\)"):
+        model.save_pretrained(tmp_path)
+    model.merge_adapters()
+    model.save_pretrained(tmp_path)
+    again = LaennecForAudioClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_settings_are_changed_as_a_model_is_loaded(saved):
+    folder, _ = saved
+    model = LaennecForAudioClassification.from_pretrained(folder, thresholds={"crackle": 0.3}, pooling="mean")
+    assert model.config.per_label("thresholds") == {"crackle": 0.3, "wheeze": 0.5} and model.config.pooling == "mean"
+    with pytest.raises(InputError, match=r"thresholds.crackle is 3"):
+        LaennecForAudioClassification.from_pretrained(folder, thresholds={"crackle": 3})
+
+
+def test_a_base_that_is_a_module_is_wrapped_as_the_model_says(tmp_path):
+    encoder = load_encoder(None, type="cnn", channels=[4, 8])
+    settings = {"trainable": "frozen", "group_frames": 12}
+    model = LaennecForAudioClassification.from_encoder(encoder, **settings).eval()
+    model.save_pretrained(tmp_path, head_only=True)
+    for base in (encoder, model.encoder):
+        again = LaennecForAudioClassification.from_pretrained(tmp_path, base=base)
+        with torch.inference_mode():
+            assert torch.equal(again(features()).logits, model(features()).logits)
+
+
+def test_a_single_class_and_checkpointing_of_convolutions_are_refused():
+    with pytest.raises(InputError, match="single_label needs two labels or more"):
+        LaennecForAudioClassification.from_encoder(None, ["a"], "single_label", type="cnn")
+    assert not small_model().supports_gradient_checkpointing

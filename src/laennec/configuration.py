@@ -5,6 +5,7 @@ authors. A file without them is an uncalibrated model with thresholds of 0.5. `M
 their ranges and their defaults; transformers keeps those that all its models have.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +15,14 @@ from transformers import PreTrainedConfig
 from laennec.encoders import LayersConfig, config_from_dict
 from laennec.encoders.weights.checkpoints import wrong_settings
 from laennec.errors import InputError
-from laennec.model_settings import PROBLEM_TYPES, DecisionSettings, ModelSettings, checked
+from laennec.model_settings import NEUTRAL, PROBLEM_TYPES, DecisionSettings, ModelSettings, checked
 from laennec.untrusted import refuse_names, refuse_settings
 
 # name in the first edition, whose models are still read -> present name
 _FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
+# what the weights of a file are, which nobody can change by a setting
+_OF_WEIGHTS = ("lora", "head_only", "encoder_digest")
+CHANGEABLE = ModelSettings.model_fields.keys() - set(_OF_WEIGHTS)
 _OF_TRANSFORMERS = ("id2label", "label2id", "num_labels", "problem_type")
 SETTINGS = {name: field for name, field in ModelSettings.model_fields.items() if name not in _OF_TRANSFORMERS}
 
@@ -59,7 +63,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint
             file; None for random weights.
         base_model_revision: The Hub revision of the base.
-        encoder_digest: sha256 of the encoder's weights; checked when a head-only checkpoint is loaded.
+        encoder_digest: sha256 of the base's weights; checked when a head-only checkpoint is loaded.
         head_only: Whether the saved weights leave the encoder out (adapters have a folder of their own).
         thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
@@ -130,11 +134,12 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
             raise InputError(f"{where}: {error}") from error
 
     @classmethod
-    def load(cls, name: str | Path, **hub: Any) -> "LaennecConfig":
+    def load(cls, name: str | Path, changes: Mapping[str, Any] | None = None, **hub: Any) -> "LaennecConfig":
         """Load the configuration of a laennec model; transformers would accept that of any model.
 
         Args:
             name: A folder or a Hub id.
+            changes: Settings that replace those of the file.
             **hub: Revision, token and the like.
 
         Raises:
@@ -146,8 +151,14 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         if kind != cls.model_type:
             what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
             raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
-        config: LaennecConfig = cls.from_dict(values, name_or_path=str(name))
+        config: LaennecConfig = cls.from_dict(values | dict(changes or {}), name_or_path=str(name))
         return config
+
+    def forget_fits(self) -> None:
+        """Reset what holds for the present weights alone: calibration, thresholds and summary."""
+        for setting in (*NEUTRAL, "operating_point", "operating_points"):
+            setattr(self, setting, {})
+        self.summary: str | None = None
 
     @property
     def label_names(self) -> list[str]:  # type: ignore[override]

@@ -20,7 +20,6 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.head import Head
-from laennec.model_settings import NEUTRAL
 from laennec.modeling import LaennecForAudioClassification
 
 # setting that members must share -> its key in a recipe
@@ -60,7 +59,10 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
         if _tasks(model.config) != _tasks(first.config):
             raise InputError("the models differ in tasks; members may differ in their weights alone")
         if _sizes(model.encoder) != _sizes(first.encoder):
-            raise InputError("the models' encoders differ in kind or size; members may differ in their weights alone")
+            raise InputError(
+                "the models' encoders differ in kind, size, layers or groups of frames; members may differ in their "
+                "weights alone"
+            )
     shared = len({encoder_digest(model.encoder) for model in models}) == 1
     members = [copy.deepcopy(model.encoder).cpu() for model in models[: 1 if shared else None]]
     config = copy.deepcopy(first.config)
@@ -68,10 +70,11 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
     if not shared:
         encoder = EnsembleEncoder(EnsembleConfig(encoder_config=encoder.config, members=len(members)), members)
         config.frozen_encoder, config.encoder_digest = False, None
+    if config.encoder_digest is None:  # no file holds this encoder
+        config.base_model_name_or_path = config.base_model_revision = None
     config.encoder_config = encoder.config
-    config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
-    for setting in (*NEUTRAL, "operating_points"):
-        setattr(config, setting, {})
+    config.trained_layers, config.projection_dim = None, 0
+    config.forget_fits()
     config.tasks = _tasks(first.config)
     config.head_hidden_dim, config.head_members = first.config.head_hidden_dim * len(models), len(models)
     ensemble = LaennecForAudioClassification(config, encoder)
@@ -91,6 +94,16 @@ def member_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.f
     return logits
 
 
+def forget_weights(model: Any, selection_set: str | None) -> None:
+    """Reset what holds for a model's present weights alone, before they are trained: fits, source, members."""
+    model.config.forget_fits()
+    model.config.selection_set = selection_set
+    model.name_or_path = model.config.name_or_path = ""
+    if model.head.members:
+        model.config.head_members = model.head.members = 0
+        del model.head.member_weight, model.head.member_bias
+
+
 def _tasks(config: LaennecConfig) -> dict[str, Any]:
     """Auxiliary tasks without their fitted values."""
     return {
@@ -100,7 +113,8 @@ def _tasks(config: LaennecConfig) -> dict[str, Any]:
 
 
 def _sizes(encoder: Any) -> dict[str, Any]:
-    return {"": type(encoder).__name__} | {name: value.shape for name, value in encoder.state_dict().items()}
+    made = [type(encoder).__name__, getattr(encoder.config, "geometry", None)]
+    return {"": made} | {name: value.shape for name, value in encoder.state_dict().items()}
 
 
 def calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import SETTINGS, LaennecConfig
+from laennec.configuration import CHANGEABLE, SETTINGS, LaennecConfig
 from laennec.encoders import (
     adapters,
     as_encoder,
@@ -54,7 +54,7 @@ class LaennecForAudioClassification(PreTrainedModel):
     config: LaennecConfig
     base_model_prefix = "encoder"
     main_input_name = "input_values"
-    supports_gradient_checkpointing = True
+    supports_gradient_checkpointing = AudioEncoder.supports_gradient_checkpointing
     _supports_sdpa = True
     accepts_loss_kwargs = False
 
@@ -62,6 +62,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = encoder_from_config(config.encoder_config)
+        elif config.encoder_digest is None and (config.frozen_encoder or config.base_model_name_or_path):
+            config.encoder_digest = encoder_digest(encoder)
         self.encoder = make_contiguous(encoder)
         dim = self.embedding_dim
         norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
@@ -142,6 +144,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         """
         if trainable not in TRAINABLE:
             raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
+        if problem_type == "single_label" and len(labels) < 2:
+            raise InputError("problem_type single_label needs two labels or more; choose multi_label")
         if unknown := sorted(settings.keys() - {*SETTINGS, *LaennecConfig.__annotations__}):
             raise ValueError(f"LaennecConfig has no setting {unknown[0]!r}; correct its name")
         torch.manual_seed(seed)
@@ -162,7 +166,6 @@ class LaennecForAudioClassification(PreTrainedModel):
             frozen_encoder=trainable == "frozen",
             base_model_name_or_path=None if base is None else str(base),
             base_model_revision=revision,
-            encoder_digest=encoder_digest(module) if trainable == "frozen" else None,
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},
             **settings,
@@ -201,7 +204,10 @@ class LaennecForAudioClassification(PreTrainedModel):
 
     def add_adapters(self, lora: Mapping[str, Any]) -> None:
         """Put LoRA adapters (see `LaennecConfig.lora`) into the encoder, whose own weights are then frozen."""
-        self.config.encoder_digest = encoder_digest(self.encoder)
+        config, digest = self.config, encoder_digest(self.encoder)
+        if config.encoder_digest != digest:  # the encoder was trained, so its base has other weights
+            config.base_model_name_or_path = config.base_model_revision = None
+        config.encoder_digest = digest
         adapters.add_lora(self.encoder, lora)
         self.config.lora = dict(lora)
 
@@ -332,20 +338,22 @@ class LaennecForAudioClassification(PreTrainedModel):
         Args:
             save_directory: The folder.
             head_only: Whether to leave the encoder out (but for its adapters); None leaves it out where it is not
-                trained and its base is known.
+                trained and has the weights of a known base.
             **kwargs: Handed to transformers.
 
         Raises:
             ValueError: A model with adapters cannot be saved in full before they are merged.
         """
+        digest = self.config.encoder_digest
         if head_only is None:
             head_only = self.is_frozen("encoder.") and bool(self.config.base_model_name_or_path)
+            head_only = head_only and (bool(self.config.lora) or encoder_digest(self.encoder) == digest)
         if self.config.lora and not head_only:
             raise ValueError("this model has adapters: call merge_adapters() before it is saved in full")
         state = kwargs.pop("state_dict", None) or self.state_dict()
         if head_only:
             state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
-            self.config.encoder_digest = self.config.encoder_digest or encoder_digest(self.encoder)
+            self.config.encoder_digest = digest if self.config.lora else encoder_digest(self.encoder)
             bases.remember_base(self.config)
         else:
             record_fingerprint(self.encoder)
@@ -355,7 +363,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             adapters.save_adapter(self.encoder, self.config, save_directory)
             return super().save_pretrained(save_directory, state_dict=state, **kwargs)
         finally:
-            self.config.head_only = before
+            self.config.head_only, self.config.encoder_digest = before, digest
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -401,7 +409,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             config: The configuration, if it was loaded already.
             base: The base encoder of a head-only model (folder, file, Hub id or encoder), where it is not at the place
                 the config names.
-            **kwargs: Handed to transformers.
+            **kwargs: Settings of the configuration, such as thresholds; the rest is handed to transformers.
 
         Raises:
             InputError: Not a laennec model, settings that are invalid or do not fit the weights, or a missing base.
@@ -417,7 +425,8 @@ class LaennecForAudioClassification(PreTrainedModel):
             refuse_model_folder(Path(source) / hub.get("subfolder", ""))
             bases.refuse_untrusted_adapter(source, hub)
             if config is None:
-                config = LaennecConfig.load(source, **hub)
+                changes = {name: kwargs.pop(name) for name in CHANGEABLE & kwargs.keys()}
+                config = LaennecConfig.load(source, changes, **hub)
             encoder = bases.base_encoder(config, base) if config.head_only else None
             bases.refuse_larger_model(config, lambda: cls(copy.deepcopy(config)), encoder, source, hub)
             absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY

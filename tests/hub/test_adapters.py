@@ -144,3 +144,10 @@ def test_adapters_and_last_layers_that_are_not_there_stop_before_training(settin
 
     refused("'query' names no linear layer", trainable="lora", lora={"target_modules": ["query"]})
     refused("has 2 layers: give 1 to 2", trainable="last_n", train_last_layers=3)
+
+
+def test_adapters_on_the_encoder_of_a_model_are_merged_into_the_run(settings, lora_run, tmp_path):
+    out = run(settings, tmp_path / "run", initial_model=str(lora_run), encoder={"type": "beats", **LORA})
+    model, _ = load_model(out)
+    assert model.config.lora is None and model.config.base_model_name_or_path is None
+    assert json.loads((out / "run.json").read_text())["config"]["encoder"]["trainable"] == "lora"

@@ -97,6 +97,13 @@ def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_pat
             onnx._compare(tmp_path / "model.onnx", OnnxSession(tmp_path / "model.onnx"), model, extractor)
 
 
+def test_half_precision_weights_are_exported_in_float32(sounds, tmp_path):
+    model, extractor = LaennecForAudioClassification.from_encoder(None, type="cnn"), LaennecFeatureExtractor("song2021")
+    onnx.write_onnx(tmp_path, model.to(torch.bfloat16), extractor, "this run")
+    assert model.dtype == torch.bfloat16
+    compare(tmp_path / "model.onnx", model.float().eval(), extractor, sounds)
+
+
 def compare(path, model, extractor, sounds):
     """The file's answers against the model's, each batch and each sound alone."""
     runs = OnnxSession(path)

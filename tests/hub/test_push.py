@@ -145,6 +145,7 @@ def test_wrong_use_is_one_line(pushed_run, breath, hub, user, tmp_path):
     user.types("push", pushed_run, "lungs").refused("lungs", "OWNER/lungs")
     user.types("push", pushed_run, "tester/lung sounds").refused("tester/lung sounds", "not a valid name")
     user.types("push", pushed_run, "tester/x", "--format", "onyx").refused("unknown format 'onyx'", "stock")
+    user.types("push", pushed_run, "tester/x", "--format", "space").refused("--format space", "laennec export")
     user.types("push", tmp_path / "nowhere", "tester/x").refused("nowhere", "no such folder")
     user.types("push", bare, "tester/x").refused("bare", "preprocessor_config.json")
     user.types("push", bare, "tester/x", "--format", "full").refused("bare", "--format")

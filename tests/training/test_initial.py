@@ -10,7 +10,7 @@ from tests.runs import one_line
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.hub.card import write_card
-from laennec.training.data.split_data import load_splits
+from laennec.training.data.split_data import load_splits, make_extractor
 from laennec.training.initial import InitialModel
 from laennec.training.recipe import Recipe
 from laennec.training.run import make_model, train
@@ -52,6 +52,22 @@ def test_a_head_of_other_labels_or_form_is_new(recipe, change):
     model = make_model(changed, names, start)
     before = model.head.classifier.weight.clone()
     assert not start.keep_head(model) and torch.equal(before, model.head.classifier.weight)
+
+
+def test_a_head_of_other_groups_of_frames_is_new(recipe):
+    changed = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"group_frames": 20})})
+    start = InitialModel.of(changed)
+    assert not start.keep_head(make_model(changed, ["crackle", "wheeze"], start))
+
+
+def test_the_weights_of_layers_are_kept(recipe):
+    encoder = {"config": {"channels": [4, 4]}, "layers": [1, 2], "combine_layers": "weighted_mean"}
+    changed = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update=encoder | {"weights": None})})
+    trained = make_model(changed, ["crackle", "wheeze"])
+    torch.nn.init.normal_(trained.encoder.layer_weights)
+    start = InitialModel("trained", trained, make_extractor(changed.features), [])
+    model = make_model(changed, ["crackle", "wheeze"], start)
+    assert start.keep_head(model) and torch.equal(model.encoder.layer_weights, trained.encoder.layer_weights)
 
 
 def test_record_and_card_say_where_a_run_started(recipe, tiny_run, tmp_path):

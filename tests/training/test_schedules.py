@@ -71,6 +71,22 @@ def test_a_number_that_yaml_reads_as_text_is_an_argument_of_the_trainer():
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "values", "message"),
+    [
+        ({"save_only_model": True}, {}, "cannot be continued; leave it out"),
+        ({"push_to_hub": True}, {}, "run laennec push"),
+        ({"data_seed": 1}, {}, "no effect; set seed"),
+        ({"dataloader_drop_last": True}, {}, "set sampler.name"),
+        ({"optim": "sgd"}, {"adam_l2": True}, "train.optimizer is adam_l2"),
+        ({"eval_delay": 3}, {"load_best_model_at_end": True, "num_train_epochs": 2}, "none of 2 epochs"),
+    ],
+)
+def test_arguments_that_break_a_recipe_or_do_nothing_are_refused(given, values, message):
+    with pytest.raises(InputError, match=message):
+        further_arguments(given, values)
+
+
 def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, monkeypatch):
     passes, original = [], LaennecTrainer.compute_loss
 

@@ -12,6 +12,7 @@ from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
+from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss, SupConLoss
 from laennec.modeling import LaennecForAudioClassification
@@ -118,6 +119,48 @@ def test_thresholds_need_one_set_of_labelled_cycles(tmp_path):
         trainer.fit_thresholds(torch.utils.data.Subset(trainer.train_dataset, []))
     with pytest.raises(InputError, match="sensitivity is 8"):
         trainer.fit_thresholds(trainer.train_dataset, rule="sensitivity", sensitivity=8)
+
+
+def test_training_forgets_what_holds_for_the_old_weights(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    model, config = trainer.model, trainer.model.config
+    model.name_or_path, config.summary, config.temperatures = "old", "An old model.", {"crackle": 2.0}
+    config.operating_points = {"windows": {"thresholds": {"crackle": 0.1}, "window_s": 3.0, "hop_s": 1.5}}
+    points = config.operating_points
+    trainer.train()
+    assert (model.name_or_path, config.summary, config.temperatures, config.operating_points) == ("", None, {}, {})
+    config.operating_points = points
+    trainer.fit_thresholds(trainer.train_dataset)
+    assert config.thresholds and not config.operating_points
+
+
+def test_a_trained_ensemble_has_one_head(tmp_path):
+    one, two = (make_trainer(tmp_path, 8, 1) for _ in range(2))
+    torch.nn.init.normal_(two.model.head.classifier.weight)
+    given = {"processing_class": one.processing_class}
+    trainer = LaennecTrainer(ensemble_models([one.model, two.model]), one.args, one.train_dataset, **given)
+    trainer.train()
+    trainer.save_model()
+    again = LaennecForAudioClassification.from_pretrained(tmp_path)
+    assert again.config.head_members == again.head.members == 0
+    torch.testing.assert_close(again.head.state_dict(), trainer.model.head.state_dict(), rtol=0, atol=0)
+
+
+def test_evaluation_takes_every_row_and_its_loss_is_that_of_the_logits(tmp_path):
+    trainer = make_trainer(tmp_path, 5, 1, dataloader_drop_last=True, per_device_eval_batch_size=5)
+    assert (len(trainer.get_train_dataloader()), len(trainer.get_eval_dataloader(trainer.train_dataset))) == (3, 4)
+    assert len(trainer.predict(trainer.train_dataset).label_ids) == 16
+    wanted = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = None, lambda logits, _: logits[0].argmax(-1)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_search_changes_the_moving_average(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    trainer.args.moving_average = 0.999999
+    before = trainer.model.head.classifier.weight.clone()
+    trainer.train()
+    torch.testing.assert_close(trainer.model.head.classifier.weight, before, atol=1e-4, rtol=0)
 
 
 def test_an_auxiliary_task_cannot_have_the_name_of_another_term(tmp_path):

@@ -78,8 +78,12 @@ class AudioEncoder(PreTrainedModel):
     num_special_tokens = 0
     batched_frames = 0
     main_input_name = "input_values"
-    supports_gradient_checkpointing = True
     audioset_head: nn.Module | None
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """Whether layers can recompute their activations; those of convolutional encoders cannot."""
+        return any(hasattr(module, "gradient_checkpointing") for module in self.modules())
 
     @property
     def presets(self) -> tuple[str, ...]:

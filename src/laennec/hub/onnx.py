@@ -85,7 +85,7 @@ def write_onnx(
         raise InputError(
             f"{run}: int8 is compared on the validation cycles of a run; give the folder of a finished run"
         )
-    model = model.eval().requires_grad_(False)
+    model = (model if model.dtype == torch.float32 else copy.deepcopy(model).float()).eval().requires_grad_(False)
     path = folder / FLOAT_FILE
     graph = _one_sound(model, extractor, run)
     _save(_in_batches(graph, extractor), path)

@@ -121,6 +121,8 @@ def _exported(
     """The folder to upload, and the run it comes from where that is known."""
     if format is not None:
         export_format(format)
+    if format in ("openvino", "space"):
+        raise InputError(f"--format {format} is no model that others load; write it with laennec export")
     exported = (source / "config.json").is_file() or (source / "onnx.json").is_file()
     if (source / "model" / "config.json").is_file() or not exported:
         if not source.is_dir():

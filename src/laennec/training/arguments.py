@@ -87,6 +87,21 @@ class LaennecTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
 
+# field that breaks a recipe or has no effect there -> why, and what to do
+_REFUSED = {
+    "save_only_model": "without the optimiser's state a checkpoint cannot be continued; leave it out",
+    "push_to_hub": "nothing is pushed before a run has its scores and card; run laennec push on the finished run",
+    "prediction_loss_only": "the best epoch and the thresholds need predictions; leave it out",
+    "batch_eval_metrics": "metrics are of all validation cycles together; leave it out",
+    "include_for_metrics": "metrics take predictions and labels alone; leave it out",
+    "neftune_noise_alpha": "sound has no word embeddings to add noise to; leave it out, or set augment",
+    "dataloader_drop_last": "the sampler decides which cycles an epoch has; set sampler.name",
+    "data_seed": "it would have no effect; set seed",
+    "resume_from_checkpoint": "it would have no effect; run the same command again, which continues a run",
+    "do_train": "it would have no effect; leave it out",
+}
+
+
 def further_arguments(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`train.arguments` as their fields' types; an InputError for those that are no field, or that `values` set."""
     types, checked = get_type_hints(LaennecTrainingArguments), {}
@@ -95,6 +110,10 @@ def further_arguments(given: Mapping[str, Any], values: Mapping[str, Any]) -> di
             raise InputError(
                 f"train.arguments has {name!r}, no field of TrainingArguments{did_you_mean(name, types, cutoff=0)}"
             )
+        if name in _REFUSED:
+            raise InputError(f"train.arguments has {name!r}, but {_REFUSED[name]}")
+        if name == "optim" and values.get("adam_l2"):
+            raise InputError("train.arguments has 'optim', but train.optimizer is adam_l2; leave one of them out")
         if name in values and name not in _FREE_ARGUMENTS:
             key = _SETTINGS.get(name) or next((k for k in settings_of(Recipe) if k.rpartition(".")[2] == name), None)
             remedy = f"set {key}" if key else "leave it out"
@@ -104,6 +123,10 @@ def further_arguments(given: Mapping[str, Any], values: Mapping[str, Any]) -> di
         except ValidationError as error:
             said = error.errors()[0]["msg"].replace("Input should be", "it must be")
             raise InputError(f"train.arguments: {name} is {value!r:.80}; {said}") from error
+    epochs = values.get("num_train_epochs", 0)
+    chooses = values.get("load_best_model_at_end") and values.get("max_steps", 0) <= 0
+    if chooses and checked.get("eval_delay", 0) > epochs:
+        raise InputError(f"train.arguments: eval_delay leaves none of {epochs} epochs to choose from; lower it")
     return checked
 
 
@@ -122,6 +145,7 @@ def resolved_arguments(given: TrainingArguments) -> Any:
             setattr(args, name, known.default)
     if args.sam_rho is not None and args.gradient_accumulation_steps > 1:
         raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
+    MovingAverageCallback(args.moving_average)  # refuses a wrong value
     if args.label_smoothing_factor:
         raise InputError("label_smoothing_factor has no effect; leave it out, and pass a task_loss that smooths labels")
     if args.push_to_hub and args.hub_strategy != "end":
@@ -177,6 +201,26 @@ def parameter_groups(
     ]
 
 
+def make_optimizer(model: nn.Module, args: Any, decayed: Set[str], kind: Any, settings: Mapping[str, Any]) -> Optimizer:
+    """An optimiser of the class that transformers chose (Adam with L2 if `adam_l2`) for the groups of parameters."""
+    rates = (args.learning_rate, args.head_learning_rate or args.learning_rate)
+    settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
+    kind = torch.optim.Adam if args.adam_l2 else kind
+    made: Optimizer = kind(parameter_groups(model, rates, args.weight_decay, decayed), lr=rates[0], **settings)
+    return made
+
+
+@contextmanager
+def changed(args: Any, **values: Any) -> Iterator[None]:
+    """Change arguments within the block."""
+    before = {name: getattr(args, name) for name in values}
+    try:
+        vars(args).update(values)
+        yield
+    finally:
+        vars(args).update(before)
+
+
 class MovingAverageCallback(TrainerCallback):
     """Blends the trained weights with those before the step: w <- beta w_before + (1 - beta) w_after.
 
@@ -184,27 +228,28 @@ class MovingAverageCallback(TrainerCallback):
     checkpoint.
 
     Args:
-        beta: Share of the weights before the step.
+        beta: Share of the weights before the step; None for `moving_average` of the arguments, which a search changes.
 
     Raises:
         InputError: beta lies outside [0, 1).
     """
 
-    def __init__(self, beta: float = 0.5) -> None:
-        if not 0 <= beta < 1:
+    def __init__(self, beta: float | None = None) -> None:
+        if beta is not None and not 0 <= beta < 1:
             raise InputError(f"moving_average must lie in [0, 1), not {beta}")
-        self.beta = float(beta)
+        self.beta = beta
         self._before: list[tuple[nn.Parameter, Tensor]] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the weights."""
-        self._before = [(p, p.detach().clone()) for p in kwargs["model"].parameters() if p.requires_grad]
+        if self.beta is not None or args.moving_average is not None:
+            self._before = [(p, p.detach().clone()) for p in kwargs["model"].parameters() if p.requires_grad]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Blend them with the new ones, in place."""
         with torch.no_grad():
             for parameter, before in self._before:
-                parameter.lerp_(before, self.beta)
+                parameter.lerp_(before, args.moving_average if self.beta is None else self.beta)
         self._before = []
 
 

@@ -87,7 +87,9 @@ class InitialModel:
     @property
     def base(self) -> str | None:
         """Source of the encoder's weights; None if they were trained since."""
-        return self.model.config.base_model_name_or_path if self.model.config.frozen_encoder else None
+        config = self.model.config
+        untrained = config.frozen_encoder and config.encoder_digest == encoder_digest(self.model.encoder)
+        return config.base_model_name_or_path if untrained else None
 
     def refuse_other_front_end(self, recipe: Recipe) -> None:
         """Refuse a recipe whose features are not those of the model."""
@@ -122,8 +124,12 @@ class InitialModel:
                     )
 
     def keep_head(self, model: LaennecForAudioClassification) -> bool:
-        """Copy this model's head into a new model if its form and labels fit; return whether they do."""
+        """Copy this model's head (and weights of layers) into a new model if form and labels fit; return whether so."""
         known, names = self.model.config.label_names, model.config.label_names
+        if _wrapping(model.encoder) != _wrapping(self.model.encoder):
+            return False
+        if (weights := getattr(self.model.encoder, "layer_weights", None)) is not None:
+            model.encoder.layer_weights.data.copy_(weights)
         wanted = model.head.state_dict()
         state = {n: value for n, value in self.model.head.state_dict().items() if not n.startswith("member_")}
         if not set(names) <= set(known) or any(
@@ -148,6 +154,11 @@ class InitialModel:
             "head": "kept" if kept else "new",
             "trained_on": [one | {"patients": len(one["patients"])} for one in sets],
         }
+
+
+def _wrapping(encoder: Any) -> Any:
+    """Which layers or groups of frames an encoder embeds; None for the encoder's own embedding."""
+    return (type(encoder), encoder.config.geometry) if isinstance(encoder, Wrapper) else None
 
 
 def soften_labels(recipe: Recipe, training: SplitData, splits: Mapping[str, Any]) -> InitialModel | None:

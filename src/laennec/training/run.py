@@ -301,6 +301,8 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
 
 def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any], record: dict[str, Any]) -> None:
     """Write model, tables of validation predictions and record; the record last, because it marks the run finished."""
+    if model.config.lora and model.config.base_model_name_or_path is None:  # adapters of an encoder that has no file
+        model.merge_adapters()
     with atomic_folder(out / "model") as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)

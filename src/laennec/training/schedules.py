@@ -48,8 +48,8 @@ from laennec.training.devices import (
     unsharded,
 )
 from laennec.training.objectives.gradients import check_balance
-from laennec.training.objectives.loss_specs import LossSpec, check_draws, groups_of_data, loss_specs
-from laennec.training.objectives.objective import Stage, contrasts_mixtures, task_weights
+from laennec.training.objectives.loss_specs import LossSpec, check_draws, contrasts_mixtures, groups_of_data, loss_specs
+from laennec.training.objectives.objective import Stage, task_weights
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import (

@@ -158,7 +158,15 @@ def fit_on_outputs(config: Any, prediction: Any, rule: FittingRule) -> dict[str,
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     columns = {f"logit_{name}": logits[:, i] for i, name in enumerate(config.label_names)}
     table = _truth_frame(prediction.label_ids, config.label_names).assign(**columns)
+    config.operating_points = {}  # of windows and recordings, fitted earlier
+    return _fit(config, table, rule)
+
+
+def _fit(config: Any, table: pd.DataFrame, rule: FittingRule | HeadSettings) -> dict[str, Any]:
+    """Fit an operating point, log its notes and store it in a model's config."""
     fitted = fit_operating_point(table, config.label_names, config.is_multi_label, rule)
+    for note in fitted["notes"]:
+        _log.warning("%s", note)
     set_operating_point(config, fitted)
     return fitted
 
@@ -172,13 +180,9 @@ def calibrate(
         The fitted values, for the run record; None if there are none.
     """
     if settings.threshold_rule is None and settings.calibration == "none" and not settings.smoothing:
-        fitted = None
-    else:
-        fitted = fit_operating_point(predictions, model.config.label_names, model.config.is_multi_label, settings)
-        for note in fitted["notes"]:
-            _log.warning("%s", note)
-    set_operating_point(model.config, fitted)
-    return fitted
+        set_operating_point(model.config, None)
+        return None
+    return _fit(model.config, predictions, settings)
 
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:

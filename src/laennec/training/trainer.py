@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from laennec.ensemble import forget_weights
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
@@ -31,8 +32,9 @@ from laennec.training import step_errors
 from laennec.training.arguments import (
     LaennecTrainingArguments,
     MovingAverageCallback,
+    changed,
     epoch_cosine_schedule,
-    parameter_groups,
+    make_optimizer,
     resolved_arguments,
     sharpness_aware,
 )
@@ -155,10 +157,8 @@ class LaennecTrainer(Trainer):
         self.training_objective = self._make_objective()
         self._untrained = copy.deepcopy(self.training_objective.state_dict())
         self._sealing = SealCheckpoints()
-        for callback in (step_errors.StepCallback(self), self._sealing):
+        for callback in (step_errors.StepCallback(self), self._sealing, MovingAverageCallback()):
             self.add_callback(callback)
-        if (beta := args.moving_average) is not None:
-            self.add_callback(MovingAverageCallback(beta))
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
         self._eval_loaders: dict[Any, tuple[Any, Any]] = {}  # with their data, so that its id is not reused
@@ -188,40 +188,37 @@ class LaennecTrainer(Trainer):
         return shared_loader(self.train_dataset, self.sampler, self.data_collator, self.args, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The batches of a data set for evaluation; a table is read first."""
+        """The batches of all rows of a data set for evaluation; a table is read first."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         key = (data if isinstance(data, str) else id(data), self.args.eval_batch_size)
         if key not in self._eval_loaders:  # accelerate keeps every loader that is made
-            self._eval_loaders[key] = super().get_eval_dataloader(self._prepared(data)), data
+            with changed(self.args, dataloader_drop_last=False):
+                self._eval_loaders[key] = super().get_eval_dataloader(self._prepared(data)), data
         return self._eval_loaders[key][0]
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Likewise for prediction."""
-        return super().get_test_dataloader(self._prepared(test_dataset))
+        with changed(self.args, dataloader_drop_last=False):
+            return super().get_test_dataloader(self._prepared(test_dataset))
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Give encoder and head their own learning rates; norms and biases have no weight decay."""
-        if (made := self.optimizer) is not None:
-            return made
-        model = model or self.model
-        rates = (self.args.learning_rate, self.args.head_learning_rate or self.args.learning_rate)
-        groups = parameter_groups(model, rates, self.args.weight_decay, set(self.get_decay_parameter_names(model)))
-        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
-        kind = torch.optim.Adam if self.args.adam_l2 else kind
-        settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
-        self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
+        if self.optimizer is None:
+            model = model or self.model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            self.optimizer: Any = make_optimizer(model, self.args, decayed, kind, settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the arguments, or the cosine that moves once an epoch."""
         given: Any = self.lr_scheduler
-        made = super().create_scheduler(num_training_steps, optimizer)
+        super().create_scheduler(num_training_steps, optimizer)
         if self.args.epoch_cosine and given is None:
             epochs = max(1, round(self.args.num_train_epochs))
             steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
             self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
-            return self.lr_scheduler
-        return made
+        return self.lr_scheduler
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -258,7 +255,7 @@ class LaennecTrainer(Trainer):
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; the objective is the evaluation loss if no metrics are given."""
+        """As in transformers, by evaluation loss if no metrics are given; `seed` does not change draws of cycles."""
         by_loss = (lambda metrics: metrics["eval_loss"]) if self.has_default_metrics else None
         return super().hyperparameter_search(hp_space, compute_objective or by_loss, *args, **kwargs)
 
@@ -272,7 +269,7 @@ class LaennecTrainer(Trainer):
 
     def _attach(self, model: Any) -> None:
         """Put the layers that only auxiliary losses need into the model; its config names the selection set."""
-        model.config.selection_set = self._selection_set
+        forget_weights(model, self._selection_set)
         self._attached.close()
         adversarial = [spec for spec in self.specs if spec.is_a(DeviceAdversarialLoss)]
         groups = {spec.name: int(self.group_codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
@@ -354,7 +351,8 @@ class LaennecTrainer(Trainer):
         step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
         with uncompiled(self.args.compile_layers):
             output = super().evaluation_loop(*args, **kwargs)
-        if output.label_ids is not None and output.predictions is not None:
+        given = output.label_ids is not None and output.predictions is not None
+        if given and self.preprocess_logits_for_metrics is None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
             logits = torch.from_numpy(first).to(self.args.device)
             terms = self.training_objective.task(logits, torch.from_numpy(output.label_ids).to(self.args.device))
@@ -392,7 +390,7 @@ class LaennecTrainer(Trainer):
         Args:
             dataset: Validation data; None for `eval_dataset`.
             calibration: "temperature", "platt" or "none".
-            rule: "youden", "f1", "icbhi" (crackle and wheeze), "sensitivity", or None for probability 0.5.
+            rule: "youden", "f1", "icbhi" or "icbhi_likeliest" (crackle and wheeze), "sensitivity", or None for 0.5.
             **settings: `sensitivity`, the target of that rule (0.9).
         """
         config: Any = self.accelerator.unwrap_model(self.model).config
@@ -411,8 +409,7 @@ class LaennecTrainer(Trainer):
             step_errors.check_weights(model, self.state.global_step, self.batch_cycles)
             if not (out := Path(str(self.args.output_dir))).is_dir():
                 raise InputError(
-                    f"{out}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
-                    "back and run the same command again"
+                    f"{out}: is gone: it was moved, or its disk was lost; put it back and run the same command again"
                 )
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
         if not self.args.should_save:

@@ -45,8 +45,9 @@ def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrained
             raise InputError(
                 f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
             ) from error
-        if isinstance(outer := config.encoder_config, GroupsConfig | LayersConfig):
-            encoder = WRAPPERS[type(outer)](copy.deepcopy(outer), encoder).eval()
+    outer = config.encoder_config
+    if isinstance(outer, GroupsConfig | LayersConfig) and not isinstance(encoder, Wrapper):
+        encoder = WRAPPERS[type(outer)](copy.deepcopy(outer), encoder).eval()
     digest = encoder_digest(encoder)
     if config.encoder_digest and digest != config.encoder_digest:
         revision = config.base_model_revision

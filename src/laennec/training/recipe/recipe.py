@@ -248,6 +248,9 @@ class Recipe(Settings):
                 "head.calibration is platt, which is for yes/no labels; set head.calibration: temperature for a "
                 "single_label head"
             )
+        if self.encoder.trainable in ("last_n", "lora") and self.encoder.weights is None:
+            kept = f"encoder.trainable is {self.encoder.trainable}, which would keep random weights"
+            yield f"{kept}; give encoder.weights"
         if self.encoder.frozen and self.loss.auxiliary:
             yield "loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them"
         if self.encoder.frozen and self.sampler.name == "length_bucketed":
@@ -295,12 +298,6 @@ class Recipe(Settings):
             yield f"loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix (or group_mix)"
         if mix is not None and task == "focal" and (not contrast or self.loss.task_views == "all"):
             yield "loss.task: focal is not defined for the soft labels of augment.mix; use ce or bce"
-        hard = [name for name, kind in facts.items() if not getattr(kind, "soft_labels", Loss.soft_labels)]
-        if mix is not None and hard and not contrast:
-            yield (
-                f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
-                "the auxiliary loss add accepts them"
-            )
 
     def _balance_problems(self) -> Iterator[str]:
         """Why no step has the gradients of both an auxiliary loss and the task loss."""

@@ -202,10 +202,6 @@ class EncoderSettings(Settings):
                 f"encoder.trainable is {self.trainable} and encoder.train_last_layers {self.train_last_layers}; "
                 "last_n needs a number of layers, and nothing else uses one"
             )
-        if self.trainable in ("last_n", "lora") and self.weights is None:
-            raise ValueError(
-                f"encoder.trainable is {self.trainable}, which would keep random weights; give encoder.weights"
-            )
         if self.backend == "onnx" and not self.frozen:
             raise ValueError("encoder.backend: onnx runs a frozen encoder; set encoder.trainable: frozen")
         if self.frozen and self.group_frames:
