@@ -99,6 +99,9 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
         path: The text file.
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
 
+    Returns:
+        The cycles in the order of the file.
+
     Raises:
         AnnotationError: The first problem of the file; overlapping cycles are allowed.
     """

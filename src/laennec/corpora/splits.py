@@ -150,6 +150,9 @@ def split_table(
             are ignored.
         folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
         class_column: The column that draws are stratified by, where a corpus has classes of its own.
+
+    Raises:
+        InputError: The protocol is unknown or does not fit the table, or a setting is wrong.
     """
     chosen = protocol_named(protocol)
     if not isinstance(validation_fraction, Real) or not 0 <= validation_fraction < 1:

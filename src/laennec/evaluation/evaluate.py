@@ -87,6 +87,9 @@ def load_model(
         source: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
         base: Path of the base encoder of a head-only model.
 
+    Returns:
+        The model in evaluation mode, and its feature extractor.
+
     Raises:
         InputError: No laennec model there, or its base is missing or a different one.
     """

@@ -91,6 +91,9 @@ def export_corpus(
         progress: Called with (audio files written, audio files in all).
         **options: Of the corpus.
 
+    Returns:
+        Its `folder`, its `splits` as `load_corpus` returns them, and its `manifest`.
+
     Raises:
         InputError: The corpus or the folder cannot be used, or the disk is full.
     """

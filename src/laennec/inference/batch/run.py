@@ -72,6 +72,9 @@ def predict(
         settings: The chosen settings, for `laennec.parameters.yaml`; None takes them from the predictor.
         source: Folder or Hub id of the model, for `laennec.parameters.yaml`.
 
+    Returns:
+        `files`, written by this call; `predicted`, recordings with results; `failed`, the others with reasons.
+
     Raises:
         InputError: Unknown format, no recordings, one annotation file for several recordings, or `out` cannot be
             written to, contains predictions of another model or with other settings, or the annotation or another
