@@ -350,6 +350,11 @@ def test_an_encoder_that_was_frozen_before_training_stays_with_its_base(released
     model.freeze_encoder()
     model.save_pretrained(tmp_path / "frozen")
     assert (tmp_path / "frozen" / "model.safetensors").stat().st_size < 20_000
+    half = LaennecForAudioClassification.from_pretrained(tmp_path / "frozen").to(torch.bfloat16)
+    for head_only in (None, True):
+        half.save_pretrained(tmp_path / "half", head_only=head_only)
+        assert (tmp_path / "half" / "model.safetensors").stat().st_size < 20_000
+        assert LaennecForAudioClassification.from_pretrained(tmp_path / "half").config.encoder_digest
 
 
 def test_adapters_on_a_tuned_encoder_are_merged_before_they_are_saved(shared_root, tmp_path):

@@ -344,16 +344,17 @@ class LaennecForAudioClassification(PreTrainedModel):
         Raises:
             ValueError: A model with adapters cannot be saved in full before they are merged.
         """
-        digest = self.config.encoder_digest
+        # weights in half precision have another digest than those of the base
+        digest, fixed = self.config.encoder_digest, bool(self.config.lora) or self.dtype != torch.float32
         if head_only is None:
             head_only = self.is_frozen("encoder.") and bool(self.config.base_model_name_or_path)
-            head_only = head_only and (bool(self.config.lora) or encoder_digest(self.encoder) == digest)
+            head_only = head_only and (fixed or encoder_digest(self.encoder) == digest)
         if self.config.lora and not head_only:
             raise ValueError("this model has adapters: call merge_adapters() before it is saved in full")
         state = kwargs.pop("state_dict", None) or self.state_dict()
         if head_only:
             state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
-            self.config.encoder_digest = digest if self.config.lora else encoder_digest(self.encoder)
+            self.config.encoder_digest = (digest if fixed else None) or encoder_digest(self.encoder)
             bases.remember_base(self.config)
         else:
             record_fingerprint(self.encoder)

@@ -166,6 +166,7 @@ def test_equal_cycle_ids_of_two_corpora_have_their_own_sound(table: datasets.Dat
     for path in other.glob("*.wav"):
         sound, rate = soundfile.read(path)
         soundfile.write(path, sound[::-1], rate)
+    assert with_audio(table, 4000).select_columns(["cycle_id"])[0]["audio"]["sampling_rate"] == 4000
     rows = with_audio(datasets.concatenate_datasets([table, Synthetic(other, cache_dir=tmp_path / "c").table()]), 4000)
     assert rows[0]["cycle_id"] == rows[9]["cycle_id"]
     for row in rows:

@@ -87,6 +87,10 @@ def test_arguments_that_break_a_recipe_or_do_nothing_are_refused(given, values, 
         further_arguments(given, values)
 
 
+def test_an_argument_that_is_at_its_default_is_no_contradiction():
+    assert further_arguments({"save_only_model": False, "do_train": False}, {})
+
+
 def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, monkeypatch):
     passes, original = [], LaennecTrainer.compute_loss
 

@@ -144,7 +144,7 @@ def _handle_signals() -> Iterator[None]:
         try:
             yield
         except Exception:
-            if asked is not None:  # the signal caused it
+            if isinstance(asked, Terminated):  # the termination caused it
                 raise asked from None
             raise
     finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import datasets
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from laennec.corpora.base import TABLE_VERSION, Corpus, CorpusOptions, column_of
 from laennec.corpora.copies import files_of, find_duplicates
@@ -178,20 +178,27 @@ def locate_corpus(
 
 def portable_options(kind: type[Corpus]) -> list[str]:
     """Names of the options that an export records, and that are read from one: those that are no paths."""
-    return [name for name, given in get_type_hints(kind.options_class).items() if "Path" not in str(given)]
+    return [name for name, given in _types(kind).items() if "Path" not in str(given)]
 
 
 def _checked(kind: type[Corpus], options: dict[str, Any]) -> dict[str, Any]:
     """The options as the types that the corpus declares; an InputError names the first that is of another one."""
-    types = get_type_hints(kind.options_class)
-    fields: dict[str, Any] = {name: (types[name], ...) for name in options}
+    types, names = _types(kind), {f"option_{number}": name for number, name in enumerate(options)}
+    fields: dict[str, Any] = {field: (types[name], Field(alias=name)) for field, name in names.items()}
     model = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
     try:
         checked = model.model_validate(options)
     except ValidationError as error:
         said = str(settings_error(error, options, f"correct this option of corpus {kind.name}"))
         raise InputError(said.replace("Input is not a valid path for <class 'pathlib.Path'>", "path")) from error
-    return {name: getattr(checked, name) for name in options}
+    return {name: getattr(checked, field) for field, name in names.items()}
+
+
+def _types(kind: type[Corpus]) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind.options_class)
+    except NameError:  # names that an own corpus imports for type checkers alone; any of them may be a path
+        return {field.name: Path | Any for field in dataclasses.fields(kind.options_class)}
 
 
 def split_corpus(

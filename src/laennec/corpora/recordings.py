@@ -75,7 +75,8 @@ class AnnotatedRecording:
         whole: Whether the recording as a whole is one row.
         split: The split it belongs to, if the corpus is published in splits; becomes the column `part`.
         extra: (column, value) of the columns that only this corpus has.
-        patient_stated: Whether somebody stated the patient; if not, the name of the recording stands for it.
+        patient_stated: Whether somebody stated the patient; if not, the name of the recording stands for it. None: if
+            the two differ.
     """
 
     recording_id: str
@@ -93,7 +94,8 @@ class AnnotatedRecording:
     whole: bool = False
     split: str | None = None
     extra: tuple[tuple[str, Any], ...] = ()
-    patient_stated: bool = field(default=True, repr=False)  # not in the rows, so not in the fingerprint of the table
+    # not in the rows, so not in the fingerprint of the table
+    patient_stated: bool | None = field(default=None, repr=False)
 
 
 class UnusableRecordingsError(InputError):
@@ -172,7 +174,11 @@ def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[
     Such ids often mean one person, whom a split by patients would put into two splits.
     """
     groups: dict[str, set[str]] = {}
-    for patient in {r.patient_id for r in recordings if r.patient_id is not None and r.patient_stated}:
+    known = (r for r in recordings if r.patient_id is not None)
+    stated = {
+        r.patient_id for r in known if r.patient_stated or (r.patient_stated is None and r.patient_id != r.recording_id)
+    }
+    for patient in stated:
         plain = unicodedata.normalize("NFKC", str(patient)).casefold().strip()
         plain = re.sub(r"[\s_-]+", " ", plain)
         plain = re.sub(r"(?<![0-9]) | (?![0-9])", "", plain)  # p 1 is p1, but 1 1 is not 11

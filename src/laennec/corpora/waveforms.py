@@ -219,11 +219,13 @@ def with_audio(
     recordings at that rate.
     """
     waveforms = CycleWaveforms(table, sampling_rate, filter)
-    places = table.select_columns(list(_PLACE)).with_format(None)[:]
+    ids = table["cycle_id"][:]
+    key = ("cycle_id",) if len(set(ids)) == len(ids) else _PLACE
+    places = table.select_columns(list(key)).with_format(None)[:]
     rows = {place: row for row, place in enumerate(zip(*places.values(), strict=True))}
 
     def decoded(batch: dict[str, Any]) -> dict[str, Any]:
-        sounds = [waveforms[rows[place]] for place in zip(*(batch[name] for name in _PLACE), strict=True)]
+        sounds = [waveforms[rows[place]] for place in zip(*(batch[name] for name in key), strict=True)]
         return batch | {"audio": [{"array": sound, "sampling_rate": sampling_rate} for sound in sounds]}
 
     return table.with_transform(decoded)

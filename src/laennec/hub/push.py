@@ -145,7 +145,8 @@ def front_end_of(origin: str) -> LaennecFeatureExtractor:
     """The front end beside the files that a model was loaded from."""
     if not origin:
         raise InputError(
-            "the model was not loaded from a folder or the Hub, so its front end is not known; pass extractor="
+            "the model was not loaded from a folder or the Hub, or was trained since, so its front end is not known; "
+            "pass extractor="
         )
     try:
         return LaennecFeatureExtractor.from_pretrained(origin)

@@ -110,7 +110,7 @@ def further_arguments(given: Mapping[str, Any], values: Mapping[str, Any]) -> di
             raise InputError(
                 f"train.arguments has {name!r}, no field of TrainingArguments{did_you_mean(name, types, cutoff=0)}"
             )
-        if name in _REFUSED:
+        if name in _REFUSED and value != getattr(LaennecTrainingArguments, name, None):
             raise InputError(f"train.arguments has {name!r}, but {_REFUSED[name]}")
         if name == "optim" and values.get("adam_l2"):
             raise InputError("train.arguments has 'optim', but train.optimizer is adam_l2; leave one of them out")

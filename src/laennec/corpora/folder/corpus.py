@@ -85,7 +85,8 @@ class Folder(Corpus):
         options, sounds = self.options, _sounds(folder)
         inside = {folder / path.relative_to(folder).parts[0] for path in sounds.values()}
         inner = _tables(*inside) if len(inside) == 1 and not _tables(folder) else []
-        if inner and str(options.annotations or inner[0].name) in [path.name for path in inner]:
+        inner = [path for path in inner if options.annotations is None or path.name == str(options.annotations)]
+        if len(inner) == 1 and (options.annotations or not any(_label_files(sound) for sound in sounds.values())):
             self.root = folder = inner[0].parent  # archives often hold one folder with everything
             sounds = _sounds(folder)
         path = _csv_path(folder, options.annotations)
@@ -98,7 +99,8 @@ class Folder(Corpus):
         beside = {} if table and table.timed else self._label_files(sounds)
         both = bool(beside and table and table.labels and not table.unknown_labels)
         if both and options.level is None:
-            remedy = "set corpus.level (--level): recording for the CSV, event for label files; or remove one of them"
+            remedy = "set corpus.level (--level): recording for the CSV, event for label files; or name the "
+            remedy += "labels of the CSV in corpus.options.labels"
             self.problems.append(f"{path}: has labels, and so has {next(iter(beside.values()))}; {remedy}")
         labels_recordings = bool(table and table.labels) and (both or not beside) and options.level != "event"
         self._from_csv = table is not None and (table.timed or labels_recordings)
@@ -150,7 +152,7 @@ class Folder(Corpus):
         """The label file beside each recording that has one."""
         beside: dict[str, Path | None] = {}
         for name, sound in sounds.items():
-            found = [p for end in _LABEL_FILES if (p := sound.with_name(f"{sound.stem}{end}")).is_file()]
+            found = _label_files(sound)
             if len(found) > 1:
                 self.problems.append(f"{sound}: two annotations ({found[0].name}, {found[1].name}); remove one")
             beside |= {name: found[0]} if found else {}
@@ -350,6 +352,11 @@ def _sounds(root: Path) -> dict[str, Path]:
         kinds = "WAV, FLAC, Ogg, MP3, AIFF"
         raise InputError(f"{root}: no recordings ({kinds}) in this folder; check data_dir (--data-dir)")
     return found
+
+
+def _label_files(sound: Path) -> list[Path]:
+    """The label files beside a recording."""
+    return [path for end in _LABEL_FILES if (path := sound.with_name(f"{sound.stem}{end}")).is_file()]
 
 
 def _tables(root: Path) -> list[Path]:

@@ -117,6 +117,8 @@ def load_splits(recipe: Recipe, jobs: int = 1) -> Any:
     each = []
     for one in c.each:
         try:
+            # where it is not set, that of an export counts
+            options: dict[str, Any] = {"allow_missing": True} if one.allow_missing else {}
             splits = load_corpus(
                 one.name,
                 one.data_dir,
@@ -126,8 +128,8 @@ def load_splits(recipe: Recipe, jobs: int = 1) -> Any:
                 validation_fold=one.validation_fold,
                 seed=one.split_seed,
                 tables_dir=one.tables_dir,
-                allow_missing=one.allow_missing,
                 level=one.level,
+                **options,
                 **one.options,
             )
         except InputError as error:
