@@ -175,6 +175,15 @@ def test_recordings_without_annotation_are_left_out_and_told(folder: Path, tmp_p
         assert len(rows(folder, tmp_path)) == 1
 
 
+@pytest.mark.parametrize("suffix", [".au", ".caf", ".oga", ".opus", ".w64"])
+def test_recordings_that_predict_reads_are_found(folder: Path, tmp_path: Path, suffix: str) -> None:
+    """`laennec review` writes a table for every sound that predict reads."""
+    kind = {".oga": "OGG", ".opus": "OGG"}.get(suffix)
+    soundfile.write(folder / f"c{suffix}", np.zeros(8000), 8000, format=kind, subtype="OPUS" if kind else None)
+    (folder / "labels.csv").write_text(f"recording,label\na.wav,normal\nc{suffix},wheeze\n")
+    assert brief(rows(folder, tmp_path)) == [("a#record", 0, 2, 0, 0), ("c#record", 0, 1, 0, 1)]
+
+
 def test_unlabelled_recordings_and_cycles_for_self_supervision(folder: Path, tmp_path: Path) -> None:
     found = rows(folder, tmp_path, unlabelled=True)
     assert brief(found) == [("a#record", 0, 2, None, None), ("ward 3/b#record", 0, 2, None, None)]

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from laennec.audio.cycles import AnnotationError, label_of, numbered_lines, refuse_doubled
+from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.cache import cache_root, cached_folder, hash_files
 from laennec.errors import InputError
 from laennec.files import find_data, writing_error
@@ -25,7 +26,6 @@ from laennec.files import find_data, writing_error
 if TYPE_CHECKING:  # slow to import
     import datasets
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 FILE_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")  # of what an archive or an export may unpack to
 # an archive may unpack to so many times its own size, or to one GiB, and to so many files
 _MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000

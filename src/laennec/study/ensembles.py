@@ -54,7 +54,7 @@ def ensemble_runs(
         name: Name in tables and cards; None: `<recipe>_ensemble_of_<number of runs>`.
 
     Returns:
-        The new run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
+        The new run's folder: model/, predictions-validation.parquet, recipe.json, run.json.
 
     Raises:
         InputError: There are fewer than two runs, one is not finished, they differ in more than seed and fold or in

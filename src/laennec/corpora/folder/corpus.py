@@ -349,7 +349,7 @@ def _sounds(root: Path) -> dict[str, Path]:
             raise InputError(f"{path}: a second recording of this name beside {found[name].name}; remove or rename one")
         found[name] = path
     if not found:
-        kinds = "WAV, FLAC, Ogg, MP3, AIFF"
+        kinds = "WAV, FLAC, Ogg, Opus, MP3, AIFF, AU, CAF"
         raise InputError(f"{root}: no recordings ({kinds}) in this folder; check data_dir (--data-dir)")
     return found
 
