@@ -76,7 +76,7 @@ def test_commands_have_the_settings_of_their_cell(written, tmp_path):
             methods=[{"recipe": str(tmp_path / "tiny.yaml"), "set": {"train": {"epochs": 4}, "loss.task": "focal"}}],
             score=["test", {"split": "test", "corpus": "sprsound", "data_dir": "d", "allow_missing": True}],
             evaluate={"smoothing": 0.5},
-            axes={"label_fractions": [0.5]},
+            axes={"label_fractions": [0.5], "corpus.protocol": ["patient-5fold"]},
         )
     )
     train, *evaluations = commands(study, study.cells[1])
@@ -131,7 +131,9 @@ def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, c
 
 
 def test_the_seeds_of_each_fold_form_an_ensemble(written):
-    study = load_study(written(seeds=[0, 1], folds=[0, 3], ensembles="all"))
+    study = load_study(
+        written(seeds=[0, 1], folds=[0, 3], ensembles="all", axes={"corpus.protocol": ["patient-5fold"]})
+    )
     assert [[cell.name for cell in cells] for cells in study.members] == [
         ["tiny/0-fold0", "tiny/1-fold0"],
         ["tiny/0-fold3", "tiny/1-fold3"],
@@ -165,7 +167,7 @@ def test_the_expected_time_ignores_finished_cells_without_a_measured_training(wr
         folder = tmp_path / "out" / "tiny" / str(seed)
         for record in (folder / "run.json", folder / "evaluation-test" / "run.json"):
             record.parent.mkdir(parents=True)
-            record.write_text("{}")
+            record.write_text('{"evaluated": {"split": "test", "corpus": {"name": "synthetic"}}}')
         folder.with_name(f"{seed}.cost.json").write_text(json.dumps({step: {"seconds": 3600}}))
     assert main(["study", str(written(seeds=[0, 1, 2, 3])), "--dry-run"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -180,7 +182,12 @@ def test_the_expected_time_ignores_finished_cells_without_a_measured_training(wr
         ({"methods": ["nothing.yaml"]}, "cannot read the recipe"),
         ({"baseline": "tinny"}, "no method of this study; did you mean 'tiny'"),
         ({"ensembles": ["other"]}, "no method of this study"),
-        ({"ensembles": ["tiny"], "folds": [0, 1]}, "'tiny' have one seed; remove it from ensembles"),
+        ({"ensembles": ["tiny"]}, "'tiny' have one seed; remove it from ensembles"),
+        ({"folds": [0, 1]}, "folds: the protocol of tiny has none; set corpus.protocol: patient-5fold"),
+        ({"axes": {"seed": [1, 2]}}, "tiny, seed 1: the study itself sets seed; give seeds instead"),
+        ({"axes": {"names": {"a": {"name": "other"}, "b": {}}}}, "the study itself sets name; give name of the method"),
+        ({"axes": {"label_fractions": [0.5], "corpus.label_draw": [1, 2]}}, "sets corpus.label_draw; give seeds"),
+        ({"evaluate": {"smoothing": 3}}, "evaluate.smoothing"),
         ({"ensembles": ["tiny"], "splits": "own"}, "'tiny' have different splits"),
         ({"ensembles": ["tiny"], "axes": {"label_fractions": [0.1]}}, "'tiny' have different draws of labels"),
         ({"evaluate": 3}, "evaluate: is 3; it must be keys and values"),

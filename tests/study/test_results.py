@@ -95,6 +95,22 @@ def test_a_seed_without_some_folds_is_not_compared(scored, tmp_path):
     content = json.loads(gather_results(evaluations, tmp_path / "results.json", "whole").read_text())
     assert [row["name"] for row in content["results"]] == ["stopped", "whole", "whole"]
     assert list(content["methods"]["validation"]["figures"]) == ["whole"]
+    assert "split validation: without 1 seed of stopped, scored on fewer folds than other runs" in comparison_lines(
+        content
+    )
+
+
+def test_two_scores_on_splits_of_one_name_are_two_tables(scored, tmp_path):
+    """As with `split: all` of the recordings of two hospitals."""
+    evaluations = [shutil.copytree(scored.folder, tmp_path / f"evaluation-site{name}") for name in "AB"]
+    record = json.loads((evaluations[1] / "run.json").read_text())
+    record["evaluated"]["corpus"]["fingerprint"] = "another"
+    write_record(evaluations[1] / "run.json", record)
+    study = {"name": "s", "figures": ["icbhi.scroe"]}
+    content = json.loads(gather_results(evaluations, tmp_path / "results.json", study=study).read_text())
+    assert list(content["methods"]) == ["siteA", "siteB"] == [row["split"] for row in content["results"]]
+    assert len(content["methods"]["siteA"]["figures"]) == 1
+    assert "figures: no run has the metric 'icbhi.scroe'; did you mean 'icbhi.Score'?" in comparison_lines(content)
 
 
 def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):

@@ -81,6 +81,40 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
         assert table[f"logit_{name}"].to_numpy() == pytest.approx(np.mean(calibrated, axis=0), abs=1e-4)
     done, said[:] = run_study(study, say=said.append), []
     assert not said and done.results is not None
+    write_record(tmp_path / "out" / "tiny" / "1" / "run.json", records[1] | {"timings": {"training": 0.5}})
+    with pytest.raises(InputError, match="holds an ensemble of other runs than tiny/0, tiny/1 as they are now"):
+        run_study(study, say=said.append)
+
+
+@pytest.mark.parametrize(
+    ("scored", "evaluate", "words"),
+    [
+        ({"evaluated": {"corpus": {"name": "siteA", "provenance": {}}}}, {}, "corpus siteA, where the study says tiny"),
+        ({"evaluated": {"split": "validation"}}, {}, "split validation, where the study says test"),
+        ({}, {"smoothing": 0.5}, "smoothing None, where the study says 0.5"),
+        ({}, {"spans": "windows"}, "spans None, where the study says windows"),
+    ],
+)
+def test_earlier_scores_of_something_else_are_refused(tmp_path, scored, evaluate, words):
+    own = {"split": "test", "corpus": {"name": "tiny"}, "command": "laennec evaluate r --split test --out o"}
+    record = {"trained_on": {"name": "tiny"}, "evaluated": own | scored.get("evaluated", {})}
+    write_record(tmp_path / "evaluation-test" / "run.json", record)
+    cell = Cell("tiny", Path("tiny.yaml"), 0, scores=(Score(),), evaluate=evaluate)
+    with pytest.raises(InputError, match=words):
+        study_run.refuse_other_scores(cell, tmp_path, lambda _: None)
+    study_run.refuse_other_scores(cell, tmp_path / "another run", lambda _: None)
+
+
+def test_scores_of_other_data_are_refused(tmp_path):
+    corpus = {"name": "folder", "fingerprint": "a", "provenance": {"protocol": "none"}}
+    record = {"evaluated": {"split": "all", "corpus": corpus, "command": None}}
+    write_record(tmp_path / "evaluation-site" / "run.json", record)
+    score = Score(split="all", name="site", corpus="folder", data_dir="siteB", protocol="none")
+    cell = Cell("tiny", Path("tiny.yaml"), 0, scores=(score,))
+    study_run.refuse_other_scores(cell, tmp_path, lambda _: "a")
+    study_run.refuse_other_scores(cell, tmp_path, lambda _: None)  # data that are not here
+    with pytest.raises(InputError, match="fingerprint of the corpus a, where the study says b"):
+        study_run.refuse_other_scores(cell, tmp_path, lambda _: "b")
 
 
 def frozen(tiny_recipe, folder, **settings):

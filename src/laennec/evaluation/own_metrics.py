@@ -46,7 +46,7 @@ class OwnMetrics:
             table = self.table if kept.all() else self.table.loc[kept].reset_index(drop=True)
             for function in self.functions:
                 try:
-                    found = function(table)
+                    found = function(table.copy())  # it may sort or change its table
                 except (ValueError, ZeroDivisionError, LookupError):
                     continue
                 for name, value in found.items():
@@ -87,7 +87,7 @@ def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Seque
     for function in functions:
         title = getattr(function, "__name__", type(function).__name__)
         try:
-            found = function(table)
+            found = function(table.copy())
         except Exception as error:
             raise InputError(f"metric {title}: {type(error).__name__}: {error}; correct the metric") from error
         if not isinstance(found, Mapping) or not all(_is_value(name, value) for name, value in found.items()):

@@ -83,4 +83,4 @@ def _row(codes: IntArray, patients: Sequence[str]) -> tuple[float, ...]:
     n_patients = patient_codes(patients)[1]
     low, high = patient_intervals(patients, statistic, shares=False)["kappa"] or (float("nan"),) * 2
     agreement, kappa = (codes[:, 0] == codes[:, 1]).mean(), statistic(np.ones((1, len(codes))))["kappa"][0]
-    return len(codes), n_patients, float(agreement), float(kappa), low, high
+    return len(codes), n_patients, float(agreement), float(kappa), max(low, -1.0), min(high, 1.0)

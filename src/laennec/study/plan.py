@@ -64,7 +64,7 @@ class Score(Section):
 
 
 class _Evaluate(Section):
-    smoothing: str | float | None = None
+    smoothing: Literal["auto", "none"] | Annotated[float, Field(ge=0, le=1)] | None = None
     spans: Literal["events", "windows"] | None = None
 
 
@@ -303,6 +303,23 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
+def _has_folds(corpus: Any) -> bool:
+    from laennec.corpora.load import protocol_of  # imports datasets
+    from laennec.corpora.splits import WITH_FOLDS
+
+    return protocol_of(corpus.name, corpus.protocol) in WITH_FOLDS
+
+
+def _refuse_taken(settings: Mapping[str, Any], study: _StudyFile, folds: bool, where: str) -> None:
+    """Refuse settings that the study itself sets for each of its trainings."""
+    taken = {"seed": "seeds", "name": "name of the method", "output_dir": "output_dir of the study"}
+    taken |= {"corpus.fold": "folds"} if folds else {}
+    taken |= {"corpus.label_draw": "seeds"} if _LABEL_FRACTION in settings else {}
+    taken |= {"corpus.split_seed": "seeds"} if study.splits == "own" else {}
+    if found := [key for key in settings if key in taken]:
+        raise InputError(f"{where}: the study itself sets {found[0]}; give {taken[found[0]]} instead")
+
+
 def _cells(
     method: _Method, study: _StudyFile, axes: Mapping[str, Mapping[str, dict[str, Any]]], path: Path
 ) -> list[Cell]:
@@ -326,11 +343,14 @@ def _cells(
         for axis, label in places.items():
             settings |= axes[axis][label]
         name = ", ".join([title, *(places[axis] for axis in varied)])
+        _refuse_taken(settings, study, bool(method.folds or study.folds), f"{path}: {name}")
         try:
             corpora = Recipe.from_yaml(recipe, **{**settings, "name": name}).corpus.each
         except InputError as error:
             raise InputError(f"{path}: {name}: {str(error).removeprefix('command line: ')}") from error
         folds = method.folds or study.folds or (None,)
+        if folds != (None,) and not any(_has_folds(one) for one in corpora):
+            raise InputError(f"{path}: folds: the protocol of {name} has none; set corpus.protocol: patient-5fold")
         last = max(fold or 0 for fold in folds)
         if last > 4 and any(one.protocol == "patient-5fold" for one in corpora):
             raise InputError(f"{path}: folds: there is no fold {last}; patient-5fold has folds 0 to 4")

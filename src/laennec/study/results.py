@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.errors import InputError
+from laennec.errors import InputError, did_you_mean
 from laennec.evaluation.comparison.runs import comparison_power, comparison_title
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, p_text, pool_folds, run_figures
 from laennec.evaluation.geometry import four_properties
@@ -34,7 +34,7 @@ _COMPARED = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "roc_auc_macro"
 
 
 def gather_results(
-    evaluations: Sequence[str | Path],
+    evaluations: Sequence[Path],
     into: str | Path,
     baseline: str | None = None,
     baselines: Mapping[str, str] | None = None,
@@ -45,10 +45,18 @@ def gather_results(
     rows = []
     by_split: dict[str, dict[str, dict[int, list[Path]]]] = {}  # split -> method -> seed -> one evaluation a fold
     folds: dict[str, set[Any]] = {}  # of each split, over all methods
-    for folder in map(Path, evaluations):
-        row = _row(
-            read_record(folder / "run.json"), read_record(folder / "metrics.json"), (study or {}).get("figures") or ()
-        )
+    figures = (study or {}).get("figures") or ()
+    scored = [
+        (Path(f), _row(read_record(f / "run.json"), read_record(f / "metrics.json"), figures)) for f in evaluations
+    ]
+    data: dict[Any, set[Any]] = {}  # of each run, what was scored under one name of a split
+    for _, row in scored:
+        run = tuple(row.get(key) for key in ("split", "name", "seed", "fold"))
+        data.setdefault(run, set()).add((row["corpus_fingerprint"], row["protocol"]))
+    several = {split for (split, *_), each in data.items() if len(each) > 1}  # the score's name tells them apart
+    for folder, row in scored:
+        if row["split"] in several:
+            row["split"] = folder.name.removeprefix("evaluation-")
         if cost := (costs or {}).get(folder):
             gpus = len(row["hardware"].get("gpus") or [])
             row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
@@ -65,6 +73,8 @@ def gather_results(
             if (found := {seed: each for seed, each in seeds.items() if len(each) >= len(folds[split])})
         }
         methods[split] = _compared(split, whole, baseline, baselines)
+        if few := {name: n for name, seeds in runs.items() if (n := len(seeds) - len(whole.get(name, ())))}:
+            methods[split]["left_out"] = few
     write_record(into, {"results": rows, "methods": methods} | ({"study": study} if study else {}))
     return Path(into)
 
@@ -103,9 +113,16 @@ def _figures(folds: Sequence[Path]) -> list[RunFigures]:
 
 def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     """The comparison in a results file as plain text: the methods on each split, and their differences."""
-    lines = _incomplete(content.get("study") or {})
+    study = content.get("study") or {}
+    lines = _incomplete(study)
+    known = {name for row in content.get("results", ()) for name in row["values"]}
+    if unknown := [name for name in study.get("figures") or () if name not in known]:
+        lines += ["", f"figures: no run has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)}"]
     for split, compared in content["methods"].items():
         methods, baseline = compared["figures"], compared["baseline"]
+        for name, n in (compared.get("left_out") or {}).items():
+            seeds = "1 seed" if n == 1 else f"{n} seeds"
+            lines += ["", f"split {split}: without {seeds} of {name}, scored on fewer folds than other runs"]
         by_name = {name: [cells[name] for cells in methods.values() if name in cells] for name in _COMPARED}
         by_name = {name: cells for name, cells in by_name.items() if cells}
         values = [["method [95 % interval]", *(comparison_title(cells, name) for name, cells in by_name.items())]]

@@ -9,6 +9,7 @@ of other settings is refused. A failed run is listed, the others continue, and t
 
 import contextlib
 import functools
+import itertools
 import json
 import shlex
 import time
@@ -24,7 +25,7 @@ from laennec.processes import module_process, used_by
 from laennec.study.plan import Cell, Study, ensemble_name, of_pretraining
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
-from laennec.training.recipe import Recipe
+from laennec.training.recipe import CorpusSettings, Recipe
 from laennec.training.record import read_record, settled_evaluations, write_record
 
 PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
@@ -59,6 +60,11 @@ def run_study(
     fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
     for cell in study.cells:
         refuse_other_run(study, cell, fingerprint)
+        for folder in _made(study, cell):
+            refuse_other_scores(cell, folder, fingerprint)
+    for members in study.members:
+        refuse_other_ensemble(study, members)
+        refuse_other_scores(members[0], ensemble_folder(study, members), fingerprint)
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
         every += [command for members in study.members for command in ensemble_commands(study, members)]
@@ -163,6 +169,49 @@ def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str 
             f"{earlier.parent}: holds a run on other data: recordings or annotations of {corpus.name} have changed "
             "since; choose another output_dir for this study, or remove the folder"
         )
+
+
+def refuse_other_ensemble(study: Study, members: Sequence[Cell]) -> None:
+    """Refuse a folder with an ensemble of other runs, or of runs that were trained again since."""
+    folder = ensemble_folder(study, members)
+    if not (folder / "run.json").exists():
+        return
+    there = {Path(one["folder"]).name: one["timings"] for one in read_record(folder / "run.json")["members"]}
+    records = {path.parent.name: path for cell in members if (path := study.output_dir / cell.name / "run.json")}
+    here = {name: read_record(path)["timings"] if path.exists() else there.get(name) for name, path in records.items()}
+    if here != there:  # no two trainings take equally long
+        raise InputError(
+            f"{folder}: holds an ensemble of other runs than {', '.join(cell.name for cell in members)} as they are "
+            "now; remove the folder, or choose another output_dir for this study"
+        )
+
+
+def refuse_other_scores(cell: Cell, run: Path, fingerprint: Callable[[str], str | None]) -> None:
+    """Refuse results of other data, another split or other settings than the study asks for."""
+    for score in cell.scores:
+        record = score.folder(run) / "run.json"
+        if not record.exists():
+            continue
+        scored = read_record(record)
+        evaluated = scored["evaluated"]
+        corpus, own = evaluated["corpus"], scored.get("trained_on") or {}
+        here: dict[str, Any] = {"split": score.split, "corpus": score.corpus or own.get("name")}
+        there: dict[str, Any] = {"split": evaluated["split"], "corpus": corpus["name"]}
+        if score.corpus and score.data_dir:
+            now = fingerprint(CorpusSettings(**score.corpus_settings).model_dump_json(include=_CORPUS))
+            here["fingerprint of the corpus"], there["fingerprint of the corpus"] = now, corpus["fingerprint"]
+        if score.protocol:
+            here["protocol"], there["protocol"] = score.protocol, corpus["provenance"].get("protocol")
+        words = shlex.split(evaluated.get("command") or "")
+        if words[1:2] == ["evaluate"]:
+            flags = dict(itertools.pairwise(words))
+            for flag in ("smoothing", "spans"):
+                here[flag], there[flag] = str(cell.evaluate.get(flag)), flags.get(f"--{flag}", "None")
+        if found := [key for key, value in here.items() if value is not None and there[key] != value]:
+            raise InputError(
+                f"{record.parent}: holds results with {found[0]} {there[found[0]]}, where the study says "
+                f"{here[found[0]]}; remove the folder, or give this score another name"
+            )
 
 
 def fingerprint_of(corpus: str) -> str | None:
