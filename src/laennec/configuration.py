@@ -82,7 +82,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         span: What the model was trained on and predicts by default: "cycle" (by default it predicts windows of 3 s),
             "recording", or the length of windows in seconds.
         sampling_rate: Of the sound that features are computed from, in Hz; None where it is not known.
-        selection_set: The split or other data on which a training in Python was evaluated; None where it is not known.
+        selection_set: The split or other data on which the epoch was chosen; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """
 

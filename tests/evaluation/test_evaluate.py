@@ -182,12 +182,50 @@ def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_pa
     assert alone.evaluation["problem_type"] == "single_label" and len(alone.evaluation["class_names"]) == 4
     record = read(alone.folder / "run.json")
     assert record["selection_set"].startswith("unknown") and record["evaluated"]["corpus"]["fingerprint"]
+    assert record["config"]["seed"] is None
     table = two[["label", "logit_normal", "logit_crackle", "logit_wheeze", "logit_both"]]
     answers = table.iloc[:, 1:].to_numpy().argmax(1)
     names = ["normal", "crackle", "wheeze", "both"]
     truth = np.array([names.index(v) for v in table["label"]])
     sp, se = 100 * (answers == truth)[truth == 0].mean(), 100 * (answers == truth)[truth > 0].mean()
     assert alone.evaluation["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
+
+
+def in_folder(recordings, place):
+    """A `folder` corpus of recordings in ICBHI's layout."""
+    place.mkdir()
+    for sound in recordings:
+        for path in (sound, sound.with_suffix(".txt")):
+            shutil.copy(path, place)
+    return place
+
+
+def test_recordings_of_the_training_set_in_another_corpus_are_a_leak(run, small_corpus, tmp_path, capsys, no_pages):
+    copies = in_folder(sorted(small_corpus.rglob("*.wav")), tmp_path / "copies")
+    before = read(run / "run.json")["held_out"]
+    asked = ["--corpus", "folder", "--data-dir", str(copies), "--protocol", "none", "--split", "all"]
+    assert main(["evaluate", str(run), *asked]) == 0
+    assert "leak: all has recordings that this model was trained on: 1" in capsys.readouterr().out
+    record = read(run / "evaluation-folder-all" / "run.json")  # not over the results on the run's own splits
+    assert len(record["corpus"]["provenance"]["leaks"]) >= 1 and read(run / "run.json")["held_out"] == before
+
+
+def test_a_run_on_own_recordings_is_scored_on_those_of_another_place(tiny_recipe, small_corpus, tmp_path, capsys):
+    sounds = sorted(small_corpus.rglob("*.wav"))
+    here, there = (in_folder(part, tmp_path / name) for name, part in (("here", sounds[:8]), ("there", sounds[8:])))
+    corpus = {"name": "folder", "data_dir": str(here), "protocol": "patient-60-20-20"}
+    run = train(Recipe(**(tiny_recipe | {"corpus": corpus, "output_dir": str(tmp_path / "run")})))
+    asked = ["evaluate", str(run), "--data-dir", str(there), "--protocol", "none", "--out", str(tmp_path / "out")]
+    assert main([*asked, "--split", "test"]) == 2
+    one_line(capsys, "not the corpus and split", "name their corpus too (--corpus folder)")
+    asked += ["--split", "all", "--corpus", "folder"]
+    assert main(asked) == 0
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["patient_id"].nunique() == 8
+    assert main([word for word in asked if word not in ("--out", str(tmp_path / "out"))]) == 2
+    one_line(capsys, "was trained on another folder", "--out")
+    in_folder(sounds, tmp_path / "both")
+    assert main([*asked, "--data-dir", str(tmp_path / "both")]) == 2
+    one_line(capsys, "all has recordings that this model was trained on", "leave them out")
 
 
 def test_labels_of_another_column_are_found_in_the_corpus(small_corpus, tmp_path, tiny_run, no_pages):

@@ -19,7 +19,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--corpus", help="corpus to score: one of those of the run, or another one (default: all of the run)"
     )
     add_options(parser, "--data-dir", "--protocol")
-    parser.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
+    parser.add_argument(
+        "--out",
+        help="folder for the results (default: evaluation-SPLIT in the folder of the run, of another corpus "
+        "evaluation-CORPUS-SPLIT)",
+    )
     add_options(parser, "--base")
     text = "also score predictions smoothed over each recording, with strength W from 0 to 1, or auto for the strength "
     add_options(parser, "--smoothing", help=f"{text}chosen on validation (default: none)")

@@ -35,7 +35,7 @@ from laennec.evaluation.geometry import class_distances
 from laennec.evaluation.own_metrics import Metric, load_metrics
 from laennec.evaluation.report.sections import earlier_use, scored_leaks, scored_own_corpus, seeds_of, times_scored
 from laennec.evaluation.report.write import write_report
-from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
+from laennec.evaluation.scored_data import check_split, is_other_corpus, recipe_of, settings_of_model, with_leaks
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import decision_text, digest, evaluate_predictions, format_summary
 from laennec.evaluation.window_scores import format_windows, scored_windows
@@ -161,7 +161,8 @@ def score(
         source: A run's folder, an exported model's folder or a Hub id.
         split: Name of the split: "test", or "test_intra" and the like where a corpus has several.
         corpus: Corpus settings that replace the run's; "name" selects one of its corpora, or another corpus.
-        out: Folder of the results; None: in the run's, `evaluation-<split>` (of several corpora `-<corpus>-<split>`).
+        out: Folder of the results; None: in the run's, `evaluation-<split>`, of another corpus, or one of
+            several, `evaluation-<corpus>-<split>`.
         base: The base of a head-only model.
         command: The literal command, for the record.
         smoothing: Also score predictions smoothed over each recording: a strength from 0 to 1, "auto" to choose it on
@@ -184,7 +185,7 @@ def score(
     run_path = Path(source) / "run.json"
     run = read_run(run_path) if run_path.exists() else None
     if run is not None:
-        if (corpus or {}).get("name") in (None, run["corpus"]["name"]):
+        if (corpus or {}).get("name") is None:
             refuse_absent_split(run, split)
         run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
     recipe = recipe_of(source, run, corpus)
@@ -204,7 +205,11 @@ def score(
                 "leave --smoothing out, or fit the model without: laennec calibrate RUN --smoothing none"
             )
         smooth = resolve_smoothing(smoothing, source, model)
-        check_split(run, recipe, origin)
+        named = bool((corpus or {}).get("name"))
+        if run is not None and is_other_corpus(run, recipe, origin, named):
+            origin = with_leaks(source, run, splits, split, origin, out)
+        else:
+            check_split(run, recipe, origin)
         refuse_lost_neighbours(splits, origin.get("protocol"), extractor.context_cycles)
         if split not in splits:
             listed = ", ".join(splits)
@@ -244,8 +249,8 @@ def _own_folder(source: str | Path, run: dict[str, Any] | None, recipe: Recipe, 
     """The folder of the results inside that of the run."""
     if run is None:
         raise InputError("an exported model has no run folder for the results; give one (out, or --out DIR)")
-    one_of_several = run["config"]["corpus"].get("corpora") and not recipe.corpus.corpora
-    return Path(source) / f"evaluation-{f'{recipe.corpus.name}-{split}' if one_of_several else split}"
+    own = recipe.corpus.name == run["corpus"]["name"]
+    return Path(source) / f"evaluation-{split if own else f'{recipe.corpus.name}-{split}'}"
 
 
 def _check_spans(spans: str, window_s: float | None, hop_s: float | None) -> None:
@@ -327,6 +332,7 @@ def _record(
     if run is None:
         known = selection_set or UNKNOWN_SELECTION
         trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
+        trained["config"]["seed"] = None  # that of the model is not known
     else:
         entry: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
         entry["corpus"] = recipe.corpus.name

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from laennec.corpora.base import ABNORMAL, class_names, column_of
+from laennec.corpora.copies import find_described
 from laennec.corpora.load import corpus_class
+from laennec.corpora.recordings import named as named_first
 from laennec.errors import InputError
 from laennec.files import find_data
 from laennec.training.data.targets import FOUR_CLASSES
+from laennec.training.initial import read_trained_on
 from laennec.training.recipe import Recipe
 
 _TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
@@ -93,19 +96,56 @@ def _find_again(corpus: Any, key: str, there: str | None) -> None:
         raise InputError(f"{places}: the corpus of the run is not at this path; give its folder ({flag}, or {key})")
 
 
+def is_other_corpus(run: dict[str, Any], recipe: Recipe, origin: dict[str, Any], named: bool) -> bool:
+    """Whether a run is scored on a corpus that it was not trained on.
+
+    Corpora of own recordings share one name, so another folder is another corpus where the corpus is `named`.
+    """
+    trained = run["corpus"]["provenance"]
+    known = trained.get("corpora") or {run["corpus"]["name"]: trained}
+    if recipe.corpus.name == run["corpus"]["name"] and recipe.corpus.corpora:
+        return False
+    if (own := known.get(recipe.corpus.name)) is None:
+        return True
+    other = own.get("corpus_fingerprint") != origin.get("corpus_fingerprint")
+    return named and other and not corpus_class(recipe.corpus.name).patient_ids_are_global
+
+
+def with_leaks(
+    source: str | Path, run: dict[str, Any], splits: Any, split: str, origin: dict[str, Any], out: Any
+) -> dict[str, Any]:
+    """The provenance of another corpus with the recordings that the run was trained on among its leaks.
+
+    Raises:
+        InputError: It is another folder of the run's own kind of corpus, and has no `out` or some of these recordings.
+    """
+    notes = read_trained_on(source) if split in splits else []
+    seen = {Path(path).stem for note in notes for path in find_described(note.get("sounds") or {}, splits[split])}
+    found = f"{split} has recordings that this model was trained on: {named_first(sorted(seen))}"
+    if origin.get("corpus") == run["corpus"]["name"]:
+        if seen:
+            raise InputError(f"{found}; leave them out of the folder, or give the data and protocol of the run")
+        if out is None:
+            raise InputError(f"{source}: was trained on another folder; give a folder for these results (out, --out)")
+    return {**origin, "leaks": [*(origin.get("leaks") or []), *([found] if seen else [])]}
+
+
 def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
     """Refuse to score a run on a split that is not the one it was trained on."""
     trained: Any = run["corpus"]["provenance"] if run is not None else None
-    if run is not None and recipe.corpus.name != run["corpus"]["name"]:  # one of several corpora, or another one
+    if run is not None and recipe.corpus.name != run["corpus"]["name"]:  # one of several corpora
         trained = (trained.get("corpora") or {}).get(origin.get("corpus"))
     if trained is None or trained.get("protocol") == "corpus-out":  # nothing of this corpus was trained on
         return
     here, there = (str(o.get("split_fingerprint"))[:12] for o in (origin, trained))
     if origin.get("split_fingerprint") != trained.get("split_fingerprint") and not _same_training(origin, trained):
+        others = origin.get("corpus_fingerprint") != trained.get("corpus_fingerprint")
+        others &= not corpus_class(recipe.corpus.name).patient_ids_are_global
+        also = f", or for other recordings name their corpus too (--corpus {recipe.corpus.name})" if others else ""
         raise InputError(
             f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
             f"(split {here}, trained on {there}): training cycles could be in the scored split; give the same data and "
-            "protocol"
+            f"protocol{also}"
         )
 
 

@@ -85,7 +85,9 @@ def export_run(
     if format not in ("head", "lora") and model.config.lora:
         _merge(run, model, extractor)
     if (Path(run) / "run.json").exists():
-        model.config.summary = model_summary(read_evidence(run))
+        evidence = read_evidence(run)
+        model.config.summary = model_summary(evidence)
+        model.config.selection_set = evidence.run.get("selection_set")
     with atomic_folder(out) as folder:
         if format.startswith("onnx"):
             onnx.write_onnx(folder, model, extractor, run, int8=format == "onnx-int8")
