@@ -175,6 +175,12 @@ def test_recordings_without_annotation_are_left_out_and_told(folder: Path, tmp_p
         assert len(rows(folder, tmp_path)) == 1
 
 
+def test_every_row_beyond_its_recording_is_listed(folder: Path) -> None:
+    (folder / "cycles.csv").write_text("recording,start_s,end_s,label\na,0,1,normal\na,1,9,normal\na,2,1,wheeze\n")
+    problems = [str(problem) for problem in check_corpus("folder", folder).problems]
+    assert len(problems) == 2 and "line 3" in problems[0] and "line 4" in problems[1]
+
+
 @pytest.mark.parametrize("suffix", [".au", ".caf", ".oga", ".opus", ".w64"])
 def test_recordings_that_predict_reads_are_found(folder: Path, tmp_path: Path, suffix: str) -> None:
     """`laennec review` writes a table for every sound that predict reads."""

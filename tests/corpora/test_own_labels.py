@@ -189,6 +189,11 @@ def test_patients_from_names(folder: Path, tmp_path: Path) -> None:
             table_of(folder, tmp_path, patient_pattern=pattern)
     with pytest.raises(InputError, match=r"no column 'who' \(corpus.options.patient_column\); .* recording, start_s"):
         table_of(folder, tmp_path, patient_column="who")
+    (folder / "visit").mkdir()
+    for sound in sorted(folder.glob("*.wav")):
+        sound.rename(folder / "visit" / sound.name)
+    for pattern in ("^[^_]+", "(?<=visit/)[^_]+"):  # in the name of the file, or in the path below the folder
+        assert table_of(folder, tmp_path, patient_pattern=pattern)["patient_id"][:] == ["p1", "p2"]
 
 
 def test_a_blank_patient_beside_another_id_of_the_same_name(folder: Path, tmp_path: Path) -> None:

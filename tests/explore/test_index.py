@@ -13,6 +13,7 @@ from laennec.audio.cycles import cut
 from laennec.audio.recording import read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
+from laennec.explore.index import _metadata
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,17 @@ def test_labels_join_by_name(index, small_corpus):
     names = corpus.features["label"].names
     known = {row["cycle_id"]: names[row["label"]] for row in corpus}
     assert index.rows["label"].tolist() == [known[cycle] for cycle in index.rows["cycle_id"]]
+
+
+def test_a_row_with_several_own_labels_has_each_of_them(tiny_run, small_corpus, tmp_path):
+    sound = next(small_corpus.rglob("*.wav"))
+    shutil.copy(sound, tmp_path)
+    stem = sound.stem
+    (tmp_path / "c.csv").write_text(
+        f"recording,start_s,end_s,label\n{stem},0,1,stridor\n{stem},0,1,rhonchi\n{stem},1,2,stridor\n{stem},2,3,normal\n"
+    )
+    corpus = laennec.load_corpus("folder", tmp_path, protocol="none")["all"]
+    assert _metadata(corpus)["label"].tolist() == ["rhonchi + stridor", "stridor", "normal"]
 
 
 def test_windows_get_patient_device_and_label_by_their_recording(tiny_run, small_corpus, tmp_path):

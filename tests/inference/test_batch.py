@@ -144,6 +144,14 @@ def test_one_annotation_file_is_for_one_recording(tiny_run, recordings, tmp_path
     err = capsys.readouterr().err
     assert "one annotation for 3 recordings" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    assert predict(tiny_run, *recordings, out=tmp_path / "out", annotation=tmp_path / "absent") == 2
+    assert "absent: no such file or folder" in capsys.readouterr().err
+    for ward in ("a", "b"):
+        (tmp_path / ward).mkdir()
+        shutil.copy(recordings[0], tmp_path / ward / "x.wav")
+    shutil.copy(annotation, tmp_path / "x.txt")
+    assert predict(tiny_run, tmp_path / "a", tmp_path / "b", out=tmp_path / "out", annotation=tmp_path) == 2
+    assert f"x.txt: is for {tmp_path / 'a' / 'x.wav'} and {tmp_path / 'b' / 'x.wav'}" in capsys.readouterr().err
 
 
 def test_predictions_agree_with_the_evaluation_of_the_same_cycles(tiny_run, small_corpus, tmp_path):

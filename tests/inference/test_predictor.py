@@ -247,6 +247,8 @@ def test_the_parameters_of_a_run_are_the_defaults_of_the_next_and_flags_override
     # another place to look replaces the one in the file, whichever kind it was
     assert main([*command, str(tmp_path / "d"), "--parameters", str(parameters), "--segment"]) == 0
     segmented = tmp_path / "d" / "laennec.parameters.yaml"
+    assert main([*command, str(tmp_path / "e"), "--parameters", str(segmented), "--hop-s", "1"]) == 2
+    assert "leave out --window-s and --hop-s" in capsys.readouterr().err
     notes = ["--annotation", str(sound.with_suffix(".txt"))]
     assert main([*command, str(tmp_path / "e"), "--parameters", str(segmented), *notes]) == 0
     assert (

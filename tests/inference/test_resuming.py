@@ -241,6 +241,8 @@ def test_a_corrected_result_is_replaced_by_overwriting_alone(replaced, make, rec
         assert f"{out / name}: was changed after it was written; move it away" in reason and "\n" not in reason
         assert (out / name).read_text() == CORRECTED
     assert again(overwrite=True).failed == [] and (out / name).read_text() != CORRECTED
+    (out / name).write_text(CORRECTED)  # the recording is the one that was predicted
+    assert again(overwrite=True).failed == [] and (out / name).read_text() != CORRECTED
 
 
 @pytest.mark.parametrize("name", ["laennec.predictions.csv", "laennec.recordings.csv", "laennec.parameters.yaml"])

@@ -100,6 +100,8 @@ def test_layers_that_cannot_be_compiled_train_uncompiled_with_one_line(caplog):
         compile_layers(cnn)
     cannot, convolutions = (record.getMessage() for record in caplog.records if "train.compile" in record.getMessage())
     assert "No working C++ compiler found" in cannot and "goes on uncompiled" in cannot and "\n" not in cannot
+    compile_layers(model.head)  # what trains where the encoder is frozen
+    assert "the encoder is frozen" in caplog.records[-1].getMessage()
     assert "the encoder laennec-cnn has no transformer layers; training goes on" in convolutions
     model(**next(batches(extractor)))
 

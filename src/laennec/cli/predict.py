@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from laennec import DEFAULT_MODEL, __version__
 from laennec.cli.common import add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     if options.parameters:
         earlier, fingerprint = read_parameters(options.parameters)
         settings = settings.over(earlier)
+        _refuse_windows(options, settings)
     settings.smoothing_neighbours = settings.smoothing_neighbours or 0
     predictor = _make_predictor(options, settings, source)
     if fingerprint not in (None, predictor.fingerprint()):
@@ -118,14 +119,19 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
-    if (options.annotation or options.segment) and (options.window_s, options.hop_s) != (None, None):
-        raise InputError("--annotation and --segment predict cycles, not windows; leave out --window-s and --hop-s")
+    _refuse_windows(options, options)
     on_ray = options.engine == "ray"
     if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
         raise InputError("--format, --overwrite, --jobs and --engine need --out; add it, or leave them out")
     refuse_addresses(options)
     if on_ray and (options.format or options.segment or options.parameters):
         raise InputError("--format, --segment and --parameters cannot be combined with --engine ray; leave them out")
+
+
+def _refuse_windows(options: argparse.Namespace, settings: Any) -> None:
+    """Refuse lengths of windows where cycles are predicted."""
+    if (settings.annotation or settings.segment) and (options.window_s, options.hop_s) != (None, None):
+        raise InputError("--annotation and --segment predict cycles, not windows; leave out --window-s and --hop-s")
 
 
 def _make_predictor(options: argparse.Namespace, settings: "Settings", source: str) -> "Predictor":

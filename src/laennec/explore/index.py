@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 import laennec
-from laennec.audio.cycles import Span, counting_spans
+from laennec.audio.cycles import LABELS, Span, counting_spans
 from laennec.audio.recording import read_header, wave_file
 from laennec.corpora.base import class_names
 from laennec.errors import InputError
@@ -283,12 +283,8 @@ def _metadata(table: Any) -> pd.DataFrame:
     wanted = ["cycle_id", "recording_path", "start_s", "end_s", *_OF_RECORDINGS, "label", "events"]
     frame: pd.DataFrame = table.select_columns([n for n in wanted if n in table.column_names]).to_pandas()
     events = frame.pop("events") if "events" in frame else pd.Series([None] * len(frame))
-    frame["label"] = [
-        names[int(label)]
-        if pd.notna(label) and names
-        else None
-        if own is None
-        else " + ".join(sorted({*own})) or "normal"
-        for label, own in zip(frame["label"], events, strict=True)
-    ]
+    joined = [None if own is None else " + ".join(sorted({*own})) or "normal" for own in events]
+    classes = [names[int(label)] if pd.notna(label) and names else None for label in frame["label"]]
+    first, other = (classes, joined) if {*names} <= {*LABELS} else (joined, classes)  # own classes join several labels
+    frame["label"] = [other[row] if label is None else label for row, label in enumerate(first)]
     return frame

@@ -106,6 +106,9 @@ def recompute_activations(model: Any) -> None:
 
 def compile_layers(model: Any, backend: Any = "inductor") -> None:
     """Compile the encoder's layers in place; if the machine cannot compile, warn and leave them uncompiled."""
+    if not hasattr(model, "encoder"):
+        _log.warning(_CANNOT, "the encoder is frozen and runs once")
+        return
     layers = _layers(model.encoder)
     if not layers:
         _log.warning(_CANNOT, f"the encoder {model.encoder.config.model_type} has no transformer layers")

@@ -159,11 +159,12 @@ class Folder(Corpus):
         return beside
 
     def _patients_by_name(self, sounds: Mapping[str, Path]) -> dict[str, str]:
-        """The patient of each recording, found in its name."""
+        """The patient of each recording, found in the name of its file, or by a pattern with "/" in its path."""
         pattern = self.options.patient_pattern or (_FIRST_PART if self._table and self._table.by_patient else None)
         if pattern is None:
             return {}
-        found = {name: re.search(pattern, normalize("NFC", name)) for name in sounds}
+        names = {name: name if "/" in pattern else name.rpartition("/")[2] for name in sounds}
+        found = {name: re.search(pattern, normalize("NFC", text)) for name, text in names.items()}
         if lost := [name for name, match in found.items() if match is None or not (match[match.re.groups and 1])]:
             remedy = "correct corpus.options.patient_pattern"
             self.problems.append(f"{self.root}: {pattern!r} finds no patient in the name {named(lost)}; {remedy}")
@@ -318,14 +319,26 @@ class Folder(Corpus):
         rows = super().rows(recording)
         return [row | self._labels.values(row["events"]) for row in rows] if self._labels else rows
 
+    def _wrong_times(self, recording: AnnotatedRecording, duration_s: float | None) -> list[AnnotationError]:
+        """A problem for each row of the CSV whose times do not fit the recording."""
+        table, problems = self._table, list[AnnotationError]()
+        if table is None or not (self._from_csv and table.timed):
+            return problems
+        for line, row in self._rows[recording.recording_id]:
+            try:
+                parse_times(table.path, line, row["start_s"], row["end_s"], duration_s, comma=True)
+            except AnnotationError as error:
+                problems.append(error)
+        return problems
+
     def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[InputError]:
-        """The first problem of the recording's annotation, then its overlapping cycles."""
+        """The problems of the recording's annotation (of a label file the first), or its overlapping cycles."""
         if recording.whole and duration_s is None:
             return []
         try:
             events = self.read_events(recording, duration_s)
         except AnnotationError as error:
-            return [error]
+            return self._wrong_times(recording, duration_s) or [error]
         problems, furthest = [], 0.0
         for event in events if self._labels is None else ():  # spans of a user's own labels may overlap
             if event.start_s < furthest:

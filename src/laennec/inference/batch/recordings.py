@@ -277,6 +277,8 @@ class Batch(ABC):
             return False
         moved = entry.recording != str(path)
         missing = [file for file in self.files(path) if moved or not file.exists()]
+        if self.overwrite and any(_differs(self.out / file, digest) for file, digest in entry.files.items()):
+            return False
         if not missing and not moved:
             return True
         if moved and self._changed(path, journal):
@@ -365,8 +367,18 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
 
 
 def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence[Path]) -> None:
-    """Refuse one annotation file for several recordings."""
-    if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
+    """Refuse an annotation that is not there, and one file for several recordings."""
+    if annotation is None or len(recordings) < 2:
+        return
+    if not Path(annotation).exists():
+        raise InputError(f"{annotation}: no such file or folder; check the path of the annotations (--annotation)")
+    if Path(annotation).is_dir():
+        of: dict[str, Path] = {}
+        for recording in recordings:
+            first = of.setdefault(recording.stem, recording)
+            if first != recording and (file := annotation_of(recording, annotation)) and file.exists():
+                raise InputError(f"{file}: is for {first} and {recording}; predict one of them at a time")
+    else:
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
 
 
