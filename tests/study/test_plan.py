@@ -9,8 +9,9 @@ import yaml
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study import load_study
-from laennec.study.run import commands, ensemble_commands
+from laennec.study.run import commands, ensemble_commands, refuse_other_pretraining
 from laennec.training.recipe import Recipe
+from laennec.training.record import write_record
 
 RECIPE = {
     "name": "tiny",
@@ -99,6 +100,17 @@ def test_a_pretrained_method_starts_from_its_own_encoder(written, tmp_path):
     pretrain, train, _ = commands(study, study.cells[0])
     assert pretrain[0] == "pretrain" and train[0] == "train"
     assert train[train.index("--encoder.weights") + 1] == pretrain[pretrain.index("--output_dir") + 1] + "/encoder"
+
+
+def test_a_pretraining_of_other_settings_is_refused(written, tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    study = load_study(written(methods=[{"recipe": str(recipe), "pretrain": True}]))
+    place = study.output_dir / study.cells[0].pretraining_name / "pretrain.json"
+    write_record(place, {"config": Recipe.from_yaml(recipe).to_dict()})
+    refuse_other_pretraining(study, study.cells[0])
+    write_record(place, {"config": Recipe.from_yaml(recipe, seed=3).to_dict()})
+    with pytest.raises(InputError, match="holds a pre-training with seed = 3, where the study says 0"):
+        refuse_other_pretraining(study, study.cells[0])
 
 
 def test_a_method_may_have_its_own_splits_to_score(written, tmp_path):

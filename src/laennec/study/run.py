@@ -60,11 +60,13 @@ def run_study(
     fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
     for cell in study.cells:
         refuse_other_run(study, cell, fingerprint)
+        refuse_other_pretraining(study, cell)
         for folder in _made(study, cell):
-            refuse_other_scores(cell, folder, fingerprint)
+            refuse_other_scores(cell, study.output_dir / cell.name, folder, fingerprint)
     for members in study.members:
         refuse_other_ensemble(study, members)
-        refuse_other_scores(members[0], ensemble_folder(study, members), fingerprint)
+        folder = ensemble_folder(study, members)
+        refuse_other_scores(members[0], folder, folder, fingerprint)
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
         every += [command for members in study.members for command in ensemble_commands(study, members)]
@@ -186,13 +188,30 @@ def refuse_other_ensemble(study: Study, members: Sequence[Cell]) -> None:
         )
 
 
-def refuse_other_scores(cell: Cell, run: Path, fingerprint: Callable[[str], str | None]) -> None:
-    """Refuse results of other data, another split or other settings than the study asks for."""
+def refuse_other_pretraining(study: Study, cell: Cell) -> None:
+    """Refuse a folder with a pre-training of other settings than the cell's."""
+    earlier = study.output_dir / cell.pretraining_name / "pretrain.json"
+    if not cell.pretrained_as or not earlier.exists():
+        return
+    there = Recipe.from_record(read_record(earlier)["config"], str(earlier)).identity()
+    here = Recipe.from_yaml(cell.recipe, **of_pretraining(_overrides(study, cell))).identity()
+    here = {key: here[key] for key in ("seed", "encoder", "metadata", "pretrain")}
+    if found := next(_differences(here, there), None):
+        raise InputError(
+            f"{earlier.parent}: holds a pre-training with {found}; remove the folder, or choose another output_dir for "
+            "this study"
+        )
+
+
+def refuse_other_scores(cell: Cell, run: Path, folder: Path, fingerprint: Callable[[str], str | None]) -> None:
+    """Refuse results in a folder of other data, settings or another training of the run than the study asks for."""
     for score in cell.scores:
-        record = score.folder(run) / "run.json"
+        record = score.folder(folder) / "run.json"
         if not record.exists():
             continue
         scored = read_record(record)
+        if (run / "run.json").exists() and scored.get("history") != read_record(run / "run.json").get("history"):
+            raise InputError(f"{record.parent}: holds results of an earlier training of {run}; remove the folder")
         evaluated = scored["evaluated"]
         corpus, own = evaluated["corpus"], scored.get("trained_on") or {}
         here: dict[str, Any] = {"split": score.split, "corpus": score.corpus or own.get("name")}
