@@ -75,6 +75,9 @@ def test_columns_of_0_and_1_are_labels(folder: Path, tmp_path: Path) -> None:
     (folder / "c.csv").write_text(lines.replace("0\t0\t\n", "1\t1\t\n"))
     assert target(table_of(folder, tmp_path)) == ("multi_label", None, ["stridor", "snore"])
     assert "snore" not in table_of(folder, tmp_path, labels=["stridor"]).column_names
+    (folder / "c.csv").write_text("recording,start_s,end_s,label\np1_left,0,1,a;b\np2_left,0,1,normal\n")
+    wanted = ["b", "without example", "a"]
+    assert target(table_of(folder, tmp_path, labels=wanted)) == ("multi_label", None, wanted)
 
 
 @pytest.mark.parametrize("labels", [None, ["stridor", "snore"]])

@@ -105,7 +105,10 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
     reserved = (set(CYCLE_FEATURES) | _ADDED) - set(FLAGS)
     if multi_label and (taken := [name for name in spelling.values() if name in reserved]):
         raise InputError(f"label {taken[0]!r} has the name of a column of the cycle table; rename the label")
-    combinations = sorted((sorted(place[name] for name in row) for row in known), key=lambda row: (len(row), row))
+    # a label that the user names is an output also without an example
+    without = [[name] for name in place if wanted is not None and not any(name in row for row in known)]
+    rows_of = (sorted(place[name] for name in row) for row in (*known, *without))
+    combinations = sorted(rows_of, key=lambda row: (len(row), row))
     names = tuple(spelling.values())
     if multi_label:
         classes = tuple("+".join(names[k] for k in row) or NORMAL for row in combinations)
