@@ -378,14 +378,14 @@ def wave_file(waveform: npt.ArrayLike, sampling_rate: Any) -> bytes:
     """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
     samples = np.asarray(waveform)
     rate = sampling_rate.item() if hasattr(sampling_rate, "item") else sampling_rate  # of a tensor
-    if not isinstance(rate, int | float) or not 1 <= rate <= MAX_SAMPLING_RATE_HZ or rate % 1:
-        raise InputError(
-            f"sampling_rate is {rate!r}: a waveform needs its rate in Hz, a whole number up to {MAX_SAMPLING_RATE_HZ}"
-        )
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise InputError(
             f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
-            "shape (samples,)"
+            "shape (samples,), or one path"
+        )
+    if not isinstance(rate, int | float) or not 1 <= rate <= MAX_SAMPLING_RATE_HZ or rate % 1:
+        raise InputError(
+            f"sampling_rate is {rate!r}: a waveform needs its rate in Hz, a whole number up to {MAX_SAMPLING_RATE_HZ}"
         )
     refuse_integers(samples)
     file = io.BytesIO()

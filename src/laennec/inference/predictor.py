@@ -368,7 +368,7 @@ class Predictor:
         if samples < round(self.extractor.window_ms * self.extractor.sampling_rate / 1000):
             reason = (
                 f"{span[0]:g} to {span[1]:g} s is {samples} samples, shorter than one frame "
-                f"({self.extractor.window_ms:g} ms); remove it from the annotation or correct its times"
+                f"({self.extractor.window_ms:g} ms); give a longer sound or window, or correct the annotation"
             )
             raise DecodeError(stream.path, reason)
 
