@@ -190,6 +190,15 @@ def test_recordings_that_predict_reads_are_found(folder: Path, tmp_path: Path, s
     assert brief(rows(folder, tmp_path)) == [("a#record", 0, 2, 0, 0), ("c#record", 0, 1, 0, 1)]
 
 
+def test_rare_files_beside_a_recording_and_blocks_of_audacity_are_not_recordings(folder: Path, tmp_path: Path) -> None:
+    blocks = folder / "a_data" / "e00"
+    blocks.mkdir(parents=True)
+    for path in (folder / "a.au", blocks / "e0000.au"):
+        soundfile.write(path, np.zeros(8000), 8000)
+    (folder / "labels.csv").write_text("recording,label\na,normal\n")
+    assert brief(rows(folder, tmp_path)) == [("a#record", 0, 2, 0, 0)]
+
+
 def test_unlabelled_recordings_and_cycles_for_self_supervision(folder: Path, tmp_path: Path) -> None:
     found = rows(folder, tmp_path, unlabelled=True)
     assert brief(found) == [("a#record", 0, 2, None, None), ("ward 3/b#record", 0, 2, None, None)]

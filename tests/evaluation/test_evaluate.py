@@ -15,6 +15,7 @@ from laennec.corpora import load_corpus
 from laennec.errors import InputError
 from laennec.evaluation import class_distances
 from laennec.evaluation.evaluate import score
+from laennec.evaluation.report.sections import seeds_of
 from laennec.evaluation.report.write import report
 from laennec.training.recipe import Recipe
 from laennec.training.record import refuse_absent_split, without_results
@@ -182,7 +183,7 @@ def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_pa
     assert alone.evaluation["problem_type"] == "single_label" and len(alone.evaluation["class_names"]) == 4
     record = read(alone.folder / "run.json")
     assert record["selection_set"].startswith("unknown") and record["evaluated"]["corpus"]["fingerprint"]
-    assert record["config"]["seed"] is None
+    assert seeds_of(record) == "unknown"
     table = two[["label", "logit_normal", "logit_crackle", "logit_wheeze", "logit_both"]]
     answers = table.iloc[:, 1:].to_numpy().argmax(1)
     names = ["normal", "crackle", "wheeze", "both"]

@@ -91,8 +91,8 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
     [
         ({"evaluated": {"corpus": {"name": "siteA", "provenance": {}}}}, {}, "corpus siteA, where the study says tiny"),
         ({"evaluated": {"split": "validation"}}, {}, "split validation, where the study says test"),
-        ({}, {"smoothing": 0.5}, "smoothing None, where the study says 0.5"),
-        ({}, {"spans": "windows"}, "spans None, where the study says windows"),
+        ({}, {"smoothing": 0.5}, "smoothing none, where the study says 0.5"),
+        ({}, {"spans": "windows"}, "spans events, where the study says windows"),
     ],
 )
 def test_earlier_scores_of_something_else_are_refused(tmp_path, scored, evaluate, words):
@@ -103,6 +103,9 @@ def test_earlier_scores_of_something_else_are_refused(tmp_path, scored, evaluate
     with pytest.raises(InputError, match=words):
         study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)
     study_run.refuse_other_scores(cell, tmp_path, tmp_path / "another run", lambda _: None)
+    same = Cell("tiny", Path("tiny.yaml"), 0, scores=(Score(),), evaluate={"smoothing": "none", "spans": "events"})
+    if not scored:
+        study_run.refuse_other_scores(same, tmp_path, tmp_path, lambda _: None)
     write_record(tmp_path / "run.json", {"history": [{"loss": 0.5}]})
     with pytest.raises(InputError, match="results of an earlier training"):
         study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)

@@ -185,7 +185,10 @@ def score(
     run_path = Path(source) / "run.json"
     run = read_run(run_path) if run_path.exists() else None
     if run is not None:
-        if (corpus or {}).get("name") is None:
+        asked = corpus or {}
+        if asked.get("name") is None or (
+            asked["name"] == run["corpus"]["name"] and not asked.get("data_dir") and not asked.get("protocol")
+        ):
             refuse_absent_split(run, split)
         run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
     recipe = recipe_of(source, run, corpus)
@@ -332,7 +335,7 @@ def _record(
     if run is None:
         known = selection_set or UNKNOWN_SELECTION
         trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
-        trained["config"]["seed"] = None  # that of the model is not known
+        trained["seeds"] = None  # not known
     else:
         entry: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
         entry["corpus"] = recipe.corpus.name

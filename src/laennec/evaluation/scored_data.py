@@ -101,14 +101,18 @@ def is_other_corpus(run: dict[str, Any], recipe: Recipe, origin: dict[str, Any],
 
     Corpora of own recordings share one name, so another folder is another corpus where the corpus is `named`.
     """
-    trained = run["corpus"]["provenance"]
-    known = trained.get("corpora") or {run["corpus"]["name"]: trained}
-    if recipe.corpus.name == run["corpus"]["name"] and recipe.corpus.corpora:
+    if recipe.corpus.corpora:
         return False
-    if (own := known.get(recipe.corpus.name)) is None:
+    if (own := _trained_corpora(run).get(str(origin.get("corpus")))) is None:
         return True
     other = own.get("corpus_fingerprint") != origin.get("corpus_fingerprint")
     return named and other and not corpus_class(recipe.corpus.name).patient_ids_are_global
+
+
+def _trained_corpora(run: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of each corpus of a run, by the corpus's own name."""
+    trained: dict[str, Any] = run["corpus"]["provenance"]
+    return trained.get("corpora") or {str(trained.get("corpus")): trained}
 
 
 def with_leaks(
@@ -122,7 +126,7 @@ def with_leaks(
     notes = read_trained_on(source) if split in splits else []
     seen = {Path(path).stem for note in notes for path in find_described(note.get("sounds") or {}, splits[split])}
     found = f"{split} has recordings that this model was trained on: {named_first(sorted(seen))}"
-    if origin.get("corpus") == run["corpus"]["name"]:
+    if origin.get("corpus") in _trained_corpora(run):
         if seen:
             raise InputError(f"{found}; leave them out of the folder, or give the data and protocol of the run")
         if out is None:

@@ -349,7 +349,7 @@ def _cells(
         except InputError as error:
             raise InputError(f"{path}: {name}: {str(error).removeprefix('command line: ')}") from error
         folds = method.folds or study.folds or (None,)
-        if folds != (None,) and not any(_has_folds(one) for one in corpora):
+        if any(folds) and not any(_has_folds(one) for one in corpora):
             raise InputError(f"{path}: folds: the protocol of {name} has none; set corpus.protocol: patient-5fold")
         last = max(fold or 0 for fold in folds)
         if last > 4 and any(one.protocol == "patient-5fold" for one in corpora):

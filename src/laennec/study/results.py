@@ -20,7 +20,7 @@ from laennec.evaluation.predictions import read_evaluated, stored_predictions
 from laennec.evaluation.report.sections import seeds_of, times_scored
 from laennec.evaluation.summary import WINDOWS, figure_name, figure_text
 from laennec.rendering import text_table
-from laennec.study.plan import folder_name
+from laennec.study.plan import Study, folder_name
 from laennec.training.record import read_record, write_record
 
 Cost = dict[str, Any]
@@ -116,8 +116,9 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     study = content.get("study") or {}
     lines = _incomplete(study)
     known = {name for row in content.get("results", ()) for name in row["values"]}
-    if unknown := [name for name in study.get("figures") or () if name not in known]:
-        lines += ["", f"figures: no run has the metric {unknown[0]!r}{did_you_mean(unknown[0], known)}"]
+    asked = set(study.get("figures") or ()) - {*Study.model_fields["figures"].default}
+    for name in sorted(asked - known):
+        lines += ["", f"figures: no run has the metric {name!r}{did_you_mean(name, known)}"]
     for split, compared in content["methods"].items():
         methods, baseline = compared["figures"], compared["baseline"]
         for name, n in (compared.get("left_out") or {}).items():

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laennec.errors import InputError
+from laennec.errors import InputError, in_known_form
+from laennec.evaluation.calibration.smoothing import parse_smoothing
 from laennec.evaluation.report.plots_runs import study_plots
 from laennec.files import atomic_write, try_lock
 from laennec.processes import module_process, used_by
-from laennec.study.plan import Cell, Study, ensemble_name, of_pretraining
+from laennec.study.plan import Cell, Score, Study, ensemble_name, of_pretraining
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import CorpusSettings, Recipe
@@ -30,6 +31,7 @@ from laennec.training.record import read_record, settled_evaluations, write_reco
 
 PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
 _CORPUS = {"name", "data_dir", "tables_dir", "allow_missing", "level", "options"}  # settings that identify a corpus
+_AFTER_PRETRAINING = ("trainable", "train_last_layers", "lora")  # settings of an encoder that pre-training ignores
 Command = list[str]
 """The words after `laennec`; those of a classifier begin with `-m`."""
 
@@ -57,16 +59,7 @@ def run_study(
         dry: Only report the commands, the expected time, and missing data and weights.
     """
     state = StudyState()
-    fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
-    for cell in study.cells:
-        refuse_other_run(study, cell, fingerprint)
-        refuse_other_pretraining(study, cell)
-        for folder in _made(study, cell):
-            refuse_other_scores(cell, study.output_dir / cell.name, folder, fingerprint)
-    for members in study.members:
-        refuse_other_ensemble(study, members)
-        folder = ensemble_folder(study, members)
-        refuse_other_scores(members[0], folder, folder, fingerprint)
+    refuse_stale(study)
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
         every += [command for members in study.members for command in ensemble_commands(study, members)]
@@ -147,6 +140,32 @@ def _line(command: Command) -> str:
     return shlex.join(["python" if command[0] == "-m" else "laennec", *command])
 
 
+def refuse_stale(study: Study) -> None:
+    """Refuse folders with runs, ensembles or scores of something else than the study asks for."""
+    fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
+    checks: list[tuple[Path, Callable[[], None]]] = []
+    for cell in study.cells:
+        run = study.output_dir / cell.name
+        checks.append((run, functools.partial(refuse_other_run, study, cell, fingerprint)))
+        checks.append((run, functools.partial(refuse_other_pretraining, study, cell)))
+        for folder in _made(study, cell):
+            checks.append((folder, functools.partial(refuse_other_scores, cell, run, folder, fingerprint)))
+    for members in study.members:
+        folder = ensemble_folder(study, members)
+        checks.append((folder, functools.partial(refuse_other_ensemble, study, members)))
+        checks.append((folder, functools.partial(refuse_other_scores, members[0], folder, folder, fingerprint)))
+    problems = []
+    for folder, check in checks:
+        try:
+            with in_known_form(folder, "remove it"):
+                check()
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        others = f" (and {len(problems) - 1} more such folders)" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{others}")
+
+
 def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str | None]) -> None:
     """Refuse a folder with a run of other settings than the cell's, or on data that have changed since."""
     earlier = study.output_dir / cell.name / "recipe.json"
@@ -180,7 +199,7 @@ def refuse_other_ensemble(study: Study, members: Sequence[Cell]) -> None:
         return
     there = {Path(one["folder"]).name: one["timings"] for one in read_record(folder / "run.json")["members"]}
     records = {path.parent.name: path for cell in members if (path := study.output_dir / cell.name / "run.json")}
-    here = {name: read_record(path)["timings"] if path.exists() else there.get(name) for name, path in records.items()}
+    here = {name: read_record(path)["timings"] if path.exists() else None for name, path in records.items()}
     if here != there:  # no two trainings take equally long
         raise InputError(
             f"{folder}: holds an ensemble of other runs than {', '.join(cell.name for cell in members)} as they are "
@@ -196,6 +215,7 @@ def refuse_other_pretraining(study: Study, cell: Cell) -> None:
     there = Recipe.from_record(read_record(earlier)["config"], str(earlier)).identity()
     here = Recipe.from_yaml(cell.recipe, **of_pretraining(_overrides(study, cell))).identity()
     here = {key: here[key] for key in ("seed", "encoder", "metadata", "pretrain")}
+    here["encoder"] = {key: value for key, value in here["encoder"].items() if key not in _AFTER_PRETRAINING}
     if found := next(_differences(here, there), None):
         raise InputError(
             f"{earlier.parent}: holds a pre-training with {found}; remove the folder, or choose another output_dir for "
@@ -210,27 +230,39 @@ def refuse_other_scores(cell: Cell, run: Path, folder: Path, fingerprint: Callab
         if not record.exists():
             continue
         scored = read_record(record)
-        if (run / "run.json").exists() and scored.get("history") != read_record(run / "run.json").get("history"):
+        trained = read_record(run / "run.json") if (run / "run.json").exists() else {}
+        if scored.get("history") != trained.get("history"):
             raise InputError(f"{record.parent}: holds results of an earlier training of {run}; remove the folder")
         evaluated = scored["evaluated"]
         corpus, own = evaluated["corpus"], scored.get("trained_on") or {}
         here: dict[str, Any] = {"split": score.split, "corpus": score.corpus or own.get("name")}
         there: dict[str, Any] = {"split": evaluated["split"], "corpus": corpus["name"]}
         if score.corpus and score.data_dir:
-            now = fingerprint(CorpusSettings(**score.corpus_settings).model_dump_json(include=_CORPUS))
+            now = fingerprint(_corpus_of(run, trained, score).model_dump_json(include=_CORPUS))
             here["fingerprint of the corpus"], there["fingerprint of the corpus"] = now, corpus["fingerprint"]
         if score.protocol:
             here["protocol"], there["protocol"] = score.protocol, corpus["provenance"].get("protocol")
-        words = shlex.split(evaluated.get("command") or "")
+        words = [part for word in shlex.split(evaluated.get("command") or "") for part in word.split("=", 1)]
         if words[1:2] == ["evaluate"]:
             flags = dict(itertools.pairwise(words))
-            for flag in ("smoothing", "spans"):
-                here[flag], there[flag] = str(cell.evaluate.get(flag)), flags.get(f"--{flag}", "None")
+            here["smoothing"] = parse_smoothing(cell.evaluate.get("smoothing")) or "none"
+            there["smoothing"] = parse_smoothing(flags.get("--smoothing")) or "none"
+            if cell.evaluate.get("spans") == "windows":  # results of windows have those of events too
+                here["spans"], there["spans"] = "windows", flags.get("--spans", "events")
         if found := [key for key, value in here.items() if value is not None and there[key] != value]:
             raise InputError(
                 f"{record.parent}: holds results with {found[0]} {there[found[0]]}, where the study says "
-                f"{here[found[0]]}; remove the folder, or give this score another name"
+                f"{here[found[0]]}; remove the folder"
             )
+
+
+def _corpus_of(run: Path, trained: dict[str, Any], score: Score) -> Any:
+    """The settings of a scored corpus; those that `laennec evaluate` takes from the run where it has the same name."""
+    if trained and score.corpus in str(trained["corpus"]["name"]).split("+"):
+        from laennec.evaluation.scored_data import recipe_of  # imports torch
+
+        return recipe_of(run, trained, score.corpus_settings).corpus
+    return CorpusSettings(**score.corpus_settings)
 
 
 def fingerprint_of(corpus: str) -> str | None:

@@ -51,7 +51,7 @@ from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
-from laennec.training.schedules import Result, plan_phases, run_phases
+from laennec.training.schedules import Result, check_schedule, plan_phases, run_phases
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
@@ -123,6 +123,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
     with timings.measure("total"):
         extractor, start = make_extractor(recipe.features), InitialModel.of(recipe)
         check_mixing(recipe)
+        check_schedule(recipe)
         tasks_of(recipe)
         with timings.measure("corpus"):
             splits = load_decoded(recipe, extractor.sampling_rate)

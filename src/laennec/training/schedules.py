@@ -100,6 +100,13 @@ class Result:
             self.best_metric, self.best_epoch = state["best_metric"], float(epochs[0]) if epochs else None
 
 
+def check_schedule(recipe: Recipe) -> None:
+    """Refuse to train an encoder by auxiliary losses alone where there are none."""
+    s = recipe.schedule
+    if not recipe.loss.auxiliary and (s.name == "alternating" or (s.name == "two_stage" and s.pretrain_epochs)):
+        raise InputError(f"schedule.name: {s.name} trains the encoder with loss.auxiliary, which is empty; set one")
+
+
 def phases_of(recipe: Recipe) -> list[Phase]:
     """The phases of a recipe's schedule."""
     s, t, sampler = recipe.schedule, recipe.train, recipe.sampler.name

@@ -105,7 +105,6 @@ def test_an_override_of_a_section_replaces_the_settings_that_it_names(tmp_path):
         ("seed: -1", r"seed is -1; it must be greater than or equal to 0"),
         ("head: {dropout: 1}", r"head.dropout is 1; it must be less than 1"),
         ("head: {calibration: platt}\ntarget: {problem_type: single_label}\nloss: {task: ce}", r"is platt, which"),
-        ("schedule: {name: alternating}", r"alternating trains the encoder with loss.auxiliary, which is empty"),
         ("loss: {auxiliary: {tuplet: {}}}", r"the tuplet loss needs sampler.name: anchor_positive"),
         ("head: {sensitivity: 0.5}", r"needs head.threshold_rule: sensitivity"),
         ("sampler: {name: metadata_matched}", r"name sampler.columns"),

@@ -29,6 +29,7 @@ _UNKNOWN = ("", "none", *UNKNOWN)
 _LABEL_FILES = (".txt", ".selections.txt", ".Table.1.selections.txt")
 # line, span (None: all of the recording) and label (None: unknown)
 _Written = tuple[int, Span | None, str | None]
+_RARE = (".au", ".caf", ".oga", ".opus", ".rf64", ".w64")
 # finds patient a00 in a00_left; the default pattern where a table has one row a patient
 _FIRST_PART = "([^ /_-]+)[^/]*$"
 _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -166,8 +167,15 @@ class Folder(Corpus):
         names = {name: name if "/" in pattern else name.rpartition("/")[2] for name in sounds}
         found = {name: re.search(pattern, normalize("NFC", text)) for name, text in names.items()}
         if lost := [name for name, match in found.items() if match is None or not (match[match.re.groups and 1])]:
-            remedy = "correct corpus.options.patient_pattern"
-            self.problems.append(f"{self.root}: {pattern!r} finds no patient in the name {named(lost)}; {remedy}")
+            remedy = "correct corpus.options.patient_pattern (with / in it, it is applied to the path below the folder)"
+            names_of = named(names[name] for name in lost)
+            self.problems.append(f"{self.root}: {pattern!r} finds no patient in the name {names_of}; {remedy}")
+        if any("/" in name for name in sounds) and "/" not in pattern:
+            patients = named(sorted({match[match.re.groups and 1] for match in found.values() if match}))
+            note = (
+                f"{self.root}: patients by the names of files, without their folders: {patients}; to find them in the "
+            )
+            self.notes.append(f"{note}path below the folder, write / in corpus.options.patient_pattern")
         return {name: match[match.re.groups and 1] for name, match in found.items() if match}
 
     def _compare_patients(self) -> None:
@@ -354,10 +362,15 @@ class Folder(Corpus):
 def _sounds(root: Path) -> dict[str, Path]:
     """Recordings below the folder by their path without extension."""
     found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("*"), key=lambda path: (path.suffix.lower() in _RARE, path)):
         if not is_recording(path) or any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
+        rare = path.suffix.lower() in _RARE
+        if rare and any(part.endswith("_data") for part in path.relative_to(root).parts):  # blocks of Audacity
+            continue
         name = path.relative_to(root).with_suffix("").as_posix()
+        if name in found and rare:
+            continue  # another form of the same recording
         if name in found:
             raise InputError(f"{path}: a second recording of this name beside {found[name].name}; remove or rename one")
         found[name] = path

@@ -62,8 +62,9 @@ def times_scored(record: Mapping[str, Any], split: str, corpus: str) -> int:
 
 def seeds_of(run: Mapping[str, Any]) -> str:
     """The seed of a run, or those of the members of an ensemble; "unknown" for a model without its run record."""
-    seeds = [one.get("seed") for one in run.get("members") or [run.get("config") or {}]]
-    return ", ".join("unknown" if seed is None else shown_text(seed) for seed in seeds)
+    if run.get("seeds", ...) is None:
+        return "unknown"
+    return ", ".join(shown_text(one.get("seed")) for one in run.get("members") or [run.get("config") or {}])
 
 
 def epochs_kept(run: Mapping[str, Any]) -> str | None:

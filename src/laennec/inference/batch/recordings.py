@@ -376,7 +376,11 @@ def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence
         of: dict[str, Path] = {}
         for recording in recordings:
             first = of.setdefault(recording.stem, recording)
-            if first != recording and (file := annotation_of(recording, annotation)) and file.exists():
+            if (
+                first.resolve() != recording.resolve()
+                and (file := annotation_of(recording, annotation))
+                and file.exists()
+            ):
                 raise InputError(f"{file}: is for {first} and {recording}; predict one of them at a time")
     else:
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")

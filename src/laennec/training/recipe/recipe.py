@@ -284,8 +284,6 @@ class Recipe(Settings):
             yield "loss.task is 'ce', but a multi_label head needs bce or focal"
         if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and self.sampler.class_ is None:
             yield "loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive"
-        if self.schedule.name != "joint" and not self.loss.auxiliary:
-            yield f"schedule.name: {self.schedule.name} trains the encoder with loss.auxiliary, which is empty; set one"
         if self.loss.balance is not None:
             yield from self._balance_problems()
         facts = {name: AUXILIARY_LOSSES[kind] for name, kind in kinds.items() if kind in AUXILIARY_LOSSES}
