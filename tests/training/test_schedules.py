@@ -37,6 +37,7 @@ def history(out):
     [
         ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are equal"),
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
+        ({"schedule": {"name": "alternating"}}, "alternating trains the encoder with loss.auxiliary, which is empty"),
         ({"train": {"arguments": {"report_too": "none"}}}, "no field of TrainingArguments; did you mean 'report_to'"),
         ({"train": {"arguments": {"output_dir": "x"}}}, "the recipe determines itself; set output_dir"),
         ({"train": {"arguments": {"gradient_accumulation_steps": 2}}}, "set train.gradient_accumulation_steps"),
