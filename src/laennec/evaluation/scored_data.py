@@ -112,7 +112,7 @@ def is_other_corpus(run: dict[str, Any], recipe: Recipe, origin: dict[str, Any],
 def _trained_corpora(run: dict[str, Any]) -> dict[str, Any]:
     """Provenance of each corpus of a run, by the corpus's own name."""
     trained: dict[str, Any] = run["corpus"]["provenance"]
-    return trained.get("corpora") or {str(trained.get("corpus")): trained}
+    return trained.get("corpora") or {str(trained.get("corpus", run["corpus"]["name"])): trained}
 
 
 def with_leaks(
