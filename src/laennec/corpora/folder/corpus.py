@@ -18,18 +18,16 @@ from unicodedata import normalize
 from laennec.audio.cycles import AnnotationError, Span, parse_label, parse_times, read_labelled_spans
 from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.folder.annotation_table import AnnotationTable, Row, read_table
+from laennec.corpora.folder.files import find_sounds, find_tables, label_files, table_path
 from laennec.corpora.labels import FLAGS, UNKNOWN, LabelSet, Names, is_plain, label_set, names_of
-from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, named
+from laennec.corpora.recordings import AnnotatedRecording, Event, named
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError, one_line
-from laennec.files import is_result
 
 _TEXT_FACTS = ("patient_id", "device", "chest_location", "acquisition_mode", "diagnosis")
 _UNKNOWN = ("", "none", *UNKNOWN)
-_LABEL_FILES = (".txt", ".selections.txt", ".Table.1.selections.txt")
 # line, span (None: all of the recording) and label (None: unknown)
 _Written = tuple[int, Span | None, str | None]
-_RARE = (".au", ".caf", ".oga", ".opus", ".rf64", ".w64")
 # finds patient a00 in a00_left; the default pattern where a table has one row a patient
 _FIRST_PART = "([^ /_-]+)[^/]*$"
 _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -83,14 +81,14 @@ class Folder(Corpus):
 
     def find_recordings(self, folder: Path) -> list[AnnotatedRecording]:
         """Find the recordings and what is written about them."""
-        options, sounds = self.options, _sounds(folder)
+        options, sounds = self.options, find_sounds(folder)
         inside = {folder / path.relative_to(folder).parts[0] for path in sounds.values()}
-        inner = _tables(*inside) if len(inside) == 1 and not _tables(folder) else []
+        inner = find_tables(*inside) if len(inside) == 1 and not find_tables(folder) else []
         inner = [path for path in inner if options.annotations is None or path.name == str(options.annotations)]
-        if len(inner) == 1 and (options.annotations or not any(_label_files(sound) for sound in sounds.values())):
+        if len(inner) == 1 and (options.annotations or not any(label_files(sound) for sound in sounds.values())):
             self.root = folder = inner[0].parent  # archives often hold one folder with everything
-            sounds = _sounds(folder)
-        path = _csv_path(folder, options.annotations)
+            sounds = find_sounds(folder)
+        path = table_path(folder, options.annotations)
         own = {name: getattr(options, name) for name in ("patient_column", "label_column", "labels", "unlabelled")}
         self._table = table = read_table(path, **own) if path else None
         self.tables += [path] if path else []
@@ -153,7 +151,7 @@ class Folder(Corpus):
         """The label file beside each recording that has one."""
         beside: dict[str, Path | None] = {}
         for name, sound in sounds.items():
-            found = _label_files(sound)
+            found = label_files(sound)
             if len(found) > 1:
                 self.problems.append(f"{sound}: two annotations ({found[0].name}, {found[1].name}); remove one")
             beside |= {name: found[0]} if found else {}
@@ -357,52 +355,6 @@ class Folder(Corpus):
                 problems.append(AnnotationError(str(recording.annotation_path), None, reason))
             furthest = max(furthest, event.end_s)
         return problems
-
-
-def _sounds(root: Path) -> dict[str, Path]:
-    """Recordings below the folder by their path without extension."""
-    found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*"), key=lambda path: (path.suffix.lower() in _RARE, path)):
-        if not is_recording(path) or any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue
-        rare = path.suffix.lower() in _RARE
-        if rare and any(part.endswith("_data") for part in path.relative_to(root).parts):  # blocks of Audacity
-            continue
-        name = path.relative_to(root).with_suffix("").as_posix()
-        if name in found and rare:
-            continue  # another form of the same recording
-        if name in found:
-            raise InputError(f"{path}: a second recording of this name beside {found[name].name}; remove or rename one")
-        found[name] = path
-    if not found:
-        kinds = "WAV, FLAC, Ogg, Opus, MP3, AIFF, AU, CAF"
-        raise InputError(f"{root}: no recordings ({kinds}) in this folder; check data_dir (--data-dir)")
-    return found
-
-
-def _label_files(sound: Path) -> list[Path]:
-    """The label files beside a recording."""
-    return [path for end in _LABEL_FILES if (path := sound.with_name(f"{sound.stem}{end}")).is_file()]
-
-
-def _tables(root: Path) -> list[Path]:
-    """The CSV files in a folder that are not results."""
-    return sorted(path for path in root.glob("*.csv") if not path.name.startswith(".") and not is_result(path))
-
-
-def _csv_path(root: Path, given: str | Path | None) -> Path | None:
-    if given is not None:
-        for path in (Path(given).expanduser(), root / given):
-            if path.is_file():
-                return path.absolute()
-        raise InputError(f"{given}: no such annotation table; give its path, or its name in {root}")
-    tables = _tables(root)
-    if len(tables) > 1:
-        raise InputError(
-            f"{root}: several CSV files ({named(p.name for p in tables)}); name one by corpus.options.annotations "
-            f"(laennec prepare: --option annotations={tables[0].name})"
-        )
-    return tables[0] if tables else None
 
 
 def _alias(name: str) -> str:
