@@ -9,7 +9,8 @@ import yaml
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study import load_study
-from laennec.study.run import commands, ensemble_commands, refuse_other_pretraining
+from laennec.study.run import commands, ensemble_commands
+from laennec.study.stale import refuse_other_pretraining
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 

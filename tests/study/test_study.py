@@ -23,6 +23,7 @@ from laennec.study.classical import score_classical
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
 from laennec.study.results import add_costs, cost_without_scoring, read_cost, training_cost
 from laennec.study.run import gather, run_step, run_study
+from laennec.study.stale import refuse_other_scores
 from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
@@ -101,14 +102,14 @@ def test_earlier_scores_of_something_else_are_refused(tmp_path, scored, evaluate
     write_record(tmp_path / "evaluation-test" / "run.json", record)
     cell = Cell("tiny", Path("tiny.yaml"), 0, scores=(Score(),), evaluate=evaluate)
     with pytest.raises(InputError, match=words):
-        study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)
-    study_run.refuse_other_scores(cell, tmp_path, tmp_path / "another run", lambda _: None)
+        refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)
+    refuse_other_scores(cell, tmp_path, tmp_path / "another run", lambda _: None)
     same = Cell("tiny", Path("tiny.yaml"), 0, scores=(Score(),), evaluate={"smoothing": "none", "spans": "events"})
     if not scored:
-        study_run.refuse_other_scores(same, tmp_path, tmp_path, lambda _: None)
+        refuse_other_scores(same, tmp_path, tmp_path, lambda _: None)
     write_record(tmp_path / "run.json", {"history": [{"loss": 0.5}]})
     with pytest.raises(InputError, match="results of an earlier training"):
-        study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)
+        refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)
 
 
 def test_scores_of_other_data_are_refused(tmp_path):
@@ -117,10 +118,10 @@ def test_scores_of_other_data_are_refused(tmp_path):
     write_record(tmp_path / "evaluation-site" / "run.json", record)
     score = Score(split="all", name="site", corpus="folder", data_dir="siteB", protocol="none")
     cell = Cell("tiny", Path("tiny.yaml"), 0, scores=(score,))
-    study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: "a")
-    study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)  # data that are not here
+    refuse_other_scores(cell, tmp_path, tmp_path, lambda _: "a")
+    refuse_other_scores(cell, tmp_path, tmp_path, lambda _: None)  # data that are not here
     with pytest.raises(InputError, match="fingerprint of the corpus a, where the study says b"):
-        study_run.refuse_other_scores(cell, tmp_path, tmp_path, lambda _: "b")
+        refuse_other_scores(cell, tmp_path, tmp_path, lambda _: "b")
 
 
 def frozen(tiny_recipe, folder, **settings):

@@ -14,7 +14,7 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import score
 from laennec.hub.card import write_card
 from laennec.study.ensembles import ensemble_runs
-from laennec.study.run import fingerprint_of, refuse_other_run
+from laennec.study.stale import fingerprint_of, refuse_other_run
 from laennec.training.data.split_data import load_splits
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.pretraining.run import pretrain

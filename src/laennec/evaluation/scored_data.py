@@ -10,7 +10,7 @@ from typing import Any
 from laennec.corpora.base import ABNORMAL, class_names, column_of
 from laennec.corpora.copies import find_described
 from laennec.corpora.load import corpus_class
-from laennec.corpora.recordings import named as named_first
+from laennec.corpora.recordings import named
 from laennec.errors import InputError
 from laennec.files import find_data
 from laennec.training.data.targets import FOUR_CLASSES
@@ -96,17 +96,17 @@ def _find_again(corpus: Any, key: str, there: str | None) -> None:
         raise InputError(f"{places}: the corpus of the run is not at this path; give its folder ({flag}, or {key})")
 
 
-def is_other_corpus(run: dict[str, Any], recipe: Recipe, origin: dict[str, Any], named: bool) -> bool:
+def is_other_corpus(run: dict[str, Any], recipe: Recipe, origin: dict[str, Any], by_name: bool) -> bool:
     """Whether a run is scored on a corpus that it was not trained on.
 
-    Corpora of own recordings share one name, so another folder is another corpus where the corpus is `named`.
+    Corpora of own recordings share one name, so another folder is another corpus where it is asked for `by_name`.
     """
     if recipe.corpus.corpora:
         return False
     if (own := _trained_corpora(run).get(str(origin.get("corpus")))) is None:
         return True
     other = own.get("corpus_fingerprint") != origin.get("corpus_fingerprint")
-    return named and other and not corpus_class(recipe.corpus.name).patient_ids_are_global
+    return by_name and other and not corpus_class(recipe.corpus.name).patient_ids_are_global
 
 
 def _trained_corpora(run: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def with_leaks(
     """
     notes = read_trained_on(source) if split in splits else []
     seen = {Path(path).stem for note in notes for path in find_described(note.get("sounds") or {}, splits[split])}
-    found = f"{split} has recordings that this model was trained on: {named_first(sorted(seen))}"
+    found = f"{split} has recordings that this model was trained on: {named(sorted(seen))}"
     if origin.get("corpus") in _trained_corpora(run):
         if seen:
             raise InputError(f"{found}; leave them out of the folder, or give the data and protocol of the run")

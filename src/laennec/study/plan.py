@@ -190,6 +190,42 @@ class Study(_StudyFile):
         return list(found.values())
 
 
+def result_folders(study: Study, cell: Cell) -> list[Path]:
+    """The folders of a cell's results."""
+    return [study.output_dir / cell.name, *(classical_folder(study, cell, kind) for kind in cell.classical)]
+
+
+def classical_folder(study: Study, cell: Cell, kind: str) -> Path:
+    """The folder of the results of a classifier on a cell's embeddings."""
+    return study.output_dir / f"{cell.name}-{kind}"
+
+
+def ensemble_folder(study: Study, members: Sequence[Cell]) -> Path:
+    """The folder of an ensemble."""
+    first, fold = members[0], "" if members[0].fold is None else f"-fold{members[0].fold}"
+    return study.output_dir / f"{Path(first.name).parent}-ensemble" / f"{len(members)}{fold}"
+
+
+def overrides(study: Study, cell: Cell) -> dict[str, Any]:
+    """The settings of a cell that replace those of its recipe."""
+    given = dict(cell.settings) | {"name": cell.method, "seed": cell.seed}
+    if cell.fold is not None:
+        given["corpus.fold"] = cell.fold
+    if study.splits == "own":
+        given["corpus.split_seed"] = cell.seed
+    if "corpus.label_fraction" in given:
+        given["corpus.label_draw"] = cell.seed
+    return given
+
+
+def recipe_of_cell(study: Study, cell: Cell) -> Recipe:
+    """The recipe of a cell with all its settings."""
+    given = overrides(study, cell)
+    if cell.pretrained_as:
+        given["encoder.weights"] = str(study.output_dir / cell.pretraining_name / "encoder")
+    return Recipe.from_yaml(cell.recipe, **given)
+
+
 def find_study(name: str | Path) -> Path:
     """The file of a study, from its path or from the name of a study of the package."""
     path, folder = Path(name), recipe_folder() / "studies"
