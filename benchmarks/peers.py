@@ -141,11 +141,11 @@ def _install(command: Sequence[str]) -> None:
 
 
 def _why(text: str) -> str:
-    """The message of a resolver or an exception as one line."""
+    """The message of a resolver or an exception as one line, without what stands in brackets after it."""
     lines = [line.strip() for line in text.strip().splitlines() if not line.startswith("WARNING")]
     causes = [line for line in lines if "Because" in line or "cause:" in line or "╰─▶" in line]
     said = (causes or lines[-1:] or ["no message"])[0]
-    return said.removeprefix("cause:").removeprefix("╰─▶").strip().replace("|", "/")[:300]
+    return said.removeprefix("cause:").removeprefix("╰─▶").strip().replace("|", "/").split(" (")[0][:300]
 
 
 def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:

@@ -240,7 +240,7 @@ def _study(content: Content, split: str | None) -> Table:
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
         power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
         corrected = (
-            "p corrected over all methods of the study (Holm)"
+            "p, not the intervals, corrected over all methods of the study (Holm)"
             if tested
             else f"not tested on {split} (too few effective patients)"
         )
