@@ -21,7 +21,7 @@ from benchmarks.cost import as_page
 from benchmarks import Row, as_table
 from laennec.benchmark.result_file import SCORE, read_result
 from laennec.evaluation.comparison.statistics import p_text, power_text
-from laennec.evaluation.intervals import FEW_EFFECTIVE
+from laennec.evaluation.intervals import FEW_EFFECTIVE, effective_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import escaped, plain_table
 from laennec.study.published import geometry_table, spread
@@ -231,21 +231,29 @@ def _study(content: Content, split: str | None) -> Table:
             notes = ["Each patient is scored once: predictions of the folds are pooled [95 % interval]."]
             if any("±" in str(cell) for row in rows for cell in row):
                 notes = [notes[0].replace("once:", "once with each seed:"), "± standard deviation over the seeds."]
-        notes += [f"Effective patients on {split}: {effective}."] if effective else []
+        if not behind:  # nothing was compared
+            of_method = {name: effective_text(own[0].get("effective_patients")) for name, own in runs.items()}
+            effective = "; ".join(f"{name}: {text}" for name, text in of_method.items() if text)
+        notes += [f"Effective patients ({split}): {effective}."] if effective else []
     else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
         notes += ["Such intervals are too narrow where few effective patients have the finding."]
     if differences:
         every = methods["figures"]
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
-        power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
+        beside = [every[name] for name in runs if name in every]
+        power = {
+            "mean AUROC": power_text([cells["roc_auc_macro"] for cells in beside], "{:.3f}".format),
+            "ICBHI Score": power_text([cells["icbhi.Score"] for cells in beside], "{:.1f}".format),
+        }
         corrected = (
             "p, not the intervals, corrected over all methods of the study (Holm)"
             if tested
             else f"not tested on {split} (too few effective patients)"
         )
         notes += [f"Differences{each} are paired by patients, {corrected}."]
-        notes += [f"Differences of mean AUROC on {split}: {power}."] if power and not earlier else []
+        if not earlier:
+            notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
@@ -280,7 +288,8 @@ def _smoothing(content: Content, split: str | None) -> Table:
         rows.append([row["name"], row["seed"], f"{section['strength']:g}", *cells])
     note = (
         "Each prediction mixed with the mean of its recording, at a strength chosen on validation patients; without → "
-        "with, and the difference with its 95 % interval paired by patients."
+        "with, and the difference with its 95 % bootstrap interval paired by patients, which is too narrow where few "
+        "effective patients have the finding."
     )
     heads = ["method", "seed", "strength", "ICBHI Score", "ICBHI Score, difference", "mean AUROC"]
     return Table([*heads, "mean AUROC, difference"], rows, [note])

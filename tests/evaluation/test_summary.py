@@ -107,9 +107,11 @@ def test_a_subgroup_without_an_interval_names_its_effective_patients():
 def test_the_summary_of_several_corpora_has_a_line_of_each():
     table = cycles()
     found = evaluate_predictions(table.assign(corpus=np.where(table.patient_id < "p3", "icbhi2017", "sprsound")), **TWO)
-    lines = [line for line in format_summary(found).splitlines() if " patients: " in line and " cycles of " in line]
+    lines = [line for line in format_summary(found).splitlines() if " patients (effective: " in line]
     for row, line in zip(found["subgroups"]["corpus"], lines, strict=True):
-        assert line.split()[0] == row["value"] and f"{row['cycles']} cycles of {row['patients']} patients: " in line
+        behind = ", ".join(f"{name} {number:.1f}" for name, number in row["effective_patients"].items())
+        assert line.split()[0] == row["value"]
+        assert f"{row['cycles']} cycles of {row['patients']} patients (effective: {behind}): " in line
         for name, value in row["values"].items():
             if name == "icbhi.Score" or name.endswith("roc_auc"):
                 assert f"{figure_name(name)} {figure_text(name, value, row['intervals'][name])}" in line

@@ -89,6 +89,22 @@ def effective_patients(codes: IntArray, flags: Any) -> float:
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 
 
+def effective_by_label(codes: IntArray, truth: IntArray, names: Sequence[str]) -> dict[str, float]:
+    """The effective number of patients with each label; truth (rows, labels) of 0 and 1."""
+    return {name: effective_patients(codes, truth[:, k]) for k, name in enumerate(names)}
+
+
+def effective_text(numbers: Mapping[str, float] | None) -> str:
+    """Effective numbers of patients, as text; empty where there are none, as in earlier records."""
+    return ", ".join(f"{name} {number:.1f}" for name, number in (numbers or {}).items())
+
+
+def patients_text(counted: Mapping[str, Any]) -> str:
+    """The patients of some scored rows and, but for earlier records, how many of them are effective for each label."""
+    effective = effective_text(counted.get("effective_patients"))
+    return f"{counted['patients']} patients" + (f" (effective: {effective})" if effective else "")
+
+
 def rarer_patients(codes: IntArray, flags: Any) -> float:
     """The effective number of patients of the flagged or of the other rows, whichever is smaller."""
     return min(effective_patients(codes, flags), effective_patients(codes, 1 - np.asarray(flags, dtype=float)))

@@ -26,13 +26,16 @@ from laennec.evaluation.intervals import (
     LEVEL,
     METHOD,
     MIN_PATIENTS,
+    effective_by_label,
     effective_note,
     effective_patients,
+    effective_text,
     interval_note,
     intervals_of,
     left_out_values,
     patient_codes,
     patient_intervals,
+    patients_text,
 )
 from laennec.evaluation.metrics import Thresholds, is_percent, none_if_nan
 from laennec.evaluation.own_metrics import Metric
@@ -161,9 +164,7 @@ def _uncertainty(predictions: Predictions) -> dict[str, Any]:
     values = left_out_values(predictions.table, statistics_of(predictions))
     found: dict[str, Any] = {
         "intervals": intervals_of(predictions.table, values, effective_numbers(predictions)),
-        "effective_patients": {
-            name: effective_patients(codes, predictions.truth[:, k]) for k, name in enumerate(predictions.label_names)
-        },
+        "effective_patients": effective_by_label(codes, predictions.truth, predictions.label_names),
         "uncertainty": {
             "method": METHOD,
             "level": LEVEL,
@@ -255,6 +256,7 @@ def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
         "value": value,
         "cycles": len(subset.table),
         "patients": n_patients,
+        "effective_patients": effective_by_label(codes, subset.truth, subset.label_names),
         "values": {name: figures[name] for name in kept},
         "intervals": {name: bounds.get(name) for name in kept},
         "note": note,
@@ -339,12 +341,11 @@ def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     rows.sort(key=lambda row: row["advantage"]["value"])
     if rows and rows[0]["advantage"]["value"] <= 0:
         found.append(("bad", f"{score} is not above the baseline {_baseline_text(rows[0], name)}."))
-    doubtful = [row for row in rows if row["advantage"]["interval"] and row["advantage"]["interval"][0] <= 0]
-    doubtful = [row for row in doubtful if row["advantage"]["value"] > 0]
+    gains = [(row, row["advantage"]["value"], row["advantage"]["interval"]) for row in rows]
+    doubtful = [row for row, gain, interval in gains if interval and interval[0] <= 0 < gain]
     if doubtful:
-        gain = f"difference {_gain_text(name, doubtful[0]['advantage'])}"
         text = f"{score} is not distinguishable from the baseline {_baseline_text(doubtful[0], name)}"
-        found.append(("bad", f"{text}: {gain}."))
+        found.append(("bad", f"{text}: difference {_gain_text(name, doubtful[0]['advantage'])}."))
     for figure in (figure for figure in values if figure.endswith(".roc_auc")):
         known = [row for row in evaluation["floors"] if row["values"].get(figure) is not None]
         highest = max(known, key=lambda row: row["values"][figure], default=None)
@@ -369,11 +370,11 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings."""
     counts, own = evaluation["counts"], own_names(evaluation)
     spans = f"{row_noun(evaluation)}s"
-    lines = [f"{counts['cycles']} {spans} of {evaluation['uncertainty']['patients']} patients"]
-    lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
+    out = f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
+    lines = [f"{counts['cycles']} {spans} of {evaluation['uncertainty']['patients']} patients{out}"]
     lines += [f"[low, high]: 95 % interval, {interval_method(evaluation)}"]
-    if effective := evaluation.get("effective_patients"):
-        lines += ["effective patients: " + ", ".join(f"{name} {number:.1f}" for name, number in effective.items())]
+    if effective := effective_text(evaluation.get("effective_patients")):
+        lines += [f"effective patients: {effective}"]
     values, intervals = evaluation["values"], evaluation["intervals"]
     shown = [n for n in values if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
     shown = [name for name in shown if _EQUAL.get(name) not in values]
@@ -407,7 +408,7 @@ def _corpora(evaluation: dict[str, Any]) -> list[str]:
     for row in rows:
         names = [main, *(name for name in row["values"] if name.endswith("roc_auc"))]
         scores = [f"{figure_name(n)} {figure_text(n, row['values'][n], row['intervals'].get(n))}" for n in names]
-        about = f"{row['cycles']} {row_noun(evaluation)}s of {row['patients']} patients"
+        about = f"{row['cycles']} {row_noun(evaluation)}s of {patients_text(row)}"
         lines.append(f"  {row['value']:<34}{about}: {'; '.join(filter(None, [', '.join(scores), row['note']]))}")
     return lines
 

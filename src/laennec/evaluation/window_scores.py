@@ -17,10 +17,12 @@ from laennec.evaluation.baselines import ALWAYS_NORMAL, shortcut_baselines
 from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
 from laennec.evaluation.calibration.probabilities import expected_calibration_error, thresholds_text
 from laennec.evaluation.intervals import (
+    effective_by_label,
     effective_patients,
     interval_note,
     patient_codes,
     patient_intervals,
+    patients_text,
     rarer_patients,
 )
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
@@ -165,6 +167,7 @@ def _unit(
         "rows": len(rows),
         "left_out": int((~known).sum()),
         "patients": patients,
+        "effective_patients": effective_by_label(codes, truth, labels),
         "positives": {label: int(n) for label, n in zip(labels, truth.sum(0), strict=True)},
         "values": once,
         "intervals": patient_intervals(rows, statistic, effective),
@@ -247,7 +250,7 @@ def unit_title(section: Mapping[str, Any], unit: str) -> str:
     found = section["units"][unit]
     positives = ", ".join(f"{n} with {label}" for label, n in found["positives"].items())
     left_out = f" ({found['left_out']} not annotated, left out)" if found["left_out"] else ""
-    text = f"{found['rows']} {unit} of {found['patients']} patients: {positives}{left_out}"
+    text = f"{found['rows']} {unit} of {patients_text(found)}: {positives}{left_out}"
     if found["thresholds"] is None:
         return f"{text}; most probable class"
     bounds = thresholds_text(found["thresholds"], found.get("second_thresholds"))

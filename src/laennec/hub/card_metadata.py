@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
+from laennec.evaluation.intervals import number_behind
 from laennec.evaluation.summary import figure_name
 from laennec.training.recipe import CardSettings
 
@@ -107,7 +108,9 @@ def _metric_args(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"definition": metrics["definitions"].get(name.split(".")[0])}
     if bounds:
         found["interval_95"] = [round(float(b), 4) for b in bounds]
-        found["interval_from"] = f"{how['method']} over {how['patients']} patients"
+        behind = number_behind(metrics.get("effective_patients") or {}, name)
+        few = "" if behind is None else f" ({behind:.1f} effective)"
+        found["interval_from"] = f"{how['method']} over {how['patients']} patients{few}"
     label = name.rpartition(".")[0]
     if name.endswith(".roc_auc"):
         found["label"] = label

@@ -14,7 +14,7 @@ from laennec.corpora.splits import WITH_FOLDS
 from laennec.evaluation.calibration.probabilities import calibration_name, smoothing_text
 from laennec.evaluation.calibration.smoothing import smoothing_rows
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS
+from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS, effective_text
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.summary import (
     bounds_text,
@@ -133,8 +133,8 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     if counts["unlabelled"]:
         scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
     interval = f"95 %, {interval_method(evaluation)}"
-    if effective := evaluation.get("effective_patients"):
-        interval += f"; effective patients: {', '.join(f'{name} {number:.1f}' for name, number in effective.items())}"
+    if effective := effective_text(evaluation.get("effective_patients")):
+        interval += f"; effective patients: {effective}"
     decision = "the most probable class"
     if evaluation["thresholds"] is not None:
         decision = f"calibrated probability: {decision_text(evaluation)}"
@@ -317,15 +317,18 @@ def subgroup_sections(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     for grouping, rows in evaluation["subgroups"].items():
         columns = sorted(rows[0]["values"], key=lambda name: (name != main, name.endswith("_macro")))
         rough = [MIN_PATIENTS <= row["patients"] < FEW_PATIENTS for row in rows]
+        effective = [effective_text(row.get("effective_patients")) for row in rows]
         lines = []
-        for row, few in zip(rows, rough, strict=True):
+        for row, few, behind in zip(rows, rough, effective, strict=True):
             note = None if row["intervals"].get(main) else row["note"]
-            cells = [_barred(main, row["values"], row["intervals"], evaluation["values"][main])]
+            cells: list[Any] = [behind] if any(effective) else []
+            cells += [_barred(main, row["values"], row["intervals"], evaluation["values"][main])]
             cells += [_cell(name, row["values"].get(name), row["intervals"].get(name)) for name in columns[1:]]
             first = {"text": row["value"], "note": note}
             lines.append(_row(first, f"{row['cycles']:,}", f"{row['patients']}{' †' if few else ''}", *cells))
         title = grouping.replace("_", " ")
-        names = [title, f"{row_noun(evaluation)}s", "patients", *map(figure_name, columns)]
+        names = [title, f"{row_noun(evaluation)}s", "patients", *["effective patients"][: any(effective)]]
+        names += map(figure_name, columns)
         sections.append({"title": title, "rough": any(rough), "table": {"columns": names, "rows": lines}})
     return sections
 
