@@ -73,8 +73,6 @@ def in_one_line(what: str, remedy: str) -> Iterator[None]:
     """Turn an out-of-memory error in the block into an `InputError`: `what` needed the memory, and a `remedy`."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
         if not ran_out(error):
             raise

@@ -152,8 +152,6 @@ def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise InputError(f"{path}: cannot be read as Parquet ({reason}); download it again") from error
