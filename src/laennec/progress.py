@@ -31,7 +31,7 @@ class Progress:
             self.started = time.monotonic(), done
         if os.environ.get("RANK", "0") != "0":
             return
-        if sys.stderr.isatty() or _in_notebook():
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:  # a terminal, or a notebook
             self._move(done, total)
         elif done < total and time.monotonic() - self.said_s > _LINE_S:
             self.said_s = time.monotonic()
@@ -66,10 +66,6 @@ def track(items: Iterable[_Item], title: str, total: int | None = None) -> Itera
         shown(done, total)
         yield item
     shown(total, total)
-
-
-def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules
 
 
 def _span(seconds: float) -> str:

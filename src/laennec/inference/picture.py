@@ -46,7 +46,8 @@ def timeline_figure(timeline: Timeline, spectrogram: Spectrogram, width_in: floa
     ticks = np.arange(0, duration_s + 1e-9, step) if duration_s >= 1 else np.linspace(0, duration_s, 5)
     bars.set(xlim=(0, duration_s), xticks=ticks)
     bars.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _clock(s, duration_s)))
-    bars.set_xlabel(f"time ({_clock_words(duration_s)})", color=INK, fontsize=9.5)
+    unit = "s" if duration_s < 60 else "min:s" if duration_s < 3600 else "h:min"
+    bars.set_xlabel(f"time ({unit})", color=INK, fontsize=9.5)
     title = textwrap.fill(one_line(_title(timeline)), round(11 * width_in))
     sound.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8, parse_math=False)
     figure.align_ylabels()
@@ -171,7 +172,3 @@ def _clock(seconds: float, duration_s: float) -> str:
         return f"{whole}"
     whole = whole // 60 if duration_s >= 3600 else whole
     return f"{whole // 60}:{whole % 60:02d}"
-
-
-def _clock_words(duration_s: float) -> str:
-    return "s" if duration_s < 60 else "min:s" if duration_s < 3600 else "h:min"
