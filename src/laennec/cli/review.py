@@ -2,8 +2,8 @@
 
 import argparse
 import importlib.util
-from typing import Any
 
+from laennec.cli.common import chosen
 from laennec.cli.predict import model_and_inputs
 from laennec.errors import InputError
 from laennec.progress import Progress
@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> int:
             f"{folders[1]}: a second folder; review one" if folders[1:] else "--per-patient: give 0 or more"
         )
     names = ("rule", "reviewer", "patients", "members", "segment", "annotation", "share", "disputed", "blind", "seed")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     labels = options.labels and [label for label in options.labels.split(",") if label.strip()]
     review = Review(
         source,
@@ -72,13 +71,12 @@ def run(options: argparse.Namespace) -> int:
         per_patient=options.per_patient or None,
         labels=labels,
         progress=Progress("predicting"),
-        **settings,
+        **chosen(options, *names),
     )
     say(f"review: {options.out} ({review})")
     serve_model(
         source,
-        host=options.host,
-        port=options.port,
+        **chosen(options, "host", "port"),
         open_browser=options.open,
         wrap=lambda page: with_review(page, review),
         ready=lambda address: say(f"page: {address} (Ctrl+C stops it; every answer is kept at once)"),
