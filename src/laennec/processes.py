@@ -126,8 +126,7 @@ def _run_alongside(watched: Connection, work: Callable[[], Any]) -> None:
     os.environ["RANK"] = "1"  # only the first process shows progress
     logging.disable(logging.CRITICAL)
     _start(watched, lambda item: None)
-    with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         work()
 
 

@@ -284,8 +284,7 @@ def _blocks(
         batch_format="pyarrow",
         num_cpus=0.5,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.64 will have another setting for retries
+    with warnings.catch_warnings(action="ignore"):  # Ray 2.64 will have another setting for retries
         plan = plan.map_batches(
             _Worker,
             fn_constructor_args=(work, out),
