@@ -173,5 +173,4 @@ def _best_chain(score: FloatArray, periods: FloatArray, settings: BreathSegmenta
 def _covering(starts: list[float], duration_s: float, least_s: float) -> list[Span]:
     """Cycles from the beginning to the end of a recording."""
     inner = [start for start in starts if start >= least_s and duration_s - start >= least_s]
-    edges = [0.0, *inner, duration_s]
-    return list(pairwise(edges))
+    return list(pairwise([0.0, *inner, duration_s]))

@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.benchmark.entry import enter
 
     out = options.out or f"benchmark-{options.name}.json"
-    named = chosen(options, "data_dir", *_DECLARED)
-    say(*enter(benchmark, source, out, **named))
+    say(*enter(benchmark, source, out, **chosen(options, "data_dir", *_DECLARED)))
     say(f"result: {out}")
     return 0
 

@@ -198,8 +198,7 @@ def named_in_bytes(recordings: Iterable[AnnotatedRecording]) -> list[str]:
 
 def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder."""
-    digest = hash_files([archive], cache_dir)[archive]
-    target = cache_root(cache_dir) / "unpacked" / digest[:24]
+    target = cache_root(cache_dir) / "unpacked" / hash_files([archive], cache_dir)[archive][:24]
     return cached_folder(target, partial(_unpack_into, archive), cache_dir)
 
 

@@ -94,15 +94,13 @@ class CycleWaveforms(Sequence[Waveform]):
 
     def _shard_path(self, audio_sha256: str, spans: tuple[Span, ...]) -> Path:
         filter_key = None if self.filter is None else [self.filter.kind, self.filter.cutoff_hz, self.filter.order]
-        made_of = [WAVEFORM_VERSION, audio_sha256, spans, self.sampling_rate, filter_key]
-        name = digest(made_of)
+        name = digest([WAVEFORM_VERSION, audio_sha256, spans, self.sampling_rate, filter_key])
         return self._folder / name[:2] / f"{name}.f32"
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of the sources of all rows' waveforms, in order: the cache key for what is computed from them."""
-        rows = [[self._shards[shard].path.stem, int(span)] for shard, span in self._places]
-        return digest(rows)
+        return digest([[self._shards[shard].path.stem, int(span)] for shard, span in self._places])
 
     def __len__(self) -> int:
         return len(self._places)

@@ -78,8 +78,7 @@ class CnnEncoder(AudioEncoder):
 
     def __init__(self, config: CnnConfig) -> None:
         super().__init__(config)
-        sizes = [1, *config.channels]
-        self.blocks = nn.ModuleList(CnnBlock(a, b) for a, b in pairwise(sizes))
+        self.blocks = nn.ModuleList(CnnBlock(a, b) for a, b in pairwise([1, *config.channels]))
         self.post_init()
 
     @torch.no_grad()

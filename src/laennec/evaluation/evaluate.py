@@ -240,8 +240,7 @@ def score(
     if (noun := span_noun(model.config.span)) != "cycle":
         evaluation["span"] = noun
     evaluation["fitted"] = run.get("operating_points") if run else own_operating_point(model.config)
-    selection_set = model.config.selection_set
-    record = _record(run, source, recipe, origin, split, command, timings, smooth, selection_set)
+    record = _record(run, source, recipe, origin, split, command, timings, smooth, model.config.selection_set)
     write_results(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
     if submission is not None:
         write_submission(official, submission)
@@ -334,8 +333,7 @@ def _record(
     }
     if run is None:
         known = selection_set or UNKNOWN_SELECTION
-        trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": known}
-        trained["seeds"] = None  # not known
+        trained = {"name": str(source), "config": recipe.to_dict(), "selection_set": known, "seeds": None}
     else:
         entry: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
         entry["corpus"] = recipe.corpus.name
@@ -387,8 +385,7 @@ def predict_split(
     names = model.config.label_names
     data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
-    cache = embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(data.dataset, data.keys(), cache)
+    embeddings = embed_cycles(data.dataset, data.keys(), embedding_cache(recipe, model, extractor))
     truth = truth_table(data.table, split, recipe.target.column, names)
     predictions = predictions_table(model, truth, embeddings)
     if model.config.smoothing:

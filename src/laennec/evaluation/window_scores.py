@@ -98,8 +98,7 @@ def score_windows(table: Any, seconds: Any, config: Any, train: Mapping[str, Any
     units = {}
     several = len(labels) > 1 and (config.is_multi_label or set(labels) == {"crackle", "wheeze"})
     for name in UNITS:
-        found = _unit(scored[name], labels, *outcome[name], several=several)
-        units[name] = found | bounds[name]
+        units[name] = _unit(scored[name], labels, *outcome[name], several=several) | bounds[name]
         if {"crackle", "wheeze"} <= set(labels):
             trained = None if train is None else train[name]
             units[name]["baselines"] = _baselines(name, trained, scored[name], labels)

@@ -89,8 +89,7 @@ def write_onnx(
     path = folder / FLOAT_FILE
     graph = _one_sound(model, extractor, run)
     _save(_in_batches(graph, extractor), path)
-    apart = _compare(path, OnnxSession(path), model, extractor)
-    facts = _facts(model, extractor, apart)
+    facts = _facts(model, extractor, _compare(path, OnnxSession(path), model, extractor))
     if int8:
         facts["fingerprint"] = None  # of float weights
         _save(_in_batches(_quantised(graph, folder), extractor), folder / INT8_FILE)

@@ -93,8 +93,7 @@ def _score(
         seconds = of_run["duration_blind"]["seconds"]
         evaluation["duration_blind"] = segment_scores(predict(middle_segments(table, seconds)), seconds, settings)
     if set(names) == {"crackle", "wheeze"} and multi_label:
-        tasks = tasks_by_flags(recipe, predictions, settings, table)
-        evaluation["official"] = official_scores(tasks)
+        evaluation["official"] = official_scores(tasks_by_flags(recipe, predictions, settings, table))
     record |= changes
     record["config"] = record["config"] | {"name": record["name"]}
     write_results(folder, record, evaluation, {"predictions": predictions})

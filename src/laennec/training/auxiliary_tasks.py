@@ -229,8 +229,7 @@ def task_embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: R
     # every row has a recording_id, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
     data: SplitData = make_split("recordings", cut, asked, extractor, None, False)
-    cache = embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(data.dataset, data.keys(), cache)
+    embeddings = embed_cycles(data.dataset, data.keys(), embedding_cache(recipe, model, extractor))
     return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
 
 

@@ -130,8 +130,7 @@ def counted_evaluation(
         record = read_record(path)
         before = [*(record.get("evaluations") or [])]
         if shown_in is not None:
-            pending = evaluation | {_COMING: str(shown_in)}
-            write_record(path, record | {"evaluations": [*before, pending]})
+            write_record(path, record | {"evaluations": [*before, evaluation | {_COMING: str(shown_in)}]})
         yield
         write_record(path, record | {"evaluations": _latest_results([*before, evaluation])})
 

@@ -137,8 +137,7 @@ class _Worker:
 
     def _finish(self, row: dict[str, Any]) -> tuple[pa.Table, dict[str, str]]:
         """Write the timeline of a recording; returns its rows, and name and digest of the timeline."""
-        place = self.work.annotation
-        annotation = annotation_of(Path(row["recording"]), place)
+        annotation = annotation_of(Path(row["recording"]), self.work.annotation)
         if row["sound"] is None:
             with fetched(row["recording"]) as path:
                 timeline, table = self.work.run(path, 0, annotation)

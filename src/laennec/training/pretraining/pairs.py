@@ -92,8 +92,7 @@ def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSamplin
         codes = groups.codes([name], settings.missing, where)
         note = f"{where}: {name} is {groups.describe_ungrouped(codes)}; left out (pretrain.missing: drop)"
         reason = f"cycles whose {name} is unknown"
-        unknown = np.flatnonzero(codes < 0)
-        sampling.leave_out(np.isin(sampling.kept, unknown), reason, note)
+        sampling.leave_out(np.isin(sampling.kept, np.flatnonzero(codes < 0)), reason, note)
     before = -1
     while len(sampling.kept) and before != len(sampling.kept):  # one rule can change what another rule leaves out
         before = len(sampling.kept)
