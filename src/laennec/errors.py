@@ -83,7 +83,7 @@ _UNREACHABLE = frozenset(
 
 def hub_reason(error: BaseException) -> str | None:
     """Why a request to the Hub failed and what to do, from the error or its causes; None for any other error."""
-    chain = _chain(error)
+    chain = chain_of(error)
     kinds = _kinds(chain)
     said = " ".join(map(str, chain))
     if "Invalid credentials in Authorization header" in said or "Invalid user token" in said:
@@ -103,14 +103,14 @@ def hub_reason(error: BaseException) -> str | None:
 
 def will_pass(error: BaseException) -> bool:
     """Whether a failed request to the Hub may succeed if it is repeated: 408, 429, 5xx, a broken connection."""
-    chain = _chain(error)
+    chain = chain_of(error)
     kinds = _kinds(chain)
     return not kinds & {"OfflineModeIsEnabled"} and bool(
         kinds & _UNREACHABLE or any(_is_busy(_status(each)) for each in chain)
     )
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def chain_of(error: BaseException | None) -> list[BaseException]:
     """An error and its causes."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:

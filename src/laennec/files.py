@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 import xxhash
 from filelock import FileLock, Timeout
 
-from laennec.errors import InputError
+from laennec.errors import InputError, chain_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,17 +114,15 @@ def system_error(path: str | Path, error: BaseException) -> InputError | None:
     """The one-line error for what the system could not read or write; None for any other error."""
     if (failed := writing_error(path, error)) is not None:
         return failed
-    chain: BaseException | None = error
-    while chain is not None and not (isinstance(chain, OSError) and chain.errno):
-        chain = chain.__cause__ or chain.__context__
-    if not isinstance(chain, OSError):
+    cause = next((one for one in chain_of(error) if isinstance(one, OSError) and one.errno), None)
+    if cause is None:
         return None
-    where = next((str(name) for name in (chain.filename, chain.filename2) if name not in (None, -1)), str(path))
-    said = chain.strerror or type(chain).__name__
+    where = next((str(name) for name in (cause.filename, cause.filename2) if name not in (None, -1)), str(path))
+    said = cause.strerror or type(cause).__name__
     again = "run the same command again: finished work is kept"
-    if chain.errno in (errno.EMFILE, errno.ENFILE):
+    if cause.errno in (errno.EMFILE, errno.ENFILE):
         return InputError(f"{where}: too many open files; raise the limit (ulimit -n) and {again}")
-    if chain.errno in (errno.ENOENT, errno.EBADF):
+    if cause.errno in (errno.ENOENT, errno.EBADF):
         return InputError(f"{where}: is gone ({said}): it was moved or its disk was lost; put it back and {again}")
     return InputError(f"{where}: the system reports: {said}; check the disk or network share and {again}")
 
