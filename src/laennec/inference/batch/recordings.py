@@ -372,18 +372,13 @@ def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence
         return
     if not Path(annotation).exists():
         raise InputError(f"{annotation}: no such file or folder; check the path of the annotations (--annotation)")
-    if Path(annotation).is_dir():
-        of: dict[str, Path] = {}
-        for recording in recordings:
-            first = of.setdefault(recording.stem, recording)
-            if (
-                first.resolve() != recording.resolve()
-                and (file := annotation_of(recording, annotation))
-                and file.exists()
-            ):
-                raise InputError(f"{file}: is for {first} and {recording}; predict one of them at a time")
-    else:
+    if not Path(annotation).is_dir():
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
+    of: dict[str, Path] = {}
+    for recording in recordings:
+        first = of.setdefault(recording.stem, recording)
+        if first.resolve() != recording.resolve() and (file := annotation_of(recording, annotation)) and file.exists():
+            raise InputError(f"{file}: is for {first} and {recording}; predict one of them at a time")
 
 
 def check_formats(formats: Sequence[str], known: Sequence[str]) -> None:
