@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from laennec.corpora.base import class_names, column_of
+from laennec.encoders.weights.fingerprint import evaluating
 from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import (
     ICBHI_RULES,
@@ -52,16 +53,13 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
     for flag in ("crackle", "wheeze"):
         frame[flag] = frame[flag].astype("Int8")
     truth = column_of(table, column or "label")
-    if column in (None, "label"):
-        classes = class_names(table, "label") or list(FOUR_CLASSES)
-        frame["label"] = [None if v is None else classes[v] for v in truth]
-    elif column == "events":
+    if column == "events":
         frame["label"] = [v[0] if v else None for v in truth]
         frame = frame.assign(
             **{name: [None if v is None else int(name in v) for v in truth] for name in names if name not in frame}
         )
     else:
-        classes = class_names(table, column)
+        classes = class_names(table, column or "label") or (list(FOUR_CLASSES) if column in (None, "label") else [])
         frame["label"] = [None if v is None else classes[v] for v in truth] if classes else truth
     frame["split"] = split
     return frame
@@ -77,12 +75,9 @@ def predictions_table(
 
 def head_logits(head: nn.Module, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits of a head of a model, in evaluation mode: (cycles, dim) -> (cycles, labels)."""
-    was_training = head.training
-    head.eval()
-    with torch.inference_mode():
+    with evaluating(head), torch.inference_mode():
         device = next(head.parameters()).device
         logits: NDArray[np.float32] = head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
-    head.train(was_training)
     return logits
 
 
