@@ -234,10 +234,10 @@ def files_of(tables: Iterable[Any]) -> dict[Path, str]:
     return found
 
 
-def canonical_hashes(splits: Mapping[str, Any], cache_dir: str | Path | None = None) -> dict[str, str]:
+def canonical_hashes(splits: Mapping[str, Any]) -> dict[str, str]:
     """For each file with duplicates: its hash -> the hash of the first file of its group."""
     files = files_of(splits.values())
-    return {files[path]: files[group[0]] for group in find_duplicates(files, cache_dir) for path in group}
+    return {files[path]: files[group[0]] for group in find_duplicates(files) for path in group}
 
 
 def describe_audio(tables: Iterable[Any], cache_dir: str | Path | None = None) -> dict[str, list[str]]:
