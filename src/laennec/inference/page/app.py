@@ -179,10 +179,8 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
 
 def predict_html(predictor: Predictor, sound: str | None, annotation: str | None, limits: Limits) -> str:
     """Predict one uploaded recording."""
-    name, reason = (
-        Path(sound or "").name,
-        "there is no recording yet; upload a sound file or record one, then press Predict",
-    )
+    name = Path(sound or "").name
+    reason = "there is no recording yet; upload a sound file or record one, then press Predict"
     try:
         if sound:
             recording = read_recording_sandboxed(sound, most_s=60 * limits.max_minutes)
