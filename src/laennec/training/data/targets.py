@@ -122,9 +122,7 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
         events = [set(e or ()) for e in column_of(table, "events")]
         names = names or sorted(set().union(*events))
         kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
-        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
-            -1, len(names)
-        )
+        rows = [[name in events[i] for name in names] for i in kept]
     else:
         names = names or list(TWO_LABELS)
         absent = [n for n in names if n not in table.column_names]
@@ -140,7 +138,8 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
                 raise InputError(
                     f"column {name!r}, row {row}: {values[row]!r} is neither 0 nor 1; give 0, 1, or null if unknown"
                 )
-        flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
+        rows = [[c[i] for c in columns] for i in kept]
+    flags = np.array(rows, dtype=np.float32).reshape(-1, len(names))
     class_ids = (flags.astype(np.int64) << np.arange(len(names))).sum(1)
     return Targets(names, flags, class_ids, kept)
 
