@@ -151,6 +151,7 @@ def _measured(
 
     people = patients.tolist()
     effective = {"auroc": rarer_patients(patient_codes(people)[0], truth[:, 0])} if truth.shape[1] == 2 else {}
+    note += "".join(f"; effective patients: {number:.1f}" for number in effective.values())
     bounds = patient_intervals(people, statistic, effective)["auroc"]
     return Probe(name, kind, float(statistic(np.ones((1, len(truth))))["auroc"][0]), bounds, note)
 
