@@ -247,11 +247,11 @@ def _study(content: Content, split: str | None) -> Table:
             "ICBHI Score": power_text([cells["icbhi.Score"] for cells in beside], "{:.1f}".format),
         }
         corrected = (
-            "p, not the intervals, corrected over all methods of the study (Holm)"
+            "; p is corrected over all methods of the study (Holm), intervals are not"
             if tested
-            else f"not tested on {split} (too few effective patients)"
+            else f", not tested on {split} (too few effective patients)"
         )
-        notes += [f"Differences{each} are paired by patients, {corrected}."]
+        notes += [f"Differences{each} are paired by patients{corrected}."]
         if not earlier:
             notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
