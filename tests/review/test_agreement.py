@@ -27,7 +27,8 @@ def test_kappa_is_that_of_sklearn_for_each_label_and_for_the_classes():
     table = agreement_table(answers_of("ann", first) + answers_of("bob", skipped), ["crackle", "wheeze"])
     a, b = first[both], second[both]
     for row, (x, y) in zip(table.itertuples(), [(a % 2, b % 2), (a // 2, b // 2), (a, b)], strict=True):
-        assert row.n == len(both) and row.patients == 8 and row.agreement == pytest.approx((x == y).mean())
+        assert row.n == len(both) and row.patients == 8 and 7 < row.effective < 8
+        assert row.agreement == pytest.approx((x == y).mean())
         assert row.kappa == pytest.approx(cohen_kappa_score(x, y))
         assert row.kappa_low < row.kappa < row.kappa_high
     assert table["label"].tolist() == ["crackle", "wheeze", "class"]
@@ -55,5 +56,5 @@ def test_the_command_prints_the_table(tmp_path, small_corpus, capsys):
     assert main(["review", "--agreement", str(tmp_path / "review")]) == 0
     said = capsys.readouterr().out
     assert said.split()[:3] == ["reviewers", "label", "n"]
-    assert " ".join(said.splitlines()[3].split()) == "ann, bob class 3 1 0.67 0.5 not defined not defined"
+    assert " ".join(said.splitlines()[3].split()) == "ann, bob class 3 1 1.0 0.67 0.5 not defined not defined"
     assert main(["review", "--agreement", str(tmp_path)]) == 2 and "no review in this folder" in capsys.readouterr().err

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from laennec.errors import InputError
-from laennec.evaluation.intervals import interval_note, patient_codes, patient_intervals
+from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray
 from laennec.review.answers import JOURNAL, Answer, Answers
 
-AGREEMENT_COLUMNS = ("reviewers", "label", "n", "patients", "agreement", "kappa", "kappa_low", "kappa_high")
+AGREEMENT_COLUMNS = (
+    "reviewers", "label", "n", "patients", "effective", "agreement", "kappa", "kappa_low", "kappa_high"
+)  # fmt: skip
 CLASSES = ("crackle", "wheeze")
 
 
@@ -38,8 +40,9 @@ def agreement_table(answers: Iterable[Answer], labels: Sequence[str]) -> pd.Data
         labels: The labels, without normal.
 
     Returns:
-        The columns of `AGREEMENT_COLUMNS`: `n` spans of so many patients, the share of equal answers, Cohen's kappa and
-        its 95 % interval; nan where it is not defined, as with fewer than five patients.
+        The columns of `AGREEMENT_COLUMNS`: `n` spans of so many patients, the effective number of patients, the share
+        of equal answers, Cohen's kappa and its 95 % interval; nan where it is not defined, as with fewer than five
+        patients.
     """
     given: dict[str, dict[object, Answer]] = {}
     for answer in answers:
@@ -69,9 +72,9 @@ def agreement_text(table: pd.DataFrame) -> list[str]:
 
 
 def _row(codes: IntArray, patients: Sequence[str]) -> tuple[float, ...]:
-    """n, patients, agreement, kappa and its interval of answers (n, 2)."""
+    """All columns after the label, of answers (n, 2)."""
     if not len(codes):
-        return 0, 0, *[float("nan")] * 4
+        return 0, 0, 0.0, *[float("nan")] * 4
     first, second = (codes[:, side, None] == np.arange(codes.max() + 1) for side in (0, 1))  # (n, categories)
 
     def statistic(weights: FloatArray) -> dict[str, FloatArray]:
@@ -80,7 +83,8 @@ def _row(codes: IntArray, patients: Sequence[str]) -> tuple[float, ...]:
         chance[chance > 1 - 1e-9] = np.nan  # one answer throughout
         return {"kappa": (share @ (codes[:, 0] == codes[:, 1]) - chance) / (1 - chance)}
 
-    n_patients = patient_codes(patients)[1]
+    clusters, n_patients = patient_codes(patients)
+    effective = effective_patients(clusters, np.ones(len(codes)))
     low, high = patient_intervals(patients, statistic, shares=False)["kappa"] or (float("nan"),) * 2
     agreement, kappa = (codes[:, 0] == codes[:, 1]).mean(), statistic(np.ones((1, len(codes))))["kappa"][0]
-    return len(codes), n_patients, float(agreement), float(kappa), max(low, -1.0), min(high, 1.0)
+    return len(codes), n_patients, effective, float(agreement), float(kappa), max(low, -1.0), min(high, 1.0)
