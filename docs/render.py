@@ -223,7 +223,8 @@ def _study(content: Content, split: str | None) -> Table:
         seeds = ", ".join(dict.fromkeys(str(run.get("seeds", run["seed"])) for run in own))
         cells = [_figure(figure, own, compared) for figure in figures]
         cells += [_difference(figure, compared.get(figure), tested) for figure in differences]
-        rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
+        minutes = statistics.mean(run["timings"].get("total", 0) for run in own) / 60
+        rows.append([name, seeds, len(own), _size(own), *cells, f"{minutes:.0f}", *(costs[name] if known else ())])
     if not earlier:
         effective = ", ".join(f"{figure_name(name)} {number:.1f}" for name, number in behind.items() if name in figures)
         notes = ["Mean over runs ± their standard deviation [95 % interval]."]
@@ -254,7 +255,7 @@ def _study(content: Content, split: str | None) -> Table:
         notes += [f"Differences{each} are paired by patients{corrected}."]
         if not earlier:
             notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
-    return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
+    return Table([*heads, "minutes to train", *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
 def _gap(content: Content, split: str | None) -> Table:
@@ -366,8 +367,7 @@ def _reliability(content: Content, split: str | None) -> Table:
 
 def _operating_point(content: Content, split: str | None) -> Table:
     content = content | content["tables"][split] if split else content
-    groups = ("all patients", "patients with findings")
-    columns = [*groups, *(["mean AUROC"] if "mean AUROC" in content["rules"][0] else [])]
+    columns = [c for c in ("all patients", "patients with findings", "mean AUROC") if c in content["rules"][0]]
     rows = []
     for row in content["rules"]:
         cells = [row["rule"], row["words"]]
