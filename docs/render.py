@@ -212,6 +212,7 @@ def _study(content: Content, split: str | None) -> Table:
     heads = ["method", "seeds", "runs", "cycles (patients)", *(figure_name(figure) for figure in figures)]
     differences = ("roc_auc_macro", "icbhi.Score") if methods["baseline"] else ()
     heads += [f"{name}, difference from {methods['baseline']}" for name in ("mean AUROC", "ICBHI Score") if differences]
+    heads.append("minutes to train")
     known = any(any(cells) for cells in costs.values())
     behind = {name: cell.get("effective") for cells in methods["figures"].values() for name, cell in cells.items()}
     earlier = not all(behind.values())  # of a version with bootstrap intervals
@@ -255,7 +256,7 @@ def _study(content: Content, split: str | None) -> Table:
         notes += [f"Differences{each} are paired by patients{corrected}."]
         if not earlier:
             notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
-    return Table([*heads, "minutes to train", *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
+    return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
 def _gap(content: Content, split: str | None) -> Table:
@@ -511,15 +512,11 @@ def _head_losses(content: Content, split: str | None) -> Table:
     smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
     seeds = "one seed" if content["seeds"] == 1 else f"{content['seeds']} seeds"
     covered = "patients" if content["seeds"] == 1 else "patients and seeds"
-    if "effective" in content:
-        effective = f"; effective patients with the rarer finding: {content['effective']:.1f}"
-    else:  # a result of an earlier version
-        covered, effective = "patients by an earlier rule, too narrow: without seeds and effective patients", ""
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
-        f"({content['events']} events{effective}) and {seeds}. Differences are paired, [95 % interval over {covered}]; "
-        f"p: exact permutation test of the signs of the differences of the folds, at the least {smallest:.2f}. "
-        f"{content['date']}."
+        f"({content['events']} events; effective patients with the rarer finding: {content['effective']:.1f}) and "
+        f"{seeds}. Differences are paired, [95 % interval over {covered}]; p: exact permutation test of the signs of "
+        f"the differences of the folds, at the least {smallest:.2f}. {content['date']}."
     )
     return Table(heads, rows, [note])
 
