@@ -72,18 +72,23 @@ def main() -> None:
     parser.add_argument("--scored", type=Path, nargs="*", default=[], help="results of an ensemble of folds")
     options = parser.parse_args()
     folders = [scored_ensemble(outer, options.data_dir, options.runs) for outer in options.outer]
-    own = read_record(gather_results([*folders, *options.scored], RESULT))["results"]
+    own = read_record(gather_results([*folders, *options.scored], options.runs / "results.json"))["results"]
     rows = [row | {"name": OF_FOLDS} for row in own]
-    counts = [row["counts"] for row in rows if row["split"] == "test"]
     for study, split, names in OTHERS:
-        others = [row for row in read_record(RESULTS / f"studies/{study}.json")["results"] if row["split"] == split]
-        others = [row for row in others if row["name"] in names and row.get("fold", 0) in options.outer]
-        rows += [row | {"name": names[row["name"]]} for row in others]
-    scored = pd.DataFrame(figures_of(row) for row in rows if row["split"] == "test")
-    scored = scored.groupby(["fold", "rule"], as_index=False).mean().assign(seed=0)
+        others = read_record(RESULTS / f"studies/{study}.json")["results"]
+        rows += [row | {"name": names[row["name"]]} for row in others if row["name"] in names and row["split"] == split]
+    rows = [row for row in rows if row["split"] != "test" or row.get("fold", 0) in options.outer]
+    unseen = [row for row in rows if row["split"] == "test"]
+    scored = pd.DataFrame(map(figures_of, unseen)).groupby(["fold", "rule"], as_index=False).mean().assign(seed=0)
+    parts = {
+        (row.get("fold", 0), row["corpus_fingerprint"], row["counts"]["cycles"], row["counts"]["patients"])
+        for row in unseen
+    }
+    if len(parts) > len(options.outer):
+        raise SystemExit("the ensembles of seeds and of folds were scored on different data")
     record = {
         "rules": compared(scored, RULES, OF_SEEDS), "base": OF_SEEDS, "folds": len(options.outer), "seeds": 1,
-        "events": sum(one["cycles"] for one in counts), "patients": sum(one["patients"] for one in counts),
+        "events": sum(cycles for *_, cycles, _ in parts), "patients": sum(patients for *_, patients in parts),
         "results": rows, "date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
     write_record(RESULT, record)

@@ -1,7 +1,7 @@
 """Does an auxiliary loss help, with the same search for each? Nested cross-validation over SPRSound's train patients.
 
     python -m benchmarks.head_losses --data-dir data/sprsound --weights weights/mn04_as_mAP_432.pt
-    python -m benchmarks.head_losses --last-layers 2 --trials 5 --epochs 8
+    python -m benchmarks.head_losses --last-layers 1 --trials 3 --epochs 12
 
 A hidden layer on the embeddings of an encoder is trained with binary cross entropy and one more loss; the encoder is
 frozen, or its last layers are trained too. Every method has the same budget: for each outer fold of patients, --trials

@@ -224,8 +224,9 @@ def _study(content: Content, split: str | None) -> Table:
         seeds = ", ".join(dict.fromkeys(str(run.get("seeds", run["seed"])) for run in own))
         cells = [_figure(figure, own, compared) for figure in figures]
         cells += [_difference(figure, compared.get(figure), tested) for figure in differences]
-        minutes = statistics.mean(run["timings"].get("total", 0) for run in own) / 60
-        rows.append([name, seeds, len(own), _size(own), *cells, f"{minutes:.0f}", *(costs[name] if known else ())])
+        times = [run["timings"]["total"] / 60 for run in own if "total" in run["timings"]]
+        minutes = f"{statistics.mean(times):.0f}" if times else ""
+        rows.append([name, seeds, len(own), _size(own), *cells, minutes, *(costs[name] if known else ())])
     if not earlier:
         effective = ", ".join(f"{figure_name(name)} {number:.1f}" for name, number in behind.items() if name in figures)
         notes = ["Mean over runs ± their standard deviation [95 % interval]."]

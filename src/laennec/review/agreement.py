@@ -42,7 +42,7 @@ def agreement_table(answers: Iterable[Answer], labels: Sequence[str]) -> pd.Data
     Returns:
         The columns of `AGREEMENT_COLUMNS`: `n` spans of so many patients, the effective number of patients, the share
         of equal answers, Cohen's kappa and its 95 % interval; nan where it is not defined, as with fewer than five
-        patients.
+        patients or three effective ones.
     """
     given: dict[str, dict[object, Answer]] = {}
     for answer in answers:
