@@ -224,7 +224,7 @@ def _study(content: Content, split: str | None) -> Table:
         seeds = ", ".join(dict.fromkeys(str(run.get("seeds", run["seed"])) for run in own))
         cells = [_figure(figure, own, compared) for figure in figures]
         cells += [_difference(figure, compared.get(figure), tested) for figure in differences]
-        times = [run["timings"]["total"] / 60 for run in own if "total" in run["timings"]]
+        times = [run["timings"]["total"] / 60 for run in own if {"training", "total"} <= {*run["timings"]}]
         minutes = f"{statistics.mean(times):.0f}" if times else ""
         rows.append([name, seeds, len(own), _size(own), *cells, minutes, *(costs[name] if known else ())])
     if not earlier:

@@ -114,3 +114,6 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(unfinished, tiny
     train(Recipe(**{**tiny_recipe, "output_dir": str(out)}))
     assert "optimizer.pt is missing" in caplog.text
     assert what_it_left(out) == what_it_left(straight)
+    timed = [json.loads((folder / "run.json").read_text())["timings"] for folder in (straight, out)]
+    assert ["training" in one for one in timed] == [True, False]
+    assert 0 < timed[1]["training since an interruption"] <= timed[1]["total"]

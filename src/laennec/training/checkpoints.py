@@ -188,6 +188,12 @@ class SaveAndStop(TrainerCallback):
             raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
 
 
+def timed_part(out: Path) -> str:
+    """Name of what this process times: the training, or what an interruption left of it."""
+    left = (*out.glob("checkpoints/*/checkpoint-*"), *out.glob("checkpoints/*/finished.json"))
+    return "training since an interruption" if left else "training"
+
+
 def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
     """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one."""
     stopping = SaveAndStop(save_steps)

@@ -26,6 +26,7 @@ from laennec.files import atomic_folder, atomic_write, explain_write_errors, loc
 from laennec.modeling import LaennecForAudioClassification
 from laennec.terminal import say
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_logit_adjustment, predict_tasks, tasks_of
+from laennec.training.checkpoints import timed_part
 from laennec.training.data.batches import EmbeddingDataset, refuse_lost_neighbours
 from laennec.training.data.mixing import check_mixing
 from laennec.training.data.split_data import (
@@ -238,7 +239,7 @@ def fit(
         auxiliary_tasks = AuxiliaryTasks(recipe, tasks, training.dataset, training.table, extractor, held_out)
         plan.settings["auxiliary_tasks"] = auxiliary_tasks
     begin()
-    with timings.measure("training"), explain_write_errors(out / "checkpoints"):
+    with timings.measure(timed_part(out)), explain_write_errors(out / "checkpoints"):
         result = run_phases(recipe, model, plan, out, watch)
     with timings.measure("validation predictions"):
         return result, predict_validation(result.model, extractor, recipe, validation, cache)

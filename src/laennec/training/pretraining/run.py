@@ -29,7 +29,7 @@ from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.checkpoints import train_or_resume
+from laennec.training.checkpoints import timed_part, train_or_resume
 from laennec.training.data.split_data import load_splits, make_extractor, make_filter, with_train_statistics
 from laennec.training.data.targets import GroupTable, group_codes, metadata_of
 from laennec.training.data.training_data import refuse_short_cycles
@@ -115,7 +115,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         if is_main_process():
             say(*pairs.sampling.notes)
         before = embedding_spread(model, extractor, pairs.dataset)
-        with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
+        with timings.measure(timed_part(out)), explain_write_errors(out / "checkpoints"), explain_lost_process():
             specs, history = _fit(recipe, settings, model, extractor, pairs, out)
         after = embedding_spread(model, extractor, pairs.dataset)
     if not is_main_process():
