@@ -1,5 +1,6 @@
 """Studies: run, interrupted, continued and gathered; ensembles and classifiers; costs."""
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -215,8 +216,8 @@ def test_a_count_that_a_kill_left_open_is_closed_by_the_same_command(two_runs, t
     assert state.runs == [run] and read(run / "run.json") == record
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_cell_of_another_process_is_left_to_it(two_runs, tmp_path, monkeypatch, finished):
+@pytest.mark.parametrize("meanwhile", ["running", "finished", "given up"])
+def test_a_cell_of_another_process_is_left_to_it(two_runs, tmp_path, monkeypatch, meanwhile):
     for run in two_runs:
         shutil.copytree(run, tmp_path / "out" / "tiny" / run.name)
     results = tmp_path / "out" / "tiny" / "0" / "evaluation-test"
@@ -224,20 +225,24 @@ def test_a_cell_of_another_process_is_left_to_it(two_runs, tmp_path, monkeypatch
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(read(two_runs[0] / "run.json")["config"]))
     cells = tuple(Cell("tiny", tmp_path / "tiny.yaml", k, scores=(Score(),)) for k in range(2))
     study = study_of(cells, tmp_path / "out", tmp_path / "s.json")
-    run_all = study_run._run_all
+    run_all, other = study_run._run_all, contextlib.ExitStack()
 
     def beside(*arguments):
-        if finished:
+        if meanwhile == "finished" and not results.exists():
             (tmp_path / "kept").rename(results)
+        if meanwhile == "given up":
+            other.close()
         run_all(*arguments)
 
     monkeypatch.setattr(study_run, "_run_all", beside)
     said = []
-    with try_lock(tmp_path / "out" / "tiny" / "0.cell"):
+    with other:
+        other.enter_context(try_lock(tmp_path / "out" / "tiny" / "0.cell"))
         done = run_study(study, say=said.append)
-    assert said == [] and done.elsewhere == ([] if finished else ["tiny/0"])
-    assert {run.name for run in done.runs} == ({"0", "1"} if finished else {"1"})
-    assert read(tmp_path / "s.json")["study"].get("missing") == (None if finished else ["tiny/0"])
+    left = ["tiny/0"] if meanwhile == "running" else []
+    assert any("laennec evaluate" in line for line in said) == (meanwhile == "given up")
+    assert done.elsewhere == left and {run.name for run in done.runs} == ({"1"} if left else {"0", "1"})
+    assert read(tmp_path / "s.json")["study"].get("missing") == (left or None)
 
 
 @pytest.mark.soak

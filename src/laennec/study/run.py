@@ -3,8 +3,9 @@
 Decisions: every step is a command in a process of its own, so that it can be repeated by hand, and its time and peak
 memory can be measured. Finished steps are not run again; interrupted ones are continued by the same command, and their
 costs add up. If the study ends or is killed, its running step ends too. The same command may run several times at once,
-also on machines that share the folder: each takes cells that no other process works on. A cell whose folder holds a run
-of other settings is refused. A failed run is listed, the others continue, and the results file names the missing runs.
+also on machines that share the folder: each takes cells that no other process works on, and tries the others again at
+its end. A cell whose folder holds a run of other settings is refused. A failed run is listed, the others continue, and
+the results file names the missing runs.
 """
 
 import contextlib
@@ -82,25 +83,29 @@ def run_study(
         (members, [ensemble_folder(study, members)], functools.partial(ensemble_commands, study, members))
         for members in study.members
     ]
-    trained, elsewhere = 0, []
-    for number, (cells, made, needed) in enumerate(steps, start=1):
-        ensemble = number > len(study.cells)
-        if ensemble and any(any(commands(study, cell)) for cell in cells):
-            continue
-        with _claimed(study, cells) as ours:
-            missing = list(needed())
-            if missing and not ours:
-                elsewhere.append((made, needed))
-            elif missing and not ensemble and trained == most:
-                state.left.append(cells[0].name)
-            else:
-                trained += bool(missing)
-                _run_all(study, state, missing, made, "" if ensemble else f"{number}/{len(study.cells)} ", say)
-    for made, needed in elsewhere:
-        if any(needed()):
-            state.elsewhere.append(str(made[0].relative_to(study.output_dir)))
-        else:
+    trained, waiting = 0, list(enumerate(steps, start=1))
+    for _ in range(2):  # another process may have held no more than the pre-training of a cell
+        later = []
+        for number, (cells, made, needed) in waiting:
+            ensemble = number > len(study.cells)
+            if ensemble and any(any(commands(study, cell)) for cell in cells):
+                later.append((number, (cells, made, needed)))
+                continue
+            with _claimed(study, cells) as ours:
+                missing = list(needed())
+                if missing and not ours:
+                    later.append((number, (cells, made, needed)))
+                elif missing and not ensemble and trained == most:
+                    state.left.append(cells[0].name)
+                else:
+                    trained += bool(missing)
+                    _run_all(study, state, missing, made, "" if ensemble else f"{number}/{len(study.cells)} ", say)
+        waiting = later
+    for number, (cells, made, needed) in waiting:
+        if not any(needed()):
             state.runs += made  # another process has finished it meanwhile
+        elif number <= len(study.cells) or not any(any(commands(study, cell)) for cell in cells):
+            state.elsewhere.append(str(made[0].relative_to(study.output_dir)))
     if state.runs:
         state.results = gather(study, state.runs)
     return state
