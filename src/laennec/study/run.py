@@ -83,29 +83,33 @@ def run_study(
         (members, [ensemble_folder(study, members)], functools.partial(ensemble_commands, study, members))
         for members in study.members
     ]
+
+    def blocked(number: int, cells: Sequence[Cell]) -> bool:
+        """Whether the step is an ensemble of cells that are not finished."""
+        return number > len(study.cells) and any(any(commands(study, cell)) for cell in cells)
+
     trained, waiting = 0, list(enumerate(steps, start=1))
     for _ in range(2):  # another process may have held no more than the pre-training of a cell
         later = []
-        for number, (cells, made, needed) in waiting:
-            ensemble = number > len(study.cells)
-            if ensemble and any(any(commands(study, cell)) for cell in cells):
-                later.append((number, (cells, made, needed)))
-                continue
+        for number, step in waiting:
+            cells, made, needed = step
             with _claimed(study, cells) as ours:
-                missing = list(needed())
-                if missing and not ours:
-                    later.append((number, (cells, made, needed)))
-                elif missing and not ensemble and trained == most:
+                missing, is_cell = list(needed()), number <= len(study.cells)
+                if blocked(number, cells) or (missing and not ours):
+                    later.append((number, step))
+                elif missing and is_cell and trained == most:
                     state.left.append(cells[0].name)
                 else:
                     trained += bool(missing)
-                    _run_all(study, state, missing, made, "" if ensemble else f"{number}/{len(study.cells)} ", say)
+                    _run_all(study, state, missing, made, f"{number}/{len(study.cells)} " if is_cell else "", say)
         waiting = later
     for number, (cells, made, needed) in waiting:
-        if not any(needed()):
-            state.runs += made  # another process has finished it meanwhile
-        elif number <= len(study.cells) or not any(any(commands(study, cell)) for cell in cells):
+        if blocked(number, cells):
+            continue
+        if any(needed()):
             state.elsewhere.append(str(made[0].relative_to(study.output_dir)))
+        else:
+            state.runs += made  # another process has finished it meanwhile
     if state.runs:
         state.results = gather(study, state.runs)
     return state
