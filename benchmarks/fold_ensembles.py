@@ -2,11 +2,11 @@
 
     python -m benchmarks.fold_ensembles --data-dir data/sprsound_train
 
-For each outer fold of the train patients, five runs are trained on the other patients, each with a different fifth of them
-for validation. Their ensemble has thresholds fitted on out-of-fold predictions for all these patients, and is scored on
-the outer fold. Ensembles of five seeds, with thresholds fitted on one fifth, and their single runs are read from the
-result file of the study `unseen_sprsound`. Test splits are not read; --scored adds what `laennec evaluate` wrote for an
-ensemble of folds on one, beside that of three seeds. The result is docs/results/fold_ensembles.json.
+For each outer fold of the train patients, five runs are trained on the other patients, each with a different fifth of
+them for validation. Their ensemble has thresholds fitted on out-of-fold predictions for all these patients, and is
+scored on the outer fold. Ensembles of five seeds, with thresholds fitted on one fifth, and their single runs are read
+from the result file of the study `unseen_sprsound`. Test splits are not read; --scored adds what `laennec evaluate`
+wrote for an ensemble of folds on one, beside that of three seeds. The result is docs/results/fold_ensembles.json.
 """
 
 import argparse
