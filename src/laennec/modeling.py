@@ -18,14 +18,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import CHANGEABLE, SETTINGS, LaennecConfig
-from laennec.encoders import (
-    adapters,
-    as_encoder,
-    encoder_digest,
-    encoder_from_config,
-    load_encoder,
-    wrapped,
-)
+from laennec.encoders import adapters, as_encoder, encoder_digest, encoder_from_config, load_encoder, wrapped
 from laennec.encoders.base import AudioEncoder, TokenMix
 from laennec.encoders.masks import token_mean
 from laennec.encoders.own import ModuleEncoder, contains_own
@@ -131,7 +124,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             group_frames: Frames of the overlapping groups that are encoded one by one; 0 for whole cycles.
             group_step: Frames from the start of a group to that of the next.
             layers: Layers whose means over time form the embedding: numbers from 1 or -1; "embedding" is the encoder's.
-            combine_layers: "concatenate", or "weighted_mean" with trained weights.
+            combine_layers: "concatenate", or "weighted_mean" with trained weights (trainable "full" or "last_n").
             features: The front end; the configuration records its sampling rate and fingerprint.
             base: Where the weights of an encoder that is an object came from; a head-only export names it.
             seed: Of the initial weights of the head, and of an encoder with random weights.
@@ -144,6 +137,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         """
         if trainable not in TRAINABLE:
             raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
+        if combine_layers == "weighted_mean" and trainable not in ("full", "last_n"):
+            raise InputError("combine_layers: weighted_mean needs trainable: full or last_n; concatenate the layers")
         if problem_type == "single_label" and len(labels) < 2:
             raise InputError("problem_type single_label needs two labels or more; choose multi_label")
         if unknown := sorted(settings.keys() - {*SETTINGS, *LaennecConfig.__annotations__}):

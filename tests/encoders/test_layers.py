@@ -64,6 +64,17 @@ def test_a_weighted_mean_learns_its_weights() -> None:
     assert encoder.config.hidden_size == 8 and float(encoder.layer_weights.grad.abs().sum()) > 0
 
 
+def test_a_weighted_mean_is_trained_with_the_last_layers_and_refused_where_it_would_stay() -> None:
+    mean = {"layers": [1, 2], "combine_layers": "weighted_mean"}
+    inner = load_encoder(None, type="cnn", channels=[8, 8])
+    model = LaennecForAudioClassification.from_encoder(inner, trainable="last_n", last_layers=1, **mean)
+    learns = [name for name, weight in model.encoder.named_parameters() if weight.requires_grad]
+    assert "layer_weights" in learns and not any(".blocks.0." in name for name in learns)
+    for trainable in ("frozen", "lora"):
+        with pytest.raises(InputError, match="weighted_mean needs trainable: full or last_n"):
+            LaennecForAudioClassification.from_encoder(inner, trainable=trainable, **mean)
+
+
 def model_of(trainable: str = "full", encoder: object = None, **settings: object) -> LaennecForAudioClassification:
     return LaennecForAudioClassification.from_encoder(
         encoder or cnn(), trainable=trainable, layers=CHOSEN, **settings

@@ -7,7 +7,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from laennec.configuration import LaennecConfig
-from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders import at_layers, encoder_digest, load_encoder
 from laennec.encoders.adapters import add_lora
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
@@ -66,3 +66,11 @@ def test_a_recipe_needs_cycles_of_one_length(tiny_recipe: dict, tmp_path: Path) 
         train(Recipe(**values, output_dir=str(tmp_path / "natural")))
     values |= {"features": {"preset": "song2021", "length": "repeat", "duration_s": 2.0}}
     assert (train(Recipe(**values, output_dir=str(tmp_path / "repeat"))) / "run.json").is_file()
+
+
+def test_layers_combine_into_one_embedding() -> None:
+    inner = load_encoder(None, type="resnet", **TINY)
+    encoder = at_layers(inner, [1, -1, "embedding"])
+    found = encoder(VALUES).pooler_output
+    assert encoder.config.widths == [8, 16, 16] and found.shape == (2, 40)
+    torch.testing.assert_close(found[:, 24:], inner(VALUES).pooler_output)

@@ -10,7 +10,8 @@ from evaluation_tables import TWO, cycles, official_icbhi, with_class_logits
 from laennec.evaluation import evaluate_predictions, format_summary, predictions_metrics
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.predictions import read_predictions
-from laennec.evaluation.summary import figure_name, figure_text, subgroup_tables
+from laennec.evaluation.subgroups import subgroup_tables
+from laennec.evaluation.summary import figure_name, figure_text
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,8 @@ def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
     encoder.requires_grad_(False)
     for module in (*stack[-layers:], *after):
         module.requires_grad_(True)
+    if (weights := getattr(encoder, "layer_weights", None)) is not None:  # of a weighted mean of layers
+        weights.requires_grad_(True)
 
 
 def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:

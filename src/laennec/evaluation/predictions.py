@@ -7,7 +7,7 @@ logits, before the temperature (which never changes a ranking); calibration is m
 classes have an ICBHI Score.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,7 +25,7 @@ from laennec.evaluation.calibration.probabilities import (
     sigmoid,
     softmax,
 )
-from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes, rarer_patients
+from laennec.evaluation.intervals import Statistic, effective_patients, number_behind, patient_codes, rarer_patients
 from laennec.evaluation.metrics import (
     CLASSES,
     POOR_QUALITY,
@@ -336,6 +336,13 @@ def effective_numbers(predictions: Predictions) -> dict[str, float]:
         found |= dict.fromkeys(("icbhi.Se", "any_abnormal.Se", "sprsound.SE"), abnormal)
         found |= dict.fromkeys(("icbhi", "any_abnormal", "sprsound", "accuracy", "uar"), min(normal, abnormal))
     return found
+
+
+def effective_by_metric(predictions: Predictions, metrics: Iterable[str]) -> dict[str, float]:
+    """Effective number of patients behind each metric: see `effective_numbers`; that of all rows for others."""
+    behind, codes = effective_numbers(predictions), patient_codes(predictions.table)[0]
+    everyone = effective_patients(codes, np.ones(len(codes)))
+    return {name: everyone if (n := number_behind(behind, name)) is None else n for name in metrics}
 
 
 def point_values(predictions: Predictions) -> dict[str, float | None]:

@@ -1,16 +1,11 @@
 """The evaluation of one predictions table, as a dictionary and as text.
 
 Decisions: every score has its definition, interval, baselines (key "floors"), subgroups and warnings beside it, in one
-dictionary of JSON values (null for what is undefined), which is all that report and model card read. Subgroups are
-device, chest location, sex and age band (0-2, 3-11, 12-18, 19-64, 65 and more completed years); rows with missing
-metadata form the subgroup "unknown".
+dictionary of JSON values (null for what is undefined), which is all that report and model card read.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from laennec.errors import InputError
 from laennec.evaluation.baselines import length_groups, shortcut_baselines
@@ -22,19 +17,15 @@ from laennec.evaluation.calibration.probabilities import (
     thresholds_text,
 )
 from laennec.evaluation.intervals import (
-    LEAST_EFFECTIVE,
     LEVEL,
     METHOD,
-    MIN_PATIENTS,
     effective_by_label,
     effective_note,
-    effective_patients,
     effective_text,
     interval_note,
     intervals_of,
     left_out_values,
     patient_codes,
-    patient_intervals,
     patients_text,
 )
 from laennec.evaluation.metrics import Thresholds, is_percent, none_if_nan
@@ -44,13 +35,12 @@ from laennec.evaluation.predictions import (
     ProblemType,
     calibration_of,
     describe,
-    effective_numbers,
-    headline,
-    point_values,
+    effective_by_metric,
     read_predictions,
     statistics_of,
 )
 from laennec.evaluation.report.failures import named_errors
+from laennec.evaluation.subgroups import subgroup_tables
 from laennec.rendering import text_table
 
 FIGURE_NAMES = {
@@ -80,13 +70,10 @@ _EQUAL = {
     "sprsound.AS": "icbhi.Score",
 }
 _LABEL_FIGURES = {"roc_auc": "AUROC", "average_precision": "AP", "f1": "F1"}
-AGE_BANDS, _AGE_EDGES = ("0-2", "3-11", "12-18", "19-64", "65+"), (0, 3, 12, 19, 65, 200)
-GROUPINGS = ("corpus", "device", "chest_location", "sex", "age_band")
-UNKNOWN = "unknown"
 _DIGEST = (
     "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "second_thresholds",
-    "counts", "definitions", "headline", "uncertainty", "effective_patients", "confusion", "warnings", "notes",
-    "failures", "within_lengths", "duration_blind", "official",
+    "counts", "definitions", "headline", "uncertainty", "effective", "effective_patients", "confusion",
+    "warnings", "notes", "failures", "within_lengths", "duration_blind", "official",
 )  # fmt: skip
 WINDOWS = "windows."  # prefix of metrics of windows, in results of studies
 _MOST_LABELS = 4  # a card shows the metrics of this many single labels
@@ -123,9 +110,10 @@ def evaluate_predictions(
 
     Returns:
         JSON-ready: all of `predictions_metrics`, and temperatures, intercepts, failures (see `named_errors`), intervals
-        {metric: [low, high] or None}, effective_patients {label: number with the label}, uncertainty {method, level,
-        unit, patients, note}, subgroups, floors (the baselines), warnings [{"level": "bad" | "caution", "text"}],
-        own_metrics {names, left_out} where there are any; calibration with ece_before and brier_before, of raw logits.
+        {metric: [low, high] or None}, effective {metric: effective number of patients behind it}, effective_patients
+        {label: number with the label}, uncertainty {method, level, unit, patients, note}, subgroups, floors (the
+        baselines), warnings [{"level": "bad" | "caution", "text"}], own_metrics {names, left_out} where there are any;
+        calibration with ece_before and brier_before, of raw logits.
 
     Raises:
         InputError: The table lacks a column, a truth or a finite logit, or an own metric fails.
@@ -162,8 +150,10 @@ def _uncertainty(predictions: Predictions) -> dict[str, Any]:
     """Intervals over patients, their method, effective numbers of patients, and own metrics without each patient."""
     codes, n_patients = patient_codes(predictions.table)
     values = left_out_values(predictions.table, statistics_of(predictions))
+    effective = effective_by_metric(predictions, values)
     found: dict[str, Any] = {
-        "intervals": intervals_of(predictions.table, values, effective_numbers(predictions)),
+        "intervals": intervals_of(predictions.table, values, effective),
+        "effective": effective,
         "effective_patients": effective_by_label(codes, predictions.truth, predictions.label_names),
         "uncertainty": {
             "method": METHOD,
@@ -208,59 +198,6 @@ def length_alone(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
 def own_names(evaluation: Mapping[str, Any]) -> list[str]:
     """Names of the user's own metrics in an evaluation."""
     return list((evaluation.get("own_metrics") or {}).get("names", ()))
-
-
-def subgroup_tables(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
-    """Score every corpus (where there are several), device, chest location, sex and age band: rows by grouping.
-
-    A grouping without any metadata is left out.
-    """
-    tables = {}
-    for grouping in GROUPINGS:
-        values = _group_values(predictions.table, grouping)
-        if values is None or set(values) == {UNKNOWN}:
-            continue
-        order = AGE_BANDS if grouping == "age_band" else sorted(set(values) - {UNKNOWN})
-        present = [name for name in [*order, UNKNOWN] if (values == name).any()]
-        tables[grouping] = [_subgroup(predictions.subset(values == name), name) for name in present]
-    return tables
-
-
-def _group_values(table: Any, grouping: str) -> Any:
-    """The subgroup of each row (cycles,), as text; None where the table has no such column."""
-    column = "age_years" if grouping == "age_band" else grouping
-    if column not in table.columns:
-        return None
-    values = table[column]
-    if grouping == "age_band":
-        ages = values.to_numpy(dtype=float, na_value=np.nan)
-        values = pd.Series(pd.cut(ages, _AGE_EDGES, right=False, labels=AGE_BANDS))
-    return values.astype(object).where(values.notna(), UNKNOWN).astype(str).to_numpy(dtype=object)
-
-
-def _subgroup(subset: Predictions, value: str) -> dict[str, Any]:
-    """One row of a subgroup table: the headline's family, AUROCs and own metrics."""
-    figures = point_values(subset)
-    main = headline(figures)
-    family = main.split(".")[0]
-    own = subset.own.names if subset.own is not None else ()
-    kept = [n for n in figures if n.split(".")[0] == family or n.endswith("roc_auc") or n in own]
-    codes, n_patients = patient_codes(subset.table)
-    effective = {family: effective_patients(codes, np.ones(len(codes)))} | effective_numbers(subset)
-    bounds = patient_intervals(subset.table, statistics_of(subset), effective)
-    note = interval_note(n_patients)
-    if n_patients >= MIN_PATIENTS and bounds.get(main) is None:
-        few = f"{effective[family]:.1f} effective patients"
-        note = f"{few}: too few for an interval (at least {LEAST_EFFECTIVE:g} are needed)"
-    return {
-        "value": value,
-        "cycles": len(subset.table),
-        "patients": n_patients,
-        "effective_patients": effective_by_label(codes, subset.truth, subset.label_names),
-        "values": {name: figures[name] for name in kept},
-        "intervals": {name: bounds.get(name) for name in kept},
-        "note": note,
-    }
 
 
 def interval_method(evaluation: Mapping[str, Any]) -> str:
@@ -378,7 +315,12 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     values, intervals = evaluation["values"], evaluation["intervals"]
     shown = [n for n in values if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
     shown = [name for name in shown if _EQUAL.get(name) not in values]
-    lines += ["", *(f"  {figure_name(n):<34}{figure_text(n, values[n], intervals.get(n))}" for n in shown)]
+    behind = evaluation.get("effective") or {}  # an earlier evaluation has none
+    lines += ["", f"  {'':<34}{'':<24}effective patients" if behind else ""]
+    for name in shown:
+        text, number = figure_text(name, values[name], intervals.get(name)), behind.get(name)
+        few = f"{number:.1f}" if intervals.get(name) and number is not None else ""
+        lines.append(f"  {figure_name(name):<34}{text:<24}{few}".rstrip())
     ece = evaluation["calibration"]["ece"]
     errors = {f"{calibration_name(label)} calibration error (ECE)": value for label, value in ece.items()}
     lines += [f"  {name:<34}{figure_text('ece', value)}" for name, value in errors.items()]

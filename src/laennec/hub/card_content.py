@@ -134,7 +134,12 @@ def _scored_split(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
         "scored": times_scored(run, split, evaluated["corpus"]["name"]),
         "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
         "figures": [
-            (figure_name(n), figure_text(n, values[n]), [figure_text(n, bound) for bound in intervals.get(n) or ()])
+            (
+                figure_name(n),
+                figure_text(n, values[n]),
+                [figure_text(n, bound) for bound in intervals.get(n) or ()],
+                (metrics.get("effective") or {}).get(n),
+            )
             for n in card_figures(metrics)
         ],
         "confusion": confusion if confusion and len(confusion["classes"]) <= _MAX_CONFUSION else None,

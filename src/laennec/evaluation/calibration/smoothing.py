@@ -165,14 +165,14 @@ def compare_smoothing(
 
     `decisions` are further settings of `read_predictions` for either side.
     """
-    from laennec.evaluation.predictions import effective_numbers, point_values, read_predictions, statistics_of
+    from laennec.evaluation.predictions import effective_by_metric, point_values, read_predictions, statistics_of
 
     sides = [
         read_predictions(one, problem_type=problem_type, label_names=label_names, **how)
         for one, how in zip((table, smooth_predictions(table, label_names, strength)), decisions, strict=True)
     ]
     before, after = (point_values(one) for one in sides)
-    rows, effective = sides[0].table, effective_numbers(sides[0])
+    rows, effective = sides[0].table, effective_by_metric(sides[0], before)
     values = [left_out_values(rows, statistics_of(one)) for one in sides]
     bounds = [intervals_of(rows, one, effective) for one in values]
     gains = {name: values[1][name] - first for name, first in values[0].items()}
@@ -193,11 +193,12 @@ def compare_smoothing(
         "recordings": len(sizes),
         "lone_cycles": int((sizes == 1).sum()),
         "figures": figures,
+        "effective": effective,
     }
 
 
 def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
-    """The main metrics of a comparison as text: name, without, with and difference."""
+    """The main metrics of a comparison as text: name, without, with, difference and effective patients."""
     from laennec.evaluation.summary import figure_name, figure_text
 
     rows = []
@@ -205,7 +206,9 @@ def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
         if name in _SHOWN or name.endswith((".roc_auc", ".f1")):
             sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
             gain = row["difference"]
-            rows.append([figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")])
+            behind = (section.get("effective") or {}).get(name)  # an earlier comparison has none
+            difference = figure_text(name, gain["value"], gain["interval"], "+")
+            rows.append([figure_name(name), *sides, difference, "" if behind is None else f"{behind:.1f}"])
     return rows
 
 
@@ -226,5 +229,5 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
     ]
     if not strength:
         return "\n".join([*lines, "strength 0: nothing is smoothed"])
-    heads = ["", "without", "with", "with - without, paired by patients"]
+    heads = ["", "without", "with", "with - without, paired by patients", "effective patients"]
     return "\n".join([*lines, text_table([heads, *smoothing_rows(section)])])

@@ -18,17 +18,14 @@ import pandas as pd
 from scipy.special import stdtr
 
 from laennec.evaluation.intervals import (
-    effective_patients,
     interval,
     largest_value,
     left_out_values,
-    number_behind,
-    patient_codes,
     standard_error,
     t_quantile,
 )
 from laennec.evaluation.metrics import FloatArray
-from laennec.evaluation.predictions import Predictions, effective_numbers, statistics_of
+from laennec.evaluation.predictions import Predictions, effective_by_metric, statistics_of
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,9 @@ def run_figures(
     """The metrics of one run; own metrics are the stored `left_out_values` of its evaluation."""
     values = left_out_values(predictions.table, statistics_of(predictions))
     values |= {name: np.array(stored, dtype=float) for name, stored in (own or {}).items()}
-    behind, codes = effective_numbers(predictions), patient_codes(predictions.table)[0]
-    everyone = effective_patients(codes, np.ones(len(codes)))
     kept = [name for name in figures if name in values]
-    effective = {name: everyone if (n := number_behind(behind, name)) is None else n for name in kept}
     cycles = frozenset(map(str, predictions.table["cycle_id"]))
-    return RunFigures({name: values[name] for name in kept}, cycles, effective)
+    return RunFigures({name: values[name] for name in kept}, cycles, effective_by_metric(predictions, kept))
 
 
 def compare_methods(

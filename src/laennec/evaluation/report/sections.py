@@ -186,12 +186,13 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _figure(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One metric as text: name, value, interval, unit."""
-    bounds = evaluation["intervals"].get(name)
+    bounds, behind = evaluation["intervals"].get(name), (evaluation.get("effective") or {}).get(name)
     digits = 1 if is_percent(name) else 3
     return {
         "name": figure_name(name),
         "value": figure_text(name, evaluation["values"].get(name)),
         "interval": f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}" if bounds else None,
+        "effective": f"{behind:.1f}" if bounds and behind else None,
         "unit": "%" if is_percent(name) and evaluation["values"].get(name) is not None else "",
     }
 
@@ -274,7 +275,7 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     rows = [_row(*cells) for cells in smoothing_rows(section)]
     return section | {
-        "table": {"columns": ["", "without", "with", "difference, paired by patients"], "rows": rows},
+        "table": {"columns": ["", "without", "with", "difference, paired by patients", "effective"], "rows": rows},
         "how": "chosen on validation" if section.get("chosen") else "as given",
     }
 
@@ -348,7 +349,8 @@ def metric_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         of_lungs = {"icbhi.Score", "sprsound.Score"} & set(evaluation["values"])
         title = "Mean over classes, one-vs-rest" + (" (often misnamed ICBHI Score)" if of_lungs else "")
         groups[title] = [
-            {"name": f"mean {key}", "value": figure_text("uar", value), "interval": None, "unit": "%" if value else ""}
+            {"name": f"mean {key}", "value": figure_text("uar", value), "unit": "%" if value else ""}
+            | {"interval": None, "effective": None}
             for key, value in macro.items()
         ]
     order = list(titles.values())

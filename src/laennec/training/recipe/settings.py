@@ -186,7 +186,7 @@ class EncoderSettings(Settings):
     )
     combine_layers: Literal["concatenate", "weighted_mean"] = Field(
         default="concatenate",
-        description="how layers are combined; weighted_mean: with trained weights, encoder.trainable: full",
+        description="how layers are combined; weighted_mean: with trained weights, encoder.trainable: full or last_n",
     )
     config: dict[str, Any] = Field(default_factory=dict, description="arguments of the encoder's configuration")
 
@@ -208,7 +208,8 @@ class EncoderSettings(Settings):
             raise ValueError("encoder.group_frames is for an encoder that is trained; set encoder.trainable: full")
         if self.layers and self.group_frames:
             raise ValueError("encoder.layers and encoder.group_frames cannot both be set; leave one of them out")
-        lacks = {"two encoder.layers": len(self.layers) < 2, "encoder.trainable: full": self.trainable != "full"}
+        part = self.trainable not in ("full", "last_n")
+        lacks = {"two encoder.layers": len(self.layers) < 2, "encoder.trainable: full or last_n": part}
         if self.combine_layers == "weighted_mean" and any(lacks.values()):
             raise ValueError(
                 f"encoder.combine_layers is weighted_mean, which needs {' and '.join(k for k in lacks if lacks[k])}; "
