@@ -20,6 +20,7 @@ from benchmarks.cost import as_page
 
 from benchmarks import Row, as_table
 from laennec.benchmark.result_file import SCORE, read_result
+from laennec.errors import InputError
 from laennec.evaluation.comparison.statistics import p_text, power_text
 from laennec.evaluation.intervals import FEW_EFFECTIVE, effective_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
@@ -95,7 +96,10 @@ def _read(path: Path) -> Content:
     """The content of a result file; the entries of a folder of benchmark results, one row a split."""
     if not path.is_dir():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    entries = [read_result(file).model_dump() for file in sorted(path.glob("*.json"))]
+    try:
+        entries = [read_result(file).model_dump() for file in sorted(path.glob("*.json"))]
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     named = [f"{entry['entry']} ({entry['benchmark']})" for entry in entries]
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise SystemExit(f"{path}: two entries are called {twice}; give one of them another name")
@@ -403,17 +407,16 @@ def _leaderboard(content: Content, split: str | None) -> Table:
         gain = highest and figure_text(SCORE, highest["difference"], highest["difference_interval"], "+")
         blind = [_by_label(row[part], labels) for part in ("within_lengths", "calibration_error")]
         middle = "" if row["middle"] is None else figure_text(SCORE, row["middle"][SCORE])
-        paid = [f"{cost['parameters']:,}", f"{cost['cpu_s_per_hour'] or 'on a GPU'}"] if cost else ["", ""]
+        seconds = cost and ("on a GPU" if cost["cpu_s_per_hour"] is None else cost["cpu_s_per_hour"])
+        paid = [f"{cost['parameters']:,}", f"{seconds} ({escaped(cost['processor'])})"] if cost else ["", ""]
         cells.append([escaped(row["name"]), *shown, gain or "", middle, *blind, *paid])
     first = rows[0]
     known = [f"{b['name']} {figure_text(SCORE, b['values'][SCORE])}" for b in first["baselines"]]
     behind = ", ".join(f"{label} {number:.1f}" for label, number in first["effective_patients"].items())
-    machines = sorted({row["entry"]["cost"]["processor"] for row in rows if row["entry"]["cost"]})
     note = (
         f"{sum(map(sum, first['confusion']))} cycles of {first['patients']} patients (effective: {behind}); split "
         f"fingerprint `{first['fingerprint'][:12]}`. [95 % interval over patients]. Baselines (ICBHI Score): "
         f"{', '.join(known)}. Empty: cannot be computed from a file, or from predictions of 0 and 1."
-        + (f" CPU time on {', '.join(map(escaped, machines))}." if machines else "")
     )
     heads = ["entry", "ICBHI Score", "Sp", "Se", "crackle AUROC", "wheeze AUROC", "above the highest baseline"]
     heads += ["ICBHI Score, middle of every cycle", "AUROC within similar lengths (crackle, wheeze)"]

@@ -153,7 +153,7 @@ def test_small_and_saturated_probabilities_of_any_type_are_ranked_as_they_are(en
     ]
     assert values[0]["crackle.roc_auc"] == pytest.approx(values[1]["crackle.roc_auc"])
     decided = predictions.assign(**{name: (predictions[f"p_{name}"] > 0.5).astype("Int64") for name in LABELS})
-    assert enter(decided, suffix=".parquet")[0] == 0
+    assert enter(decided.set_index("cycle_id"), suffix=".parquet")[0] == 0
 
 
 def test_a_missing_value_of_a_nullable_column_is_refused(enter, predictions, capsys):
@@ -233,7 +233,7 @@ def test_a_file_that_is_no_table_is_refused(enter, tmp_path, capsys):
     one_line(capsys, "twice.csv", "two columns p_crackle")
     (tmp_path / "commas.csv").write_text("cycle_id,p_crackle,p_wheeze\nc,0,1,0,2\n")  # decimal commas
     assert enter(tmp_path / "commas.csv")[0] == 2
-    one_line(capsys, "commas.csv", "no table in CSV or Parquet")
+    one_line(capsys, "commas.csv", "no table in CSV or Parquet (line 2 has 5 values, line 1 names 3)")
     assert enter(tmp_path / "none.csv")[0] == 2
     one_line(capsys, "none.csv", "cannot be read")
 
@@ -251,6 +251,10 @@ def test_a_corpus_that_lacks_a_recording_or_has_other_labels_is_refused(
     monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "tests": tests}))
     assert enter(predictions)[0] == 2
     one_line(capsys, "test is not the published split")
+    tests = {"test": FixedSplit(tiny.tests["test"].fingerprint, len(predictions), annotations="0" * 64)}
+    monkeypatch.setitem(BENCHMARKS, "tiny", Benchmark(**{**vars(tiny), "tests": tests}))
+    assert enter(predictions)[0] == 2
+    one_line(capsys, "labels or starts of cycles in test are not the published ones")
 
 
 def test_the_real_subset_of_icbhi_is_refused_and_says_what_is_missing(enter, predictions, shared_data, capsys):
@@ -322,6 +326,7 @@ def test_wrong_words_on_the_command_line_are_one_line(enter, predictions, small_
         (["tiny", "a.csv", "--data-dir", str(small_corpus)], "--trained-on is missing"),
         (["tiny", "a.csv", "--data-dir", str(small_corpus), "--trained-on", "x"], "--selection is missing"),
         (["tiny", str(tmp_path / "predictions.csv"), "--selection", "x", *again], f"{out}: exists already"),
+        (["sprsound", "--data-dir", "x", "--selection", "y"], "--selection: known for the model in the package"),
         (["check"], "name the result files"),
         (["check", str(out), "--entry", "x"], "--entry: check takes result files alone"),
     ):
@@ -342,6 +347,14 @@ CHANGED = {
     "twice": (lambda r: r["splits"]["test"]["baselines"].append(r["splits"]["test"]["baselines"][-1]), "there twice"),
     "gone": (lambda r: r["splits"]["test"]["baselines"].pop(0), "baseline 'always normal', whose icbhi.Score is 50"),
     "kind": (lambda r: r["source"].update(kind="guess"), "source.kind is 'guess'"),
+    "a model": (lambda r: r["source"].update(kind="model"), "middle is missing, for model"),
+    "value": (lambda r: r["splits"]["test"]["values"].pop("crackle.roc_auc"), "not those of a result: crackle.roc_auc"),
+    "lengths": (lambda r: r["splits"]["test"].update(within_lengths=None), "within_lengths is missing"),
+    "cost": (lambda r: r.update(cost={"parameters": 1, "cpu_s_per_hour": 1, "processor": "x"}), "cost is there"),
+    "wide": (lambda r: r["splits"]["test"]["intervals"].update({"icbhi.Sp": [-5, 99]}), "not within 0 and 100"),
+    "invented": (lambda r: r["splits"]["test"]["baselines"][1].update(name="<b>x"), "baselines.1.name is '<b>x'"),
+    "day": (lambda r: r.update(date="2026-13-45"), "date is '2026-13-45'"),
+    "two lines": (lambda r: r.update(trained_on="a\nb"), "trained_on"),
 }
 
 
@@ -403,6 +416,7 @@ def test_check_goes_through_all_files(enter, predictions, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out.count("mine on tiny, without test_inter") == 2 and said.err.count("\n") == 2
     assert "cannot be recomputed without predictions: AUROC" in said.out
+    assert "test: cycles of each class and effective patients are not known here" in said.out
 
 
 def test_the_page_lists_the_entries_by_score_and_leaves_blank_what_a_file_does_not_say(enter, predictions, tmp_path):
@@ -430,7 +444,7 @@ def test_the_page_lists_the_entries_by_score_and_leaves_blank_what_a_file_does_n
     with pytest.raises(SystemExit, match=r"two entries are called a worse \(tiny\); give one of them another name"):
         render(page, check=True)
     (folder / "d.json").write_text((folder / "a.json").read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(InputError, match="version 2 of tiny"):
+    with pytest.raises(SystemExit, match="version 2 of tiny"):
         render(page, check=True)
 
 

@@ -16,7 +16,17 @@ import pandas as pd
 
 import laennec
 from laennec.benchmark.definitions import Benchmark, load_benchmark
-from laennec.benchmark.result_file import SCORE, Baseline, Cost, Result, Source, SplitScores, one_line, write_result
+from laennec.benchmark.result_file import (
+    SCORE,
+    VALUES,
+    Baseline,
+    Cost,
+    Result,
+    Source,
+    SplitScores,
+    one_line,
+    write_result,
+)
 from laennec.benchmark.submission import LABELS, is_submission, read_submission
 from laennec.corpora.base import column_of
 from laennec.corpora.load import provenance
@@ -36,10 +46,6 @@ from laennec.untrusted import read_bytes
 
 _RATE_HZ = 8000
 _TIMED_RECORDINGS = 20
-_VALUES = (
-    SCORE, "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro", "crackle.roc_auc",
-    "wheeze.roc_auc", "crackle.average_precision", "wheeze.average_precision",
-)  # fmt: skip
 _PACKAGE = {  # entries of a result for the model in the package
     "entry": "laennec: model in the package",
     "trained_on": "SPRSound, train (four fifths of its patients); AudioSet",
@@ -58,6 +64,7 @@ def enter(
     trained_on: str | None = None,
     selection: str | None = None,
     origin: str | None = None,
+    tables_dir: str | None = None,
 ) -> list[str]:
     """Score an entry on the test splits of a benchmark and write its result file; the scores of each split as lines.
 
@@ -71,6 +78,7 @@ def enter(
         trained_on: The training data; None: as the run recorded.
         selection: The data that epochs, thresholds and settings were chosen on; None: as the run recorded.
         origin: Where the entry comes from, e.g. repository, commit and file.
+        tables_dir: Folder of the tables of ICBHI 2017; None: that of the corpus or beside it.
     """
     if Path(out).exists():
         raise InputError(f"{out}: exists already; remove it, or name another file (--out)")
@@ -78,26 +86,30 @@ def enter(
     if place.is_file() and not is_submission(place):
         raise InputError(f"{source}: predictions are read from .csv and .parquet; write them so, or name a model")
     run = read_run(place / "run.json") if (place / "run.json").exists() else {}
+    given = {"--entry": entry, "--trained-on": trained_on, "--selection": selection, "--origin": origin}
     if source is None:
+        if trained_on or selection:
+            flag = "--trained-on" if trained_on else "--selection"
+            raise InputError(f"{flag}: known for the model in the package; leave it out")
         entry, trained_on, selection = entry or _PACKAGE["entry"], _PACKAGE["trained_on"], _PACKAGE["selection"]
     learned_from = _training_data(run, benchmark, source, trained_on)
     if not (selection := selection or run.get("selection_set")):
         raise InputError("--selection is missing: name the data on which epochs, thresholds and settings were chosen")
     shown = place.resolve().name if place.exists() else str(source)
-    given = {"--entry": entry, "--trained-on": trained_on, "--selection": selection, "--origin": origin}
     for flag, text in {**given, "name of the entry": shown}.items():
         try:
             one_line("-" if text is None else text)
         except ValueError as error:
             raise InputError(f"{flag} {text!r}: must be {error}") from None
-    splits = load_benchmark(benchmark, data_dir)
+    place_of = {"data_dir": str(data_dir)} | ({"tables_dir": tables_dir} if tables_dir else {})
+    splits = load_benchmark(benchmark, **place_of)
     words = [*([shown] if source else []), *(word for flag, text in given.items() if text for word in (flag, text))]
     command = shlex.join(["laennec", "benchmark", benchmark.name, *words])
     with scratch_folder(out) as folder:  # a place that cannot be written is refused before scoring
         if is_submission(place):
             made, scored = _of_file(place, benchmark, splits)
         else:
-            made, scored = _of_model(source, benchmark, splits, str(data_dir), command, folder)
+            made, scored = _of_model(source, benchmark, splits, place_of, command, folder)
     result = Result(
         benchmark=benchmark.name,
         version=benchmark.version,
@@ -155,7 +167,9 @@ def _of_file(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> tup
         table = pd.concat([_truth(splits, name), rows], axis=1)
         evaluation = evaluate_predictions(table, problem_type="multi_label", label_names=LABELS, train_table=learned)
         ranked = not rows[["p_crackle", "p_wheeze"]].isin((0, 1)).all(axis=None)
-        scored[name] = _split_scores(evaluation, name, table, ranked), "\n".join([*notes, format_summary(evaluation)])
+        hard = [] if ranked else ["all probabilities are 0 or 1: the result is without AUROC, AP and calibration error"]
+        text = "\n".join([*notes, *hard, format_summary(evaluation)])
+        scored[name] = _split_scores(evaluation, name, table, ranked), text
     return {
         "source": {"kind": "predictions", "revision": None, "sha256": hashlib.sha256(read_bytes(path)).hexdigest()},
         "decisions": decisions,
@@ -175,7 +189,7 @@ def _of_model(
     source: str | Path | None,
     benchmark: Benchmark,
     splits: Mapping[str, Any],
-    data_dir: str,
+    place_of: Mapping[str, str],
     command: str,
     folder: Path,
 ) -> tuple[dict[str, Any], Scored]:
@@ -188,7 +202,7 @@ def _of_model(
         raise InputError(
             f"{name}: predicts {', '.join(labels)}; a benchmark needs crackle and wheeze, or both as classes"
         )
-    corpus = {"name": benchmark.corpus, "data_dir": data_dir, "protocol": benchmark.protocol}
+    corpus = {"name": benchmark.corpus, "protocol": benchmark.protocol, **place_of}
     scored = {}
     for split in [name for name in benchmark.tests if name in splits]:
         done = score(name, split=split, corpus=corpus, out=folder / split, command=command)
@@ -217,7 +231,7 @@ def _cost(model: Any, extractor: Any, paths: list[str]) -> Cost:
 
 def _split_scores(evaluation: dict[str, Any], split: str, table: pd.DataFrame, ranked: bool) -> SplitScores:
     """The parts of an evaluation that a result stores; no AUROC, AP and calibration unless `ranked`."""
-    kept = [name for name in _VALUES if ranked or is_percent(name)]
+    kept = [name for name in VALUES if ranked or is_percent(name)]
     baselines = [
         Baseline(
             name=row["name"],

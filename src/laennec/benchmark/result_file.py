@@ -4,6 +4,7 @@ Decisions: a file is checked without the corpus. Its confusion must have the pub
 scores must follow from it. AUROC and calibration are absent for probabilities that are all 0 or 1.
 """
 
+import datetime
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from laennec.benchmark.definitions import FixedSplit, benchmark_named
 from laennec.errors import InputError
-from laennec.evaluation.baselines import ALWAYS_NORMAL
+from laennec.evaluation.baselines import ALWAYS_NORMAL, SHORTCUTS
+from laennec.evaluation.intervals import LEAST_EFFECTIVE, MIN_PATIENTS
 from laennec.evaluation.metrics import CLASSES, is_percent
 from laennec.evaluation.predictions import class_scores
 from laennec.files import atomic_write, json_text
@@ -37,9 +39,20 @@ def _in_range(values: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _of_labels(values: dict[str, float | None]) -> dict[str, float | None]:
-    if not {"crackle", "wheeze"} <= values.keys():
+    if None in (values.get("crackle"), values.get("wheeze")):
         raise ValueError("values of crackle and wheeze")
     return values
+
+
+def _a_baseline(name: str) -> str:
+    if name not in BASELINES:
+        raise ValueError(f"one of {'; '.join(BASELINES)}")
+    return name
+
+
+def _a_day(text: str) -> str:
+    datetime.date.fromisoformat(text)
+    return text
 
 
 def _with_score(values: dict[str, float | None]) -> dict[str, float | None]:
@@ -53,9 +66,15 @@ OfLabels = Annotated[Values, AfterValidator(_of_labels)]
 WithScore = Annotated[Values, AfterValidator(_with_score)]
 Line = Annotated[str, AfterValidator(one_line)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$"), AfterValidator(_a_day)]
 Bounds = tuple[float, float] | None
 SCORE = "icbhi.Score"
+VALUES = (
+    SCORE, "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro", "crackle.roc_auc",
+    "wheeze.roc_auc", "crackle.average_precision", "wheeze.average_precision",
+)  # fmt: skip
+_OF_RECORDINGS = ("level", "bandwidth")  # baselines that need recordings
+BASELINES = (ALWAYS_NORMAL, "majority class", *(name for name in SHORTCUTS if name not in ("database", "corpus")))
 _REMEDY = "write it again with laennec benchmark"
 _CLOSE = 1e-4  # tolerance, as a share of the largest value
 _BASELINE = 1.0  # tolerance for baselines: another version of scikit-learn may fit them a little differently
@@ -68,7 +87,7 @@ class _Part(BaseModel):
 class Baseline(_Part):
     """A shortcut baseline, and the ICBHI Score of the entry minus that of the baseline."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_a_baseline)]
     values: WithScore
     interval: Bounds
     difference: float
@@ -94,10 +113,10 @@ class Source(_Part):
     """The model or file that was entered."""
 
     kind: Literal["model", "predictions"]
-    name: str  # Hub id, or name of the folder or file
+    name: Line  # Hub id, or name of the folder or file
     revision: str | None  # commit on the Hub
     sha256: Digest  # of weights and front end, or of the file
-    origin: str | None  # where it comes from, as declared
+    origin: Line | None  # where it comes from, as declared
 
 
 class Cost(_Part):
@@ -113,16 +132,16 @@ class Result(_Part):
     """One entry of a benchmark."""
 
     benchmark: str
-    version: int
+    version: Annotated[int, Field(strict=True)]
     entry: Line
     source: Source
-    trained_on: str
+    trained_on: Line
     selection: Line  # what epochs, thresholds and settings were chosen on, as declared
-    decisions: str  # how labels were decided
+    decisions: Line  # how labels were decided
     splits: dict[str, SplitScores | None]  # each test split of the benchmark; None for one that was not scored
     cost: Cost | None
-    command: str
-    laennec: str
+    command: Line
+    laennec: Line
     date: Day
 
 
@@ -164,8 +183,28 @@ def _refuse_wrong(result: Result) -> None:
     if not any(result.splits.values()):
         raise InputError(f"no split is scored; {_REMEDY}")
     for name, scores in result.splits.items():
-        if scores is not None and (problem := _problem(scores, benchmark.tests[name])):
+        if scores is not None and (problem := _gap(scores, result) or _problem(scores, benchmark.tests[name])):
             raise InputError(f"{name}: {problem}; {_REMEDY}")
+
+
+def _gap(scores: SplitScores, result: Result) -> str | None:
+    """What a result of this kind should have, or cannot have."""
+    of_model = result.source.kind == "model"
+    ranked = of_model or any(not is_percent(name) for name in scores.values)
+    if wrong := {name for name in VALUES if ranked or is_percent(name)} ^ scores.values.keys():
+        return f"the values are not those of a result: {', '.join(sorted(wrong))}"
+    parts = {"within_lengths": ranked, "calibration_error": ranked, "middle": of_model, "cost": of_model}
+    for name, needed in parts.items():
+        if needed != ((result.cost if name == "cost" else getattr(scores, name)) is not None):
+            return f"{name} is {'missing' if needed else 'there'}, for {result.source.kind}"
+    few = min(scores.effective_patients.values()) < LEAST_EFFECTIVE
+    for name, bounds in scores.intervals.items():
+        top = 100.0 if is_percent(name) else 1.0
+        if bounds is None and not few and scores.patients >= MIN_PATIENTS:
+            return f"the interval of {name} is missing"
+        if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= top:
+            return f"the interval of {name} is not within 0 and {top:g}"
+    return None
 
 
 def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
@@ -204,7 +243,8 @@ def _problem(scores: SplitScores, fixed: FixedSplit) -> str | None:
     if len(given) < len(scores.baselines):
         return "a baseline is there twice"
     for name, score in (fixed.baselines or {ALWAYS_NORMAL: 50.0}).items():
-        if abs(given.get(name, np.inf) - score) > _BASELINE:
+        absent = name in _OF_RECORDINGS and scores.middle is None  # files of predictions may come without recordings
+        if abs(given.get(name, score if absent else np.inf) - score) > _BASELINE:
             return f"baseline {name!r}, whose {SCORE} is {score:g}, is missing or has another score"
     known = fixed.effective_patients or scores.effective_patients
     for name, number in scores.effective_patients.items():

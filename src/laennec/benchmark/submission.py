@@ -5,9 +5,10 @@ in one message. A label is predicted above a probability of 0.5, or as the colum
 that repeat the labels of the corpus are refused.
 """
 
+import csv
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any])
     table = _read(path)
     ids = {name: column_of(cycles, "cycle_id") for name, cycles in splits.items()}
     tests = {name: ids[name] for name in benchmark.tests if name in ids}
-    if problems := [*_wrong_cycles(table.index, tests, ids), *_wrong_values(table)]:
+    if problems := [*_wrong_cycles(table.index, tests, ids, benchmark.tests), *_wrong_values(table)]:
         raise InputError(
             f"{path}: not predictions of benchmark {benchmark.name}: {'; '.join(problems)}; give every cycle of a test "
             "split once, with p_crackle and p_wheeze from 0 to 1"
@@ -84,14 +85,17 @@ def _read(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except (ValueError, TypeError, pd.errors.ParserWarning) as error:
-        said = " ".join(str(error).split())[:100]
+        said = _uneven(content) if is_csv else None
+        said = said or " ".join(str(error).split())[:100]
         raise InputError(
             f"{path}: no table in CSV or Parquet ({said}); write it with commas between columns and decimal points"
         ) from error
+    if table.index.name == "cycle_id" and "cycle_id" not in table.columns:
+        table = table.reset_index()
     if missing := {"cycle_id", *_PROBABILITIES} - set(table.columns):
         raise InputError(
             f"{path}: no column {', '.join(sorted(missing))} (columns: {named(map(repr, table.columns))}); give "
-            "cycle_id, p_crackle and p_wheeze, separated by commas"
+            "cycle_id, p_crackle and p_wheeze" + (", separated by commas" if is_csv else "")
         )
     if twice := sorted(name for name in ("cycle_id", *_PROBABILITIES, *LABELS) if f"{name}.1" in table.columns):
         raise InputError(f"{path}: two columns {twice[0]}; give each once")
@@ -103,8 +107,21 @@ def _read(path: Path) -> pd.DataFrame:
     return numbers.apply(pd.to_numeric, errors="coerce").astype(float).set_index(table["cycle_id"].astype(str))
 
 
-def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[str, list[str]]) -> list[str]:
-    """Problems with cycles: missing, unknown or repeated ones."""
+def _uneven(content: io.BytesIO) -> str | None:
+    """Where a CSV file has more values than columns; None where it has not, or is no text."""
+    try:
+        width, *others = map(len, csv.reader(content.getvalue().decode("utf-8-sig").splitlines()))
+    except (ValueError, csv.Error):
+        return None
+    rows = [(row, values) for row, values in enumerate(others, 2) if values > width]
+    return f"line {rows[0][0]} has {rows[0][1]} values, line 1 names {width}" if rows else None
+
+
+def _wrong_cycles(
+    given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[str, list[str]], published: Iterable[str]
+) -> list[str]:
+    """Problems with cycles: missing, unknown or repeated ones; some published test splits may be absent here."""
+    absent = "".join(f"; the data folder is without {name}" for name in published if name not in tests)
     problems, here = [], set(given)
     covered = {name: own for name, own in tests.items() if not here.isdisjoint(own)} or tests
     for name, own in covered.items():
@@ -113,7 +130,8 @@ def _wrong_cycles(given: pd.Index, tests: Mapping[str, list[str]], ids: Mapping[
     if unknown := sorted(here.difference(*tests.values())):
         whose = [f", {name}" for name, own in ids.items() if name not in tests and not here.isdisjoint(own)]
         problems.append(
-            f"{len(unknown)} cycles are unknown or of other splits{''.join(whose)} ({named(map(repr, unknown))})"
+            f"{len(unknown)} cycles are unknown or of other splits{''.join(whose)} "
+            f"({named(map(repr, unknown))}){absent}"
         )
     if repeated := sorted(set(given[given.duplicated()])):
         problems.append(f"{len(repeated)} cycles occur more than once ({named(map(repr, repeated))})")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from laennec.cli.common import chosen, refuse_missing_model
+from laennec.cli.common import add_options, chosen, refuse_missing_model
 from laennec.errors import InputError
 from laennec.terminal import complain, say
 
@@ -22,6 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "cycle_id, p_crackle, p_wheeze) (default: the model in the package); for check, result files",
     )
     parser.add_argument("--data-dir", help="folder of the complete corpus")
+    add_options(parser, "--tables-dir")
     parser.add_argument("--out", metavar="FILE", help="the result file (default: benchmark-NAME.json)")
     parser.add_argument("--entry", help="name of the entry (default: that of the model or file)")
     parser.add_argument(
@@ -38,7 +39,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score an entry and write its result file, or check result files."""
     if options.name == "check":
-        given = [name for name, value in chosen(options, "data_dir", "out", *_DECLARED).items() if value is not None]
+        given = [
+            name
+            for name, value in chosen(options, "data_dir", "tables_dir", "out", *_DECLARED).items()
+            if value is not None
+        ]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')}: check takes result files alone; leave it out")
         return _check(options.sources)
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.benchmark.entry import enter
 
     out = options.out or f"benchmark-{options.name}.json"
-    say(*enter(benchmark, source, out, **chosen(options, "data_dir", *_DECLARED)))
+    say(*enter(benchmark, source, out, **chosen(options, "data_dir", "tables_dir", *_DECLARED)))
     say(f"result: {out}")
     return 0
 
@@ -65,6 +70,7 @@ def _check(paths: list[str]) -> int:
     """Check result files; 2 where one is refused."""
     if not paths:
         raise InputError("name the result files to check")
+    from laennec.benchmark.definitions import benchmark_named
     from laennec.benchmark.result_file import read_result
 
     refused = False
@@ -82,4 +88,7 @@ def _check(paths: list[str]) -> int:
             "  cannot be recomputed without predictions: AUROC, average precision, scores within lengths and on the "
             "middle of cycles, intervals, calibration error, cost",
         )
+        tests = benchmark_named(result.benchmark).tests
+        open_ones = [name for name, scores in result.splits.items() if scores and tests[name].classes is None]
+        say(*(f"  {name}: cycles of each class and effective patients are not known here" for name in open_ones))
     return 2 * refused
