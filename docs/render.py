@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from benchmarks import Row, as_table
 from laennec.benchmark.result_file import SCORE, read_result
 from laennec.errors import InputError
 from laennec.evaluation.comparison.statistics import p_text, power_text
-from laennec.evaluation.intervals import FEW_EFFECTIVE, effective_text
+from laennec.evaluation.intervals import FEW_EFFECTIVE, effective_note, effective_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import escaped, plain_table
 from laennec.study.published import geometry_table, spread
@@ -245,8 +245,15 @@ def _study(content: Content, split: str | None) -> Table:
     else:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
         notes += ["Such intervals are too narrow where few effective patients have the finding."]
+    few = {name.removesuffix(".roc_auc"): n or 0.0 for name, n in behind.items() if name.endswith(".roc_auc")}
+    if earlier:
+        few = content["results"][0].get("effective_patients") or {}
+    if caution := effective_note(few):
+        notes += [f"{caution[0].upper()}{caution[1:]} ({split})."]
     if differences:
         every = methods["figures"]
+        if earlier:
+            _add_power(every)
         each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
         beside = [every[name] for name in runs if name in every]
         power = {
@@ -259,9 +266,24 @@ def _study(content: Content, split: str | None) -> Table:
             else f", not tested on {split} (too few effective patients)"
         )
         notes += [f"Differences{each} are paired by patients{corrected}."]
-        if not earlier:
+        if tested:
             notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
+
+
+def _add_power(cells: Mapping[str, Mapping[str, Content]]) -> None:
+    """Add smallest p and detectable difference to cells of earlier results, of a bootstrap of 1000 draws."""
+    for figure in ("roc_auc_macro", "icbhi.Score"):
+        compared = [own[figure] for own in cells.values() if own.get(figure, {}).get("p") is not None]
+        for cell in compared:
+            cell["smallest_p"] = min(1.0, 2 / 1001 * len(compared))
+            cell["detectable"] = _detectable(cell["difference_interval"], len(compared))
+
+
+def _detectable(interval: Sequence[float], tests: int = 1) -> float:
+    """The difference found with a power of 80 % at 5 %, corrected for so many tests, from the width of its interval."""
+    z = statistics.NormalDist().inv_cdf
+    return (interval[1] - interval[0]) / 2 * (z(1 - 0.025 / tests) + z(0.8)) / z(0.975)
 
 
 def _gap(content: Content, split: str | None) -> Table:
@@ -514,13 +536,16 @@ def _head_losses(content: Content, split: str | None) -> Table:
             cells.append(f"{row['cpu_seconds']:.0f}")
         rows.append(cells)
     smallest = next(row["smallest p"] for row in content["methods"] if "smallest p" in row)
+    found = [_detectable(row["interval"]) for row in content["methods"] if "interval" in row]
+    detectable = " to ".join(dict.fromkeys(f"{bound(found):.3f}" for bound in (min, max)))
     seeds = "one seed" if content["seeds"] == 1 else f"{content['seeds']} seeds"
     covered = "patients" if content["seeds"] == 1 else "patients and seeds"
     note = (
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
         f"({content['events']} events; effective patients with the rarer finding: {content['effective']:.1f}) and "
         f"{seeds}. Differences are paired, [95 % interval over {covered}]; p: exact permutation test of the signs of "
-        f"the differences of the folds, at the least {smallest:.2f}. {content['date']}."
+        f"the differences of the folds, at the least {smallest:.2f}. Differences of {detectable} would be found with "
+        f"80 % power (from the width of their intervals). {content['date']}."
     )
     return Table(heads, rows, [note])
 
@@ -528,7 +553,7 @@ def _head_losses(content: Content, split: str | None) -> Table:
 def _last_layers(content: Content, split: str | None) -> Table:
     """AUROCs of the methods on one set of patients, given as the split."""
     part = (split or "").replace("_", " ")
-    rows = []
+    rows, widths = [], []
     for row in content["methods"]:
         cells = [row["method"]]
         for label in ("crackle", "wheeze"):
@@ -536,14 +561,18 @@ def _last_layers(content: Content, split: str | None) -> Table:
             cells.append(figure_text(f"{label}.roc_auc", found["auroc"], found["interval"]))
             gain = found.get("difference")
             between = found.get("difference_interval")
+            widths += [_detectable(between)] if between else []
             cells.append("" if gain is None else figure_text(f"{label}.roc_auc", gain, between, "+"))
         rows.append(cells)
-    first = content["methods"][0][part]
+    first, detectable = content["methods"][0][part], f"{min(widths):.3f} to {max(widths):.3f}"
     behind = ", ".join(f"{name} {number:.1f}" for name, number in first["effective_patients"].items())
     note = (
         f"{part}: {first['cycles']} cycles of {first['patients']} patients (effective: {behind}). Mean over "
-        f"{content['seeds']} seeds [95 % interval over patients]. {content['date']}."
+        f"{content['seeds']} seeds [95 % interval over patients]. Differences are not tested; those of {detectable} "
+        f"would be found with 80 % power (from the width of their intervals). {content['date']}."
     )
+    if caution := effective_note(first["effective_patients"]):
+        note += f" {caution[0].upper()}{caution[1:]}."
     heads = [f"{label} AUROC{what}" for label in ("crackle", "wheeze") for what in ("", ", difference")]
     return Table(["method", *heads], rows, [note])
 
