@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from laennec.evaluation import class_distances, decision_curve, evaluate_predictions, four_properties, write_report
 from laennec.evaluation.baselines import length_groups
+from laennec.evaluation.evaluate import UNKNOWN_SELECTION
 from laennec.evaluation.geometry import embedding_map
 from laennec.evaluation.predictions import read_evaluated
 from laennec.evaluation.report.details import Extras, Sound
@@ -239,6 +240,8 @@ def test_missing_records_are_shown_as_not_recorded(table, evaluation):
     page = make_page({}, evaluation, read_evaluated(table, evaluation))[0]
     assert page.count("not recorded") >= 5
     assert "no recorded fingerprint" in page and "were chosen are not recorded" in page
+    unknown = make_page(RUN | {"selection_set": UNKNOWN_SELECTION}, evaluation, read_evaluated(table, evaluation))[0]
+    assert "were chosen are not recorded" in unknown and "not on validation patients" not in unknown
 
 
 def test_selection_on_test_is_the_first_warning(table, evaluation):

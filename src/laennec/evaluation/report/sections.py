@@ -105,7 +105,7 @@ def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
     if leaks := scored_leaks(run):
         bad.append(f"Leak between the splits: {shown_text(leaks)}. Scores on this split are too high for new patients.")
     selection = run.get("selection_set")
-    if selection is None:
+    if selection is None or str(selection).startswith("unknown"):
         bad.append("The patients on which the epoch and the thresholds were chosen are not recorded.")
     elif str(selection) != "validation":
         bad.append(
