@@ -78,8 +78,10 @@ def _markdown(kind: str, chosen: dict[str | None, Content], columns: str | None,
     if columns:
         places = [_place(name.replace("_", " "), heads, document) for name in columns.split(";")]
         heads, rows = [heads[place] for place in places], [[row[place] for place in places] for row in rows]
-    if not any("difference" in head for head in heads):
+    compared = [head.partition(",")[0] for head in heads if "difference" in head]
+    if not compared:
         notes = [note for note in notes if not note.startswith("Differences")]
+    notes = [n for n in notes if not n.startswith("Differences of ") or n.split(" on ")[0][15:] in compared]
     notes = [*([data] if (data := _data(chosen)) else []), *notes]
     parts = [plain_table(heads, rows)] if heads else []
     return "\n\n".join([*parts, *([f"<small>{' '.join(dict.fromkeys(notes))}</small>"] if notes else [])])
@@ -246,8 +248,11 @@ def _study(content: Content, split: str | None) -> Table:
         notes = ["Mean over runs ± their standard deviation [95 % bootstrap interval over patients]."]
         notes += ["Such intervals are too narrow where few effective patients have the finding."]
     few = {name.removesuffix(".roc_auc"): n or 0.0 for name, n in behind.items() if name.endswith(".roc_auc")}
-    if earlier:
-        few = content["results"][0].get("effective_patients") or {}
+    if not few or earlier:  # the smallest of the methods
+        few = {}
+        for own in runs.values():
+            for label, number in (own[0].get("effective_patients") or {}).items():
+                few[label] = min(number, few.get(label, number))
     if caution := effective_note(few):
         notes += [f"{caution[0].upper()}{caution[1:]} ({split})."]
     if differences:
@@ -267,7 +272,9 @@ def _study(content: Content, split: str | None) -> Table:
         )
         notes += [f"Differences{each} are paired by patients{corrected}."]
         if tested:
-            notes += [f"Differences of {name} on {split}: {text}." for name, text in power.items() if text]
+            about = "power: about " if earlier else "power: "
+            said = {name: text.replace("power: ", about) for name, text in power.items() if text}
+            notes += [f"Differences of {name} on {split}: {text}." for name, text in said.items()]
     return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
@@ -276,8 +283,8 @@ def _add_power(cells: Mapping[str, Mapping[str, Content]]) -> None:
     for figure in ("roc_auc_macro", "icbhi.Score"):
         compared = [own[figure] for own in cells.values() if own.get(figure, {}).get("p") is not None]
         for cell in compared:
-            cell["smallest_p"] = min(1.0, 2 / 1001 * len(compared))
-            cell["detectable"] = _detectable(cell["difference_interval"], len(compared))
+            cell.setdefault("smallest_p", min(1.0, 2 / 1001 * len(compared)))
+            cell.setdefault("detectable", _detectable(cell["difference_interval"], len(compared)))
 
 
 def _detectable(interval: Sequence[float], tests: int = 1) -> float:
@@ -544,8 +551,8 @@ def _head_losses(content: Content, split: str | None) -> Table:
         f"AUROC on unseen patients, mean over {content['folds']} folds of {content['patients']} patients "
         f"({content['events']} events; effective patients with the rarer finding: {content['effective']:.1f}) and "
         f"{seeds}. Differences are paired, [95 % interval over {covered}]; p: exact permutation test of the signs of "
-        f"the differences of the folds, at the least {smallest:.2f}. Differences of {detectable} would be found with "
-        f"80 % power (from the width of their intervals). {content['date']}."
+        f"the differences of the folds, at the least {smallest:.2f}. Smallest difference whose interval excludes 0 "
+        f"with 80 % power: {detectable} (not corrected for several losses). {content['date']}."
     )
     return Table(heads, rows, [note])
 
@@ -568,8 +575,8 @@ def _last_layers(content: Content, split: str | None) -> Table:
     behind = ", ".join(f"{name} {number:.1f}" for name, number in first["effective_patients"].items())
     note = (
         f"{part}: {first['cycles']} cycles of {first['patients']} patients (effective: {behind}). Mean over "
-        f"{content['seeds']} seeds [95 % interval over patients]. Differences are not tested; those of {detectable} "
-        f"would be found with 80 % power (from the width of their intervals). {content['date']}."
+        f"{content['seeds']} seeds [95 % interval over patients]. Differences are not tested; the smallest whose "
+        f"interval excludes 0 with 80 % power: {detectable}. {content['date']}."
     )
     if caution := effective_note(first["effective_patients"]):
         note += f" {caution[0].upper()}{caution[1:]}."
