@@ -254,7 +254,7 @@ def _study(content: Content, split: str | None) -> Table:
             for label, number in (own[0].get("effective_patients") or {}).items():
                 few[label] = min(number, few.get(label, number))
     if caution := effective_note(few):
-        notes += [f"{caution[0].upper()}{caution[1:]} ({split})."]
+        notes += [f"{caution[0].upper()}{caution[1:]} ({split}{'' if behind else ', the method with the fewest'})."]
     if differences:
         every = methods["figures"]
         if earlier:
