@@ -52,6 +52,7 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     render(document)
     assert f"| {values['icbhi.Score']:.1f} " in document.read_text()
     assert "s of CPU" not in document.read_text()
+    assert "Too few patients for a claim about crackle (" in document.read_text()
     content = json.loads(path.read_text())
     trained, before = {"cpu_seconds": 8.4, "peak_memory_mb": 12}, {"cpu_seconds": 4.0, "peak_memory_mb": 345}
     cost = {"train": trained, "pretrain": before, "evaluate": {"cpu_seconds": 99, "peak_memory_mb": 999}}
@@ -65,6 +66,24 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     document.write_text("<!-- laennec:study results.json test -->\n<!-- laennec:end -->\n")
     with pytest.raises(KeyError, match="test"):
         render(document)
+
+
+def test_earlier_results_have_power_from_their_intervals_beside_the_differences_that_are_shown(scored, tmp_path):
+    path = gather_results([scored.folder], tmp_path / "results.json", baseline="tiny")
+    content = json.loads(path.read_text())
+    row, methods = content["results"][0], content["methods"]["validation"]
+    row["effective_patients"] = {"crackle": 9.0, "wheeze": 7.0}
+    cell = {"mean": 0.7, "sd": None, "interval": None, "p": 0.5, "p_holm": 0.5}
+    cell |= {"difference": 0.1, "difference_interval": [-0.196, 0.196]}
+    methods["figures"]["tiny"] = {"icbhi.Score": dict(cell), "roc_auc_macro": dict(cell)}
+    path.write_text(json.dumps(content))
+    document = tmp_path / "README.md"
+    columns = "columns=method;mean_AUROC,_difference"
+    document.write_text(f"<!-- laennec:study results.json validation {columns} -->\n<!-- laennec:end -->\n")
+    render(document)
+    # (1.96 + 0.84) standard errors, of which the interval has 1.96 on each side
+    assert "power: about 0.280; smallest possible p: 0.002" in document.read_text()
+    assert "Differences of ICBHI Score" not in document.read_text()
 
 
 def test_folds_that_score_the_same_cycles_are_runs_and_those_of_other_cycles_are_pooled(scored, tmp_path):
