@@ -192,7 +192,7 @@ def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = 
         "counts": metrics["counts"],
         **{of: {k: metrics[of].get(k) for k in wanted if k in metrics[of]} for of in ("values", "intervals")},
         "floors": [
-            {"name": row["name"], "values": {k: row["values"].get(k) for k in _VALUES if k in row["values"]}}
+            {"name": row["name"], "values": {k: row["values"][k] for k in _COMPARED if k in row["values"]}}
             for row in metrics["floors"]
         ],
         # without the run record of a model, those of its evaluation
