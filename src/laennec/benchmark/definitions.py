@@ -139,6 +139,7 @@ def load_benchmark(benchmark: Benchmark, data_dir: str | Path, **options: Any) -
             )
         if fixed.annotations not in (None, annotations_digest(splits[name])):
             raise InputError(
-                f"{corpus.root}: labels or starts of cycles in {name} are not the published ones; {remedy}"
+                f"{corpus.root}: labels or starts of cycles in {name} are not the published ones; get the annotations "
+                f"again from {corpus.homepage}"
             )
     return dict(splits)

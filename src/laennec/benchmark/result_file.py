@@ -125,7 +125,7 @@ class Cost(_Part):
     parameters: int = Field(ge=0)
     # CPU seconds of prediction for an hour of sound; None on a GPU
     cpu_s_per_hour: Annotated[float, Field(ge=0)] | None
-    processor: str
+    processor: Line
 
 
 class Result(_Part):
@@ -183,20 +183,26 @@ def _refuse_wrong(result: Result) -> None:
     if not any(result.splits.values()):
         raise InputError(f"no split is scored; {_REMEDY}")
     for name, scores in result.splits.items():
-        if scores is not None and (problem := _gap(scores, result) or _problem(scores, benchmark.tests[name])):
+        if scores is not None and (problem := _wrong_parts(scores, result) or _problem(scores, benchmark.tests[name])):
             raise InputError(f"{name}: {problem}; {_REMEDY}")
 
 
-def _gap(scores: SplitScores, result: Result) -> str | None:
-    """What a result of this kind should have, or cannot have."""
+def _wrong_parts(scores: SplitScores, result: Result) -> str | None:
+    """The first part that a result of this kind should have, or cannot have."""
     of_model = result.source.kind == "model"
     ranked = of_model or any(not is_percent(name) for name in scores.values)
     if wrong := {name for name in VALUES if ranked or is_percent(name)} ^ scores.values.keys():
         return f"the values are not those of a result: {', '.join(sorted(wrong))}"
-    parts = {"within_lengths": ranked, "calibration_error": ranked, "middle": of_model, "cost": of_model}
-    for name, needed in parts.items():
-        if needed != ((result.cost if name == "cost" else getattr(scores, name)) is not None):
-            return f"{name} is {'missing' if needed else 'there'}, for {result.source.kind}"
+    parts = {
+        "within_lengths": (scores.within_lengths, ranked),
+        "calibration_error": (scores.calibration_error, ranked),
+        "middle": (scores.middle, of_model),
+        "cost": (result.cost, of_model),
+    }
+    for name, (part, needed) in parts.items():
+        if needed != (part is not None):
+            said = "is missing" if needed else "should not be there"
+            return f"{name} {said} (source.kind is {result.source.kind})"
     few = min(scores.effective_patients.values()) < LEAST_EFFECTIVE
     for name, bounds in scores.intervals.items():
         top = 100.0 if is_percent(name) else 1.0

@@ -39,12 +39,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score an entry and write its result file, or check result files."""
     if options.name == "check":
-        given = [
-            name
-            for name, value in chosen(options, "data_dir", "tables_dir", "out", *_DECLARED).items()
-            if value is not None
-        ]
-        if given:
+        flags = chosen(options, "data_dir", "tables_dir", "out", *_DECLARED)
+        if given := [name for name, value in flags.items() if value is not None]:
             raise InputError(f"--{given[0].replace('_', '-')}: check takes result files alone; leave it out")
         return _check(options.sources)
     from laennec.benchmark.definitions import benchmark_named
@@ -89,6 +85,6 @@ def _check(paths: list[str]) -> int:
             "middle of cycles, intervals, calibration error, cost",
         )
         tests = benchmark_named(result.benchmark).tests
-        open_ones = [name for name, scores in result.splits.items() if scores and tests[name].classes is None]
-        say(*(f"  {name}: cycles of each class and effective patients are not known here" for name in open_ones))
+        unknown = [name for name, scores in result.splits.items() if scores and tests[name].classes is None]
+        say(*(f"  {name}: cycles of each class and effective patients are not known here" for name in unknown))
     return 2 * refused
